@@ -1,0 +1,45 @@
+"""Meta-reinforcement learning: policies that learn to adapt.
+
+Names are imported when they are first used, so that `import metarl` costs nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "MetaLearner": "metarl.learner",
+    "AdaptedPolicy": "metarl.learner",
+    "TaskFamily": "metarl.tasks",
+    "Task": "metarl.tasks",
+    "Tasks": "metarl.tasks",
+    "make": "metarl.tasks",
+    "register": "metarl.tasks",
+    "registered": "metarl.tasks",
+    "split_rng": "metarl.tasks",
+    "TensorFamily": "metarl.vector.tensor",
+    "make_vector": "metarl.vector",
+    "check_family": "metarl.check",
+}
+
+__all__ = [*sorted(_EXPORTS), "__version__"]
+
+if TYPE_CHECKING:
+    from metarl.check import check_family
+    from metarl.learner import AdaptedPolicy, MetaLearner
+    from metarl.tasks import Task, TaskFamily, Tasks, make, register, registered, split_rng
+    from metarl.vector import make_vector
+    from metarl.vector.tensor import TensorFamily
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'metarl' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_EXPORTS[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

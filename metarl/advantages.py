@@ -1,0 +1,60 @@
+"""Returns, generalised advantages and the linear feature baseline, for all tasks at once.
+
+Nothing here is differentiated: advantages are data.
+"""
+
+import torch
+from torch import Tensor
+
+from metarl.losses import masked_mean
+from metarl.rollout import Rollout
+
+
+def discounted_returns(rew: Tensor, gamma: float) -> Tensor:
+    """Sum of discounted rewards from each step on. rew [K, T, E] -> [K, T, E]."""
+    out, acc = torch.empty_like(rew), torch.zeros_like(rew[:, 0])
+    for t in reversed(range(rew.shape[1])):
+        out[:, t] = acc = rew[:, t] + gamma * acc
+    return out
+
+
+def gae(rew: Tensor, values: Tensor, gamma: float, lam: float) -> Tensor:
+    """Generalised advantage estimation (Schulman et al. 2016, eq. 16).
+
+    rew [K, T, E]; values [K, T + 1, E], zero from an episode's end on, the last one the bootstrap -> [K, T, E].
+    """
+    assert values.shape[1] == rew.shape[1] + 1, (rew.shape, values.shape)
+    return discounted_returns(rew + gamma * values[:, 1:] - values[:, :-1], gamma * lam)
+
+
+def linear_baseline(rollout: Rollout, targets: Tensor, ridge: float = 1e-5) -> Tensor:
+    """Fit `targets` [K, T, E] task by task on features of observation and time; the fitted values [K, T, E].
+
+    The features are those of Duan et al. (2016, https://arxiv.org/abs/1604.06778): the observation (clipped to
+    [-10, 10]), its square, t, t^2, t^3 with t in hundreds of steps, and 1. Normal equations in float64, one
+    solve batched over tasks.
+    """
+    K, T, E, _ = rollout.obs.shape
+    obs = rollout.obs.clamp(-10, 10).double()
+    t = (torch.arange(T, device=obs.device, dtype=torch.float64) / 100).reshape(1, T, 1, 1).expand(K, T, E, 1)
+    features = torch.cat([obs, obs**2, t, t**2, t**3, torch.ones_like(t)], -1).reshape(K, T * E, -1)
+    weighted = features * rollout.mask.reshape(K, T * E, 1)
+    gram = features.mT @ weighted
+    gram = gram + ridge * torch.eye(gram.shape[-1], dtype=torch.float64, device=obs.device)
+    coefficients, _ = torch.linalg.solve_ex(gram, weighted.mT @ targets.reshape(K, T * E, 1).double())
+    return (features @ coefficients).reshape(K, T, E).to(targets.dtype)
+
+
+@torch.no_grad()
+def advantages(rollout: Rollout, gamma: float, lam: float) -> Tensor:
+    """GAE over the linear baseline, normalised to mean 0 and standard deviation 1 over each task's valid steps.
+
+    -> [K, T, E], zero where the mask is. An episode cut off by the horizon counts as over: the tasks are
+    finite-horizon problems and the baseline sees the time.
+    """
+    mask = rollout.mask
+    values = linear_baseline(rollout, discounted_returns(rollout.rew, gamma)) * mask
+    raw = gae(rollout.rew, torch.cat([values, torch.zeros_like(values[:, :1])], 1), gamma, lam)
+    centred = (raw - masked_mean(raw, mask)[:, None, None]) * mask
+    std = masked_mean(centred**2, mask).sqrt()[:, None, None]
+    return centred / (std + 1e-8)

@@ -1,0 +1,15 @@
+"""One file per algorithm, each a module with the five names `Config`, `State`, `init`, `iteration`, `evaluate`."""
+
+import importlib
+from types import ModuleType
+
+from metarl.tasks import did_you_mean
+
+ALGORITHMS = ("maml_trpo",)
+
+
+def get(name: str) -> ModuleType:
+    """The algorithm's module. Raises ValueError, with the nearest name, if there is none."""
+    if name not in ALGORITHMS:
+        raise ValueError(f"no algorithm is called {name!r}{did_you_mean(name, ALGORITHMS)}")
+    return importlib.import_module(f"metarl.algorithms.{name}")

@@ -1,0 +1,222 @@
+"""MAML with a TRPO outer step (Finn, Abbeel, Levine 2017, https://arxiv.org/abs/1703.03400, section 4.2).
+
+One iteration, top to bottom:
+    tasks                     K tasks from the training split
+    data_0 .. data_{S-1}      roll out, step each task's parameters on its own data, repeat
+    data_S                    roll out the adapted policies
+    outer step                TRPO on the adapted policies' surrogate, differentiating through the S inner steps
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metarl import distributions, losses, random
+from metarl.adapt import Params, expand, sgd_step
+from metarl.advantages import advantages
+from metarl.parallel import task_chunks, thread_map
+from metarl.policies import MLPPolicy, Policy
+from metarl.rollout import EnvSampler, Rollout, Sampler
+from metarl.spaces import Spaces
+from metarl.tasks import Tasks, num_tasks
+from metarl.trust_region import Objective, Surrogate, trpo_step
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of MAML-TRPO. Actions are in policy units: 1 is half the range of a bounded action."""
+
+    n_tasks: int = 20
+    """K: tasks per meta-iteration."""
+    episodes: int = 20
+    """E: episodes per task, before and again after every inner step."""
+    inner_steps: int = 1
+    """Inner gradient steps in training; 0 trains one policy on all tasks jointly, with plain TRPO."""
+    inner_lr: float = 0.1
+    """Step size of the inner loop. With a Gaussian policy it acts in proportion to 1 / init_std^2."""
+    first_order: bool = False
+    """Leave the inner gradient out when differentiating (first-order MAML)."""
+    gamma: float = 0.99
+    """Discount."""
+    gae_lambda: float = 1.0
+    """Lambda of generalised advantage estimation; 1 is the discounted return minus the baseline."""
+    hidden: tuple[int, ...] = (64, 64)
+    """Units in the hidden layers of the policy."""
+    activation: str = "tanh"
+    """Activation of the hidden layers: tanh, relu or elu."""
+    init_std: float = 1.0
+    """Initial standard deviation of a Gaussian policy."""
+    min_std: float = 1e-3
+    """Floor of that standard deviation."""
+    max_kl: float = 0.01
+    """Largest KL divergence of one meta-update, averaged over states and tasks."""
+    damping: float = 1e-5
+    """Multiple of the identity that is added to the Fisher matrix."""
+    cg_iterations: int = 10
+    """Conjugate-gradient iterations: Fisher products per meta-update."""
+    max_backtracks: int = 15
+    """Candidates that the line search tries at most."""
+    backtrack: float = 0.8
+    """Factor between one candidate's step and the next one's."""
+    graph_tasks: int | None = None
+    """Cap on memory: how many tasks keep their graphs between Fisher products (None: all). Same numbers, slower."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("n_tasks", 1), ("episodes", 1), ("inner_steps", 0), ("cg_iterations", 1),
+                            ("max_backtracks", 1), ("graph_tasks", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        for name in ("inner_lr", "max_kl", "init_std", "min_std"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("gamma", "gae_lambda"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        if not 0 < self.backtrack < 1:
+            raise ValueError(f"backtrack must lie in (0, 1), got {self.backtrack}")
+        if self.damping < 0:
+            raise ValueError(f"damping must not be negative, got {self.damping}")
+
+    def policy(self, spaces: Spaces) -> MLPPolicy:
+        """The policy that these settings describe."""
+        return MLPPolicy(spaces, tuple(self.hidden), self.activation, self.init_std, self.min_std)
+
+
+@dataclass(frozen=True)
+class State:
+    """What training carries from one meta-iteration to the next."""
+
+    params: Params
+    iteration: int = 0
+    env_steps: int = 0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One stage's data."""
+
+    rollout: Rollout
+    advantage: Tensor  # [K, T, E]
+
+    def __getitem__(self, tasks: slice) -> "Batch":
+        return Batch(self.rollout[tasks], self.advantage[tasks])
+
+
+def init(config: Config, policy: Policy, seed: int, device: torch.device | str = "cpu") -> State:
+    """The state before the first meta-iteration."""
+    generator = torch.Generator().manual_seed(random.generator_seed(seed, 0))
+    return State({name: value.to(device) for name, value in policy.init(generator).items()})
+
+
+def iteration(
+    config: Config, sampler: Sampler, policy: Policy, state: State, seed: int
+) -> tuple[State, dict[str, Any]]:
+    """One meta-iteration, from `seed` and `state` alone. -> the next state and statistics (see docs/logging.md)."""
+    start = time.perf_counter()
+    tasks = sampler.tasks(config.n_tasks, seed, state.iteration)
+    params, data, in_rollouts = expand(state.params, config.n_tasks), [], 0.0
+    for step in range(config.inner_steps + 1):
+        before = time.perf_counter()
+        rollout = sampler.collect(tasks, config.episodes, policy, params, seed, state.iteration, step)
+        in_rollouts += time.perf_counter() - before
+        data.append(Batch(rollout, advantages(rollout, config.gamma, config.gae_lambda)))
+        if step < config.inner_steps:
+            params = adapt(policy, params, data[-1], config.inner_lr)
+
+    objectives = [objective(config, policy, [batch[chunk] for batch in data], config.n_tasks)
+                  for chunk in chunks(data[-1])]
+    kept = None if config.graph_tasks is None else config.graph_tasks * len(objectives) // config.n_tasks
+    new_params, outer = trpo_step(
+        state.params, objectives, config.max_kl, config.damping, config.cg_iterations, config.max_backtracks,
+        config.backtrack, kept,
+    )  # fmt: skip
+    steps = sum(batch.rollout.steps for batch in data)
+    stats = {f"return/step_{i}": batch.rollout.returns.mean().item() for i, batch in enumerate(data)}
+    stats |= {f"outer/{name}": value for name, value in outer.items()}
+    stats["policy/entropy"] = losses.masked_mean(
+        distributions.entropy(rollout.dist), rollout.mask).mean().item()
+    stats |= {"time/rollout": in_rollouts, "time/update": time.perf_counter() - start - in_rollouts}
+    return replace(state, params=new_params, iteration=state.iteration + 1, env_steps=state.env_steps + steps), stats
+
+
+def inner_loss(policy: Policy, params: Params, batch: Batch) -> Tensor:
+    """The policy-gradient loss of every task on its own data, [K]."""
+    dist = policy.distribution(params, batch.rollout.obs)
+    log_prob = distributions.log_prob(dist, batch.rollout.act)
+    return losses.policy_gradient(log_prob, batch.advantage, batch.rollout.mask)
+
+
+def adapt(policy: Policy, params: Params, batch: Batch, lr: float) -> Params:
+    """`params` [K, ...] after one inner step on `batch`; no graph."""
+    def step(chunk: slice) -> Params:
+        own = {name: value[chunk] for name, value in params.items()}
+        return sgd_step(own, lambda p: inner_loss(policy, p, batch[chunk]), lr)
+
+    parts = thread_map(step, chunks(batch))
+    return {name: torch.cat([part[name] for part in parts]) for name in params}
+
+
+def chunks(batch: Batch) -> list[slice]:
+    """The chunks in which this batch's tasks are worked on."""
+    K, T, E = batch.advantage.shape
+    return task_chunks(K, T * E, batch.advantage.device)
+
+
+def objective(config: Config, policy: Policy, data: Sequence[Batch], n_tasks: int) -> Objective:
+    """The meta-objective of the tasks in `data` (a chunk of `n_tasks`) as a function of the meta-parameters."""
+    *train, last = data
+    rollout, k = last.rollout, last.advantage.shape[0]
+    weight = rollout.mask / rollout.mask.sum((1, 2), keepdim=True) / n_tasks
+
+    def evaluate_at(meta: Params, differentiable: bool) -> Surrogate:
+        params = expand(meta, k)
+        for batch in train:
+            second_order = differentiable and not config.first_order
+            params = sgd_step(params, lambda p, b=batch: inner_loss(policy, p, b), config.inner_lr, second_order)
+        dist = policy.distribution(params, rollout.obs)
+        log_prob = distributions.log_prob(dist, rollout.act)
+        loss = losses.surrogate(log_prob, rollout.log_prob, last.advantage, rollout.mask)
+        kl = losses.masked_mean(distributions.kl(rollout.dist, dist), rollout.mask)
+        return Surrogate(loss.sum() / n_tasks, kl.sum() / n_tasks, dist, weight)
+
+    return evaluate_at
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """An adaptation in full: what was met before and after every inner step."""
+
+    params: list[Params]  # after 0, 1, ..., steps inner steps; each [K, ...]
+    rollouts: list[Rollout]  # with those parameters
+
+    @property
+    def returns(self) -> Tensor:
+        """[K, steps + 1, E]."""
+        return torch.stack([rollout.returns for rollout in self.rollouts], 1)
+
+
+def evaluate(
+    config: Config,
+    sampler: Sampler | EnvSampler,
+    policy: Policy,
+    state: State,
+    tasks: Tasks,
+    seed: int,
+    episodes: int,
+    step_sizes: Sequence[float],
+) -> Adaptation:
+    """Adapt to `tasks` by one inner step for each of `step_sizes`, rolling out `episodes` episodes before each and
+    after the last. Every return is that of episodes which the parameters in question acted in."""
+    params = [expand(state.params, num_tasks(tasks))]
+    rollouts: list[Rollout] = []
+    for stage in range(len(step_sizes) + 1):
+        rollouts.append(sampler.collect(tasks, episodes, policy, params[-1], seed, 0, stage))
+        if stage < len(step_sizes):
+            batch = Batch(rollouts[-1], advantages(rollouts[-1], config.gamma, config.gae_lambda))
+            params.append(adapt(policy, params[-1], batch, step_sizes[stage]))
+    return Adaptation(params, rollouts)

@@ -1,0 +1,57 @@
+"""Work on chunks of tasks in threads, and the memory allocator's settings.
+
+PyTorch can spread one operation over the cores or the cores can take different tasks. For the small networks of
+reinforcement learning the second is faster: a chunk of tasks whose tensors stay in one core's cache costs neither
+memory traffic nor synchronisation, and backward passes run outside Python's lock. The chunks do not depend on the
+number of threads, so the results do not either.
+"""
+
+import ctypes
+import functools
+import platform
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+CHUNK_ROWS = 4096
+"""States per chunk of tasks: 64 units wide, about 1 MiB for each layer's activations."""
+
+
+def task_chunks(n_tasks: int, rows_per_task: int, device: torch.device) -> list[slice]:
+    """Cut K tasks into chunks of about `CHUNK_ROWS` states each; on a GPU all tasks are one chunk."""
+    size = n_tasks if device.type != "cpu" else max(1, CHUNK_ROWS // rows_per_task)
+    return [slice(i, min(i + size, n_tasks)) for i in range(0, n_tasks, size)]
+
+
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    # Each thread sets its own number of OpenMP and MKL threads; the caller's stays.
+    return ThreadPoolExecutor(threads, "metarl", initializer=torch.set_num_threads, initargs=(1,))
+
+
+def thread_map(function: Callable[[A], B], items: Sequence[A]) -> list[B]:
+    """`[function(x) for x in items]`, in as many threads as `torch.get_num_threads()` says."""
+    threads = torch.get_num_threads()
+    if threads == 1 or len(items) == 1:
+        return [function(item) for item in items]
+    return list(_pool(threads).map(function, items))
+
+
+@functools.cache
+def keep_freed_memory() -> None:
+    """Tell glibc to keep freed blocks of up to 32 MiB instead of handing each back to the kernel.
+
+    Without it every large temporary tensor is mapped, zeroed page by page and unmapped again. Affects the whole
+    process; does nothing on other C libraries.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    m_trim_threshold, m_mmap_threshold = -1, -3
+    libc.mallopt(m_mmap_threshold, 32 << 20)  # 32 MiB is the most that glibc accepts
+    libc.mallopt(m_trim_threshold, 1 << 30)

@@ -1,0 +1,144 @@
+"""Policies as descriptions (frozen) and parameters as data (dicts of tensors), stacked over tasks.
+
+Every policy has `init(generator) -> Params` and `distribution(params [K, ...], obs [K, ..., O]) -> Distribution`.
+"""
+
+import copy
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from metarl.adapt import Params
+from metarl.distributions import Distribution
+from metarl.spaces import Spaces, distribution_of
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": torch.relu, "elu": nn.functional.elu}
+
+
+class Policy(Protocol):
+    """What the algorithms need of a policy."""
+
+    spaces: Spaces
+
+    def init(self, generator: torch.Generator) -> Params:
+        """Fresh meta-parameters, without a task axis."""
+        ...
+
+    def distribution(self, params: Params, obs: Tensor) -> Distribution:
+        """params [K, ...], obs [K, ..., O] -> the action distribution in every state."""
+        ...
+
+
+def _log_std_init(spaces: Spaces, init_std: float) -> Tensor:
+    return torch.full((spaces.act_dim,), math.log(init_std))
+
+
+def _floored(params: Params, discrete: bool, min_std: float) -> Tensor | None:
+    # As in the code of MAML and ProMP. Below the floor the gradient is zero, so the floor is kept well out of the way.
+    return None if discrete else params["log_std"].clamp_min(math.log(min_std))
+
+
+@dataclass(frozen=True)
+class MLPPolicy:
+    """A multi-layer perceptron with a Gaussian or categorical head, for K tasks in one batched product per layer."""
+
+    spaces: Spaces
+    hidden: tuple[int, ...] = (64, 64)
+    activation: str = "tanh"
+    init_std: float = 1.0
+    """Initial standard deviation of a Gaussian head, in policy units (1 is half the range of a bounded action)."""
+    min_std: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be one of {list(ACTIVATIONS)}, got {self.activation!r}")
+        if any(width < 1 for width in self.hidden):
+            raise ValueError(f"hidden layers need at least one unit each, got {self.hidden}")
+        if not 0 < self.min_std < self.init_std:
+            raise ValueError(f"need 0 < min_std < init_std, got {self.min_std} and {self.init_std}")
+
+    def init(self, generator: torch.Generator) -> Params:
+        """Xavier-uniform weights, as in the code of MAML and ProMP, and zero biases."""
+        sizes, params = (self.spaces.obs_dim, *self.hidden, self.spaces.act_dim), {}
+        for i, (n, m) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+            params[f"w{i}"] = (torch.rand(n, m, generator=generator) * 2 - 1) * math.sqrt(6 / (n + m))
+            params[f"b{i}"] = torch.zeros(m)
+        if not self.spaces.discrete:
+            params["log_std"] = _log_std_init(self.spaces, self.init_std)
+        return params
+
+    def distribution(self, params: Params, obs: Tensor) -> Distribution:
+        assert obs.shape[-1] == self.spaces.obs_dim, (obs.shape, self.spaces.obs_dim)
+        activation, last = ACTIVATIONS[self.activation], len(self.hidden)
+        x = obs.reshape(obs.shape[0], -1, obs.shape[-1])  # [K, T, E, O] is stored so that this is a view
+        for i in range(last):
+            x = activation(torch.baddbmm(params[f"b{i}"][:, None], x, params[f"w{i}"]))
+        out = torch.baddbmm(params[f"b{last}"][:, None], x, params[f"w{last}"])
+        log_std = _floored(params, self.spaces.discrete, self.min_std)
+        return distribution_of(out.reshape(*obs.shape[:-1], out.shape[-1]), log_std)
+
+
+@dataclass(frozen=True)
+class ModulePolicy:
+    """Any `nn.Module` that maps [N, O] to [N, A] (action means in policy units, or logits), made adaptable.
+
+    Every task has its own copy of the module's parameters; buffers are shared and stay as they are. The tasks run
+    under `torch.func.vmap`, or one after the other where the module is one that `vmap` refuses (data-dependent
+    control flow, in-place updates of buffers), which is slower and says so once, in a warning.
+
+    Raises:
+        ValueError: the module does not map [N, O] to [N, A].
+    """
+
+    spaces: Spaces
+    module: nn.Module
+    init_std: float = 1.0
+    min_std: float = 1e-3
+    batched: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "module", copy.deepcopy(self.module).float().requires_grad_(False))
+        object.__setattr__(self, "batched", True)
+        probe = torch.zeros(3, self.spaces.obs_dim)
+        out = self.module(probe)
+        if not isinstance(out, Tensor) or out.shape != (3, self.spaces.act_dim):
+            got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+            raise ValueError(f"the module must map [N, {self.spaces.obs_dim}] to [N, {self.spaces.act_dim}]; for "
+                             f"N = 3 it gave {got}")
+        params = {name: value[None].expand(2, *value.shape) for name, value in self._module_params().items()}
+        try:
+            self._forward_vmap(params, probe.expand(2, *probe.shape))
+        except (RuntimeError, ValueError, NotImplementedError) as error:
+            warnings.warn(f"torch.func.vmap refuses this module, so its tasks run one by one: {error}", stacklevel=2)
+            object.__setattr__(self, "batched", False)
+
+    def _module_params(self) -> Params:
+        return {f"module.{name}": value for name, value in self.module.named_parameters()}
+
+    def init(self, generator: torch.Generator) -> Params:
+        """The module's own present parameters; `generator` is not used."""
+        params = {name: value.detach().clone() for name, value in self._module_params().items()}
+        return params if self.spaces.discrete else params | {"log_std": _log_std_init(self.spaces, self.init_std)}
+
+    def distribution(self, params: Params, obs: Tensor) -> Distribution:
+        module_params = {name: value for name, value in params.items() if name.startswith("module.")}
+        x = obs.reshape(obs.shape[0], -1, obs.shape[-1])
+        out = self._forward_vmap(module_params, x) if self.batched else self._forward_loop(module_params, x)
+        log_std = _floored(params, self.spaces.discrete, self.min_std)
+        return distribution_of(out.reshape(*obs.shape[:-1], out.shape[-1]), log_std)
+
+    def _call(self, params: Params, x: Tensor) -> Tensor:
+        named = {name.removeprefix("module."): value for name, value in params.items()}
+        return functional_call(self.module, named, (x,))
+
+    def _forward_vmap(self, params: Params, x: Tensor) -> Tensor:
+        return vmap(self._call, randomness="different")(params, x)
+
+    def _forward_loop(self, params: Params, x: Tensor) -> Tensor:
+        return torch.stack([self._call({n: v[k] for n, v in params.items()}, x[k]) for k in range(x.shape[0])])

@@ -1,0 +1,177 @@
+"""Rolling policies out: all tasks and episodes at once, every random number from a key."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.vector import VectorEnv
+from torch import Tensor
+
+from metarl import distributions, random
+from metarl.adapt import Params
+from metarl.distributions import Categorical, Distribution, Gaussian
+from metarl.policies import Policy
+from metarl.spaces import spaces_of
+from metarl.tasks import TaskFamily, Tasks, num_tasks, task_at
+from metarl.vector import make_vector
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """The episodes of K tasks. After an episode's end `mask`, `obs` and `rew` are zero."""
+
+    obs: Tensor  # [K, T, E, O], as the policy saw them
+    act: Tensor  # [K, T, E, A] in policy units; categorical: [K, T, E] integers
+    rew: Tensor  # [K, T, E]
+    mask: Tensor  # [K, T, E], 1 while the step counts
+    log_prob: Tensor  # [K, T, E], under the policy that acted
+    dist: Distribution  # of the policy that acted, [K, T, E, A] (log_std: [K, 1, 1, A])
+
+    @property
+    def returns(self) -> Tensor:
+        """Undiscounted return of every episode, [K, E]."""
+        return (self.rew * self.mask).sum(1)
+
+    @property
+    def steps(self) -> int:
+        """Environment steps taken, ended episodes not counted."""
+        return int(self.mask.sum())
+
+    def __getitem__(self, tasks: slice) -> "Rollout":
+        """The same for some of the tasks."""
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Rollout(**{k: type(v)(*(x[tasks] for x in v)) if isinstance(v, tuple) else v[tasks]
+                          for k, v in parts.items()})
+
+
+@torch.no_grad()
+def collect(env: VectorEnv, tasks: Tasks, horizon: int, policy: Policy, params: Params, seeds: Tensor) -> Rollout:
+    """Act with `params` [K, ...] in K*E environments for one episode each.
+
+    Args:
+        env: any vector environment of `metarl.vector`'s kind; the tensors of one with a `device` stay there.
+        seeds: int64 [K, E]; the episode's environment and its action noise both follow from its seed alone.
+
+    Raises:
+        ValueError: an environment returned a number that is not finite (names task, episode and step).
+    """
+    (K, E), T, spaces = seeds.shape, horizon, policy.spaces
+    device = getattr(env, "device", torch.device("cpu"))
+    tensors = hasattr(env, "device")
+    decode = spaces.decoder(device)
+    params = {name: value.contiguous() for name, value in params.items()}
+    seeds = seeds.to(device)
+    noise = (random.uniform if spaces.discrete else random.normal)(
+        seeds, 0, T * (1 if spaces.discrete else spaces.act_dim), random.ACTION
+    ).unflatten(-1, (T, -1))  # [K, E, T, 1 or A]
+
+    raw, _ = env.reset(seed=seeds.reshape(-1), options={"tasks": tasks})
+    obs = torch.zeros(K, T, E, spaces.obs_dim, device=device)
+    act = torch.zeros(noise.shape[0], T, E, *([] if spaces.discrete else [spaces.act_dim]), device=device,
+                      dtype=torch.int64 if spaces.discrete else torch.float32)
+    rew, mask = torch.zeros(K, T, E, device=device), torch.zeros(K, T, E, dtype=torch.bool, device=device)
+    heads = torch.zeros(K, T, E, spaces.act_dim, device=device)
+    alive = torch.ones(K, E, dtype=torch.bool, device=device)
+    for t in range(T):
+        x = spaces.encode(raw, device).reshape(K, E, -1)
+        dist = policy.distribution(params, x)
+        action = distributions.sample(dist, noise[:, :, t])
+        command = decode(action.flatten(0, 1))
+        raw, reward, terminated, truncated, _ = env.step(command if tensors else command.numpy())
+        obs[:, t], act[:, t], heads[:, t], mask[:, t] = x, action, dist[0], alive
+        rew[:, t] = torch.as_tensor(reward, device=device).reshape(K, E)
+        alive = alive & ~torch.as_tensor(terminated | truncated, device=device).reshape(K, E)
+        if device.type == "cpu" and not alive.any():  # on a GPU the question would cost more than the answer saves
+            break
+    rew = torch.where(mask, rew, 0.0)  # a product with the mask would let a NaN through
+    obs = torch.where(mask[..., None], obs, 0.0)
+    _check_finite(env, tasks, rew, obs)
+    log_std = dist.log_std.unsqueeze(1) if isinstance(dist, Gaussian) else None
+    dist = Categorical(heads) if log_std is None else Gaussian(heads, log_std)
+    return Rollout(obs, act, rew, mask.float(), distributions.log_prob(dist, act), dist)
+
+
+def _check_finite(env: VectorEnv, tasks: Tasks, rew: Tensor, obs: Tensor) -> None:
+    for what, bad in (("reward", ~torch.isfinite(rew)), ("observation", ~torch.isfinite(obs).all(-1))):
+        if bool(bad.any()):
+            k, t, e = (int(i) for i in bad.nonzero()[0])
+            family = getattr(env, "family", None)
+            name = getattr(family, "id", None) or type(env).__name__
+            value = rew[k, t, e].item() if what == "reward" else obs[k, t, e].tolist()
+            raise ValueError(
+                f"{name} returned the {what} {value} in step {t} of episode {e} of task {k} = {task_at(tasks, k)}. "
+                "Training stopped before this update; mend the environment's arithmetic for this task"
+            )
+
+
+class Sampler:
+    """Draws a family's tasks and rolls policies out in them; keeps its vector environments for the whole run."""
+
+    def __init__(self, family: TaskFamily, device: torch.device | str = "cpu"):
+        spaces_of(family)
+        self.family, self.device = family, torch.device(device)
+        self._envs: dict[tuple[int, int], VectorEnv] = {}
+
+    def tasks(self, n: int, seed: int, iteration: int, split: str = "train") -> Tasks:
+        """`n` tasks of meta-iteration `iteration`, from `seed` alone."""
+        return self.family.sample(n, np.random.default_rng([seed, iteration]), split)
+
+    def collect(
+        self, tasks: Tasks, episodes: int, policy: Policy, params: Params, seed: int, iteration: int, stage: int
+    ) -> Rollout:
+        """Roll out `episodes` episodes per task with `params` [K, ...]; see `collect`."""
+        n = num_tasks(tasks)
+        seeds = random.episode_seeds(seed, iteration, stage, n, episodes)
+        return collect(self._env(n, episodes), tasks, self.family.horizon, policy, params, seeds)
+
+    def _env(self, n_tasks: int, episodes: int) -> VectorEnv:
+        key = (n_tasks, episodes)
+        if key not in self._envs:
+            self._envs[key] = make_vector(self.family, n_tasks, episodes, self.device)
+        return self._envs[key]
+
+    def close(self) -> None:
+        """Close the environments."""
+        for env in self._envs.values():
+            env.close()
+        self._envs = {}
+
+
+class EnvSampler:
+    """Rolls a policy out in one plain `gymnasium.Env`, episode after episode, as if it were a family of one task."""
+
+    def __init__(self, env: gym.Env, horizon: int):
+        self.env, self.horizon, self.device = env, horizon, torch.device("cpu")
+
+    def collect(
+        self, tasks: Tasks, episodes: int, policy: Policy, params: Params, seed: int, iteration: int, stage: int
+    ) -> Rollout:
+        """As `Sampler.collect` for one task."""
+        seeds = random.episode_seeds(seed, iteration, stage, 1, episodes)
+        single = _SingleEnv(self.env, self.horizon)
+        parts = [collect(single, tasks, self.horizon, policy, params, seeds[:, e : e + 1]) for e in range(episodes)]
+        merged: dict[str, Any] = {name: torch.cat([getattr(p, name) for p in parts], 2)
+                                  for name in ("obs", "act", "rew", "mask", "log_prob")}
+        head = torch.cat([p.dist[0] for p in parts], 2)
+        return Rollout(**merged, dist=type(parts[0].dist)(head, *parts[0].dist[1:]))
+
+
+class _SingleEnv(VectorEnv):
+    """One plain environment as a vector environment of length one that leaves the task alone."""
+
+    num_envs = 1
+
+    def __init__(self, env: gym.Env, horizon: int):
+        self.env, self.horizon = env, horizon
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        self.elapsed = 0
+        return np.asarray(self.env.reset(seed=int(seed[0]))[0])[None], {}
+
+    def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        self.elapsed += 1
+        obs, reward, terminated, truncated, _ = self.env.step(actions[0])
+        over = truncated or self.elapsed >= self.horizon
+        return np.asarray(obs)[None], np.array([reward]), np.array([terminated]), np.array([over]), {}

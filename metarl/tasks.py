@@ -1,0 +1,213 @@
+"""What a task family is, how families are found by name, and tasks as plain data.
+
+A task is data: a dict of NumPy arrays. It can be printed, compared, stored in a checkpoint and handed to another
+process. `Tasks` is the batched form, every value with the task axis K in front.
+"""
+
+import dataclasses
+import difflib
+import importlib.metadata
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import gymnasium as gym
+import numpy as np
+
+Task = dict[str, np.ndarray]
+"""The parameters of one environment; each value has the shape of its entry in `task_space`."""
+
+Tasks = dict[str, np.ndarray]
+"""Many tasks; each value [K, ...]."""
+
+SPLITS = ("train", "test")
+ENTRY_POINT_GROUP = "metarl.families"
+
+
+@runtime_checkable
+class TaskFamily(Protocol):
+    """A distribution over Gymnasium environments that differ in the entries of `task_space`.
+
+    No base class is needed: any object with these members is a family. Optional members, used where present:
+
+    - `make_vector(n_tasks, episodes, device) -> gymnasium.vector.VectorEnv`: a faster way to run many of its
+      environments at once than one by one (see `metarl.vector`).
+    - `hidden_task` (default True): whether the first observation says nothing about the task.
+    - `shared_splits` (default False): the tasks are a finite set, and training and testing draw from the same one.
+      Without it `check_family` refuses a family whose splits have a task in common.
+    - `draw(axes, task, observations)`: draw some episodes of one task on matplotlib axes. `observations` is a list
+      with one float array [T_e, O] per episode, its valid steps only (see `metarl.figures`).
+    """
+
+    id: str
+    """Name and version, like `PointNavigation-v0`."""
+    horizon: int
+    """Steps after which every episode is cut off."""
+    observation_space: gym.Space
+    action_space: gym.Space
+    task_space: gym.spaces.Dict
+
+    def sample(self, n: int, rng: np.random.Generator, split: str = "train") -> Tasks:
+        """Draw `n` tasks from the `"train"` or `"test"` distribution: `{name: array [n, ...]}`."""
+        ...
+
+    def make(self, task: Task) -> gym.Env:
+        """One environment of the family."""
+        ...
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tasks as data
+
+
+def num_tasks(tasks: Tasks) -> int:
+    """K. Raises ValueError if the entries disagree about it."""
+    lengths = {name: len(value) for name, value in tasks.items()}
+    if len(set(lengths.values())) != 1:
+        raise ValueError(f"every entry of tasks needs the same length K in front, got {lengths or 'no entry at all'}")
+    return next(iter(lengths.values()))
+
+
+def task_at(tasks: Tasks, index: int) -> Task:
+    """The one task at `index`."""
+    return {name: value[index] for name, value in tasks.items()}
+
+
+def stack_tasks(tasks: Sequence[Task]) -> Tasks:
+    """Many single tasks -> their batched form."""
+    return {name: np.stack([np.asarray(task[name]) for task in tasks]) for name in tasks[0]}
+
+
+def split_rng(rng: np.random.Generator, split: str) -> np.random.Generator:
+    """A generator that depends on `rng` and on `split`, so that the two splits never share a draw.
+
+    Without it `sample(n, default_rng(0), "test")` would return the very tasks of `sample(n, default_rng(0), "train")`,
+    and whoever evaluates with the training seed would test on the training tasks.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
+    return np.random.default_rng([int(rng.integers(2**63)), SPLITS.index(split)])
+
+
+def validate_task(family: TaskFamily, task: Mapping[str, Any]) -> Task:
+    """`task` as arrays of the family's types. Raises ValueError naming the entry, its value and what is allowed."""
+    spaces = family.task_space.spaces
+    for name in task:
+        if name not in spaces:
+            raise ValueError(f"{family.id} has no task parameter {name!r}{did_you_mean(name, spaces)}")
+    missing = [name for name in spaces if name not in task]
+    if missing:
+        raise ValueError(f"a task of {family.id} also needs {missing}: it has the parameters {list(spaces)}")
+    out = {}
+    for name, space in spaces.items():
+        value = np.asarray(task[name])
+        if value.shape != space.shape:
+            raise ValueError(f"task parameter {name!r} of {family.id} has shape {space.shape}, got {task[name]!r}")
+        if not np.can_cast(value.dtype, space.dtype, "same_kind"):
+            raise ValueError(f"task parameter {name!r} of {family.id} is {space.dtype}, got {task[name]!r}")
+        value = value.astype(space.dtype)
+        if not space.contains(value if value.shape or not isinstance(space, gym.spaces.Discrete) else int(value)):
+            raise ValueError(f"task parameter {name!r} of {family.id} lies in {space}, got {task[name]!r}")
+        out[name] = value
+    return out
+
+
+def parse_task(family: TaskFamily, text: str | Iterable[str]) -> Task:
+    """`"goal=0.3,-0.2"` (several parameters as several strings, or joined by `;`) -> task.
+
+    Raises:
+        ValueError: a word without `=`, a value that is no number, or whatever `validate_task` finds.
+    """
+    words = text.split(";") if isinstance(text, str) else [w for part in text for w in part.split(";")]
+    task: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.strip().partition("=")
+        if not equals:
+            raise ValueError(f"a task is written like goal=0.3,-0.2, got {word!r}")
+        space = family.task_space.spaces.get(name)
+        try:
+            numbers = np.array([float(x) for x in value.split(",")])
+        except ValueError:
+            raise ValueError(f"task parameter {name!r} takes numbers separated by commas, got {value!r}") from None
+        if space is not None and space.dtype is not None and np.issubdtype(space.dtype, np.integer):
+            numbers = numbers.astype(np.int64)
+        if space is not None and numbers.size == int(np.prod(space.shape or ())):
+            numbers = numbers.reshape(space.shape or ())
+        task[name] = numbers
+    return validate_task(family, task)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The registry
+
+
+@dataclasses.dataclass(frozen=True)
+class FamilySpec:
+    """How `make` built a family: enough to build it again. Found as `family.spec`."""
+
+    id: str
+    kwargs: dict[str, Any]
+
+
+_registry: dict[str, Callable[..., TaskFamily]] = {}
+
+
+def register(id: str, factory: Callable[..., TaskFamily]) -> None:
+    """Make `factory` known as `id`, so that `metarl.make(id, **kwargs)` calls it.
+
+    A package announces its families without being imported through entry points of the group `metarl.families`.
+
+    Raises:
+        ValueError: another factory has this id already.
+    """
+    if _registry.get(id, factory) is not factory:
+        raise ValueError(f"a family {id!r} is registered already; give this one another name or version")
+    _registry[id] = factory
+
+
+def _entry_points() -> dict[str, importlib.metadata.EntryPoint]:
+    return {point.name: point for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)}
+
+
+def registered() -> dict[str, str]:
+    """Every known family: id -> one line about it."""
+    out = {}
+    for id in sorted({*_registry, *_entry_points()}):
+        try:
+            doc = (_factory(id).__doc__ or "").strip()
+        except ImportError as error:
+            doc = f"cannot be imported: {error}"
+        out[id] = doc.splitlines()[0] if doc else ""
+    return out
+
+
+def _factory(id: str) -> Callable[..., TaskFamily]:
+    if id in _registry:
+        return _registry[id]
+    points = _entry_points()
+    if id not in points:
+        known = sorted({*_registry, *points})
+        raise ValueError(f"no task family is called {id!r}{did_you_mean(id, known)}. `metarl list` shows all of them")
+    return points[id].load()
+
+
+def make(id: str, **kwargs: Any) -> TaskFamily:
+    """Build the family registered as `id`.
+
+    Raises:
+        ValueError: no family has this id (the message names the nearest), or it refuses `kwargs`.
+    """
+    factory = _factory(id)
+    try:
+        family = factory(**kwargs)
+    except TypeError as error:
+        raise ValueError(f"{id} cannot be made with {kwargs}: {error}") from error
+    object.__setattr__(family, "spec", FamilySpec(id, kwargs))
+    return family
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of an error message about an unknown name: the nearest known one, or all of them."""
+    known = list(known)
+    lower = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(word.lower(), lower, n=1, cutoff=0.5)
+    return f"; did you mean {lower[close[0]]!r}?" if close else f"; known are {known}"

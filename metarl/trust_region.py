@@ -1,0 +1,153 @@
+"""The TRPO step on a dict of parameters (Schulman et al. 2015, https://arxiv.org/abs/1502.05477, appendix C).
+
+The objective comes as chunks of tasks; losses, gradients and Fisher products are sums over the chunks.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metarl.adapt import Params
+from metarl.distributions import Distribution, fisher_product
+from metarl.parallel import thread_map
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """One chunk's share of the objective at some parameters, differentiable in them."""
+
+    loss: Tensor  # scalar, to be lowered
+    kl: Tensor  # scalar, KL(acting policy || this policy)
+    dist: Distribution  # of this policy, in every state of the chunk
+    weight: Tensor  # [k, T, E], each state's weight in `kl`
+
+
+Objective = Callable[[Params, bool], Surrogate]
+"""(parameters, differentiable) -> Surrogate. Where not differentiable it may skip the graph."""
+
+
+def flatten(params: Params) -> Tensor:
+    """All parameters as one vector."""
+    return torch.cat([value.reshape(-1) for value in params.values()])
+
+
+def unflatten(x: Tensor, like: Params) -> Params:
+    """The inverse of `flatten`."""
+    parts = x.split([value.numel() for value in like.values()])
+    return {name: part.reshape(value.shape) for (name, value), part in zip(like.items(), parts, strict=True)}
+
+
+def conjugate_gradient(
+    product: Callable[[Tensor], Tensor], b: Tensor, iterations: int, tolerance: float = 1e-10
+) -> tuple[Tensor, Tensor]:
+    """Solve A x = b for a positive definite A given as a product. -> x and the residual b - A x.
+
+    Stops early once the squared residual falls below `tolerance`.
+    """
+    x, r = torch.zeros_like(b), b.clone()
+    p, rr = r.clone(), r @ r
+    for _ in range(iterations):
+        if float(rr) < tolerance:
+            break
+        ap = product(p)
+        step = rr / (p @ ap)
+        x, r = x + step * p, r - step * ap
+        rr, rr_old = r @ r, rr
+        p = r + (rr / rr_old) * p
+    return x, r
+
+
+def fisher_vector_product(surrogate: Surrogate, leaves: Sequence[Tensor]) -> Callable[[Tensor], Tensor]:
+    """v -> F v with F the Hessian of the KL at the acting parameters, J^T M (J v).
+
+    J is the Jacobian of the distribution's parameters in `leaves`, the adaptation included; M the Fisher matrix in
+    the distribution's own parameters. J^T u is linear in u, so its graph is built once and J v is its derivative in
+    u (the double-vjp trick): no product runs the network forward again.
+    """
+    outputs = list(surrogate.dist)
+    dist = type(surrogate.dist)(*(x.detach() for x in outputs))
+    weight = surrogate.weight.detach()
+    u = [torch.zeros_like(x, requires_grad=True) for x in outputs]
+    jt_u = torch.cat([g.reshape(-1) for g in torch.autograd.grad(outputs, leaves, u, create_graph=True)])
+
+    def product(v: Tensor) -> Tensor:
+        j_v = torch.autograd.grad(jt_u, u, v, retain_graph=True)
+        m_j_v = fisher_product(dist, type(dist)(*j_v), weight)
+        return torch.cat([g.reshape(-1) for g in torch.autograd.grad(outputs, leaves, list(m_j_v), retain_graph=True)])
+
+    return product
+
+
+@dataclass(frozen=True)
+class _Linearised:
+    """Everything that the step needs of one chunk at the acting parameters."""
+
+    loss: Tensor
+    gradient: Tensor
+    product: Callable[[Tensor], Tensor]
+
+
+def _linearise(objective: Objective, params: Params) -> _Linearised:
+    leaves = {name: value.detach().clone().requires_grad_() for name, value in params.items()}
+    with torch.enable_grad():
+        here = objective(leaves, True)
+        gradient = torch.autograd.grad(here.loss, list(leaves.values()), retain_graph=True)
+        product = fisher_vector_product(here, list(leaves.values()))
+    return _Linearised(here.loss.detach(), torch.cat([g.reshape(-1) for g in gradient]), product)
+
+
+def trpo_step(
+    params: Params,
+    objectives: Sequence[Objective],
+    max_kl: float,
+    damping: float = 1e-5,
+    cg_iterations: int = 10,
+    max_backtracks: int = 15,
+    backtrack: float = 0.8,
+    kept_chunks: int | None = None,
+) -> tuple[Params, dict[str, Any]]:
+    """Lower the sum of `objectives` within a KL of `max_kl` of `params`. -> new parameters and statistics.
+
+    Args:
+        kept_chunks: how many chunks keep their graphs from one Fisher product to the next. The other chunks rebuild
+            theirs for every product: the same numbers in less memory, slower. None keeps all.
+    """
+    kept = len(objectives) if kept_chunks is None else kept_chunks
+    linear = thread_map(lambda objective: _linearise(objective, params), objectives[:kept])
+    rest = thread_map(lambda objective: _gradient_only(objective, params), objectives[kept:])
+    loss = torch.stack([x.loss for x in linear] + [x[0] for x in rest]).sum()
+    gradient = torch.stack([x.gradient for x in linear] + [x[1] for x in rest]).sum(0)
+
+    def fisher(v: Tensor) -> Tensor:
+        parts = thread_map(lambda x: x.product(v), linear)
+        parts += thread_map(lambda objective: _linearise(objective, params).product(v), objectives[kept:])
+        return torch.stack(parts).sum(0) + damping * v
+
+    direction, residual = conjugate_gradient(fisher, gradient, cg_iterations)
+    curvature = direction @ (gradient - residual)  # = direction @ fisher(direction), without another product
+    stats = {"gradient_norm": float(gradient.norm()), "loss_before": float(loss)}
+    if not float(curvature) > 0:
+        return dict(params), stats | {"loss_after": float(loss), "kl": 0.0, "backtracks": -1, "accepted": False}
+    step = direction * torch.sqrt(2 * max_kl / curvature)
+    start = flatten(params).detach()
+    for i in range(max_backtracks):
+        new = unflatten(start - backtrack**i * step, params)
+        new_loss, new_kl = _evaluate(objectives, new)
+        if new_loss < float(loss) and new_kl <= max_kl:
+            return new, stats | {"loss_after": new_loss, "kl": new_kl, "backtracks": i, "accepted": True}
+    kept_stats = {"loss_after": float(loss), "kl": 0.0, "backtracks": max_backtracks, "accepted": False}
+    return dict(params), stats | kept_stats
+
+
+def _gradient_only(objective: Objective, params: Params) -> tuple[Tensor, Tensor]:
+    part = _linearise(objective, params)
+    return part.loss, part.gradient
+
+
+def _evaluate(objectives: Sequence[Objective], params: Params) -> tuple[float, float]:
+    with torch.no_grad():
+        parts = thread_map(torch.no_grad()(lambda objective: objective(params, False)), objectives)
+    return float(torch.stack([p.loss for p in parts]).sum()), float(torch.stack([p.kl for p in parts]).sum())

@@ -1,0 +1,80 @@
+"""Any Gymnasium environments, stepped one by one: the slow, obvious twin of every faster backend."""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from metarl.tasks import TaskFamily, Tasks, num_tasks, task_at
+
+
+class LoopVectorEnv(VectorEnv):
+    """K*E environments `family.make(task)`, task-major: environment k*E + e is episode e of task k.
+
+    `reset(seed=..., options={"tasks": tasks})` builds the environments of new tasks; without `tasks` the old ones
+    are reset. An episode that ended stays ended: its environment is not stepped again, repeats its last observation
+    and earns nothing. Every episode is truncated after `family.horizon` steps; one that terminates there counts as
+    terminated only.
+    """
+
+    def __init__(self, family: TaskFamily, n_tasks: int, episodes: int):
+        self.family, self.n_tasks, self.episodes = family, n_tasks, episodes
+        self.num_envs = n_tasks * episodes
+        self.single_observation_space, self.single_action_space = family.observation_space, family.action_space
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self.metadata = {"autoreset_mode": AutoresetMode.DISABLED}
+        self.envs: list[gym.Env] = []
+
+    def reset(
+        self, *, seed: Any = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        tasks: Tasks | None = (options or {}).get("tasks")
+        if tasks is not None:
+            if num_tasks(tasks) != self.n_tasks:
+                raise ValueError(f"this vector environment runs {self.n_tasks} tasks, got {num_tasks(tasks)}")
+            self._close_envs()
+            self.envs = [self.family.make(task_at(tasks, k)) for k in range(self.n_tasks) for _ in range(self.episodes)]
+        if not self.envs:
+            raise ValueError('the first reset needs options={"tasks": tasks}')
+        seeds = _seed_list(seed, self.num_envs)
+        first = [env.reset(seed=s)[0] for env, s in zip(self.envs, seeds, strict=True)]
+        self._obs = np.stack([np.asarray(x) for x in first])
+        self._terminated = np.zeros(self.num_envs, bool)
+        self._truncated = np.zeros(self.num_envs, bool)
+        self._elapsed = 0
+        return self._obs.copy(), {}
+
+    def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        reward = np.zeros(self.num_envs, np.float64)
+        self._elapsed += 1
+        for i, env in enumerate(self.envs):
+            if self._terminated[i] or self._truncated[i]:
+                continue
+            obs, reward[i], self._terminated[i], truncated, _ = env.step(actions[i])
+            self._obs[i] = obs
+            cut_off = truncated or self._elapsed >= self.family.horizon
+            self._truncated[i] = cut_off and not self._terminated[i]
+        return self._obs.copy(), reward, self._terminated.copy(), self._truncated.copy(), {}
+
+    def _close_envs(self) -> None:
+        for env in self.envs:
+            env.close()
+        self.envs = []
+
+    def close_extras(self, **kwargs: Any) -> None:
+        self._close_envs()
+
+
+def _seed_list(seed: Any, n: int) -> list[int | None]:
+    """Gymnasium's convention: None, one seed (environment i gets seed + i), or one per environment."""
+    if seed is None:
+        return [None] * n
+    if isinstance(seed, int):
+        return [seed + i for i in range(n)]
+    seeds = [int(s) for s in np.asarray(seed).reshape(-1)]
+    if len(seeds) != n:
+        raise ValueError(f"expected one seed for each of {n} environments, got {len(seeds)}")
+    return list(seeds)

@@ -1,0 +1,200 @@
+"""Families whose dynamics are written as torch functions: all K*E environments in one call, on a CPU or a GPU.
+
+The dynamics are written once. `TensorVectorEnv` runs them for [K, E] environments; `TensorEnv`, the plain
+`gymnasium.Env` that comes for free, runs the same functions for [1, 1].
+"""
+
+import abc
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from torch import Tensor
+
+from metarl import random
+from metarl.tasks import Task, Tasks, num_tasks, validate_task
+
+State = dict[str, Tensor]
+"""The state of many environments: every value [K, E, ...]."""
+
+_DRAW_BLOCK = 1 << 22  # numbers drawn at once: 16 MiB
+
+
+class TensorFamily(abc.ABC):
+    """A task family with dynamics in torch. Write the four abstract methods; `make` and `make_vector` are given.
+
+    Everything the methods get has the leading axes [K, E]; written with operations on the last axes, they serve one
+    environment and a million alike. They must not change their arguments in place.
+
+    Randomness enters as `draws`, uniform numbers in [0, 1): set `reset_draws` and `step_draws` to how many an
+    environment needs. The same seed then gives the same episode in every backend.
+    """
+
+    id: str
+    horizon: int
+    observation_space: gym.Space
+    action_space: gym.Space
+    task_space: gym.spaces.Dict
+    hidden_task: ClassVar[bool] = True
+    reset_draws: int = 0
+    step_draws: int = 0
+
+    @abc.abstractmethod
+    def sample(self, n: int, rng: np.random.Generator, split: str = "train") -> Tasks:
+        """`n` tasks, each value [n, ...]. Use `metarl.split_rng(rng, split)` to keep the splits apart."""
+
+    @abc.abstractmethod
+    def initial(self, task: State, draws: Tensor) -> State:
+        """The first state. draws [K, E, reset_draws] also gives the leading shape, the device and the float type."""
+
+    @abc.abstractmethod
+    def observe(self, state: State, task: State) -> Tensor:
+        """The observation [K, E, *observation_space.shape]."""
+
+    @abc.abstractmethod
+    def step(self, state: State, action: Tensor, task: State, draws: Tensor) -> tuple[State, Tensor, Tensor | None]:
+        """-> next state, reward [K, E], terminated [K, E] (bool; None where no episode ever ends early)."""
+
+    def render_rgb(self, state: State, task: Task) -> np.ndarray:
+        """One environment as an image [H, W, 3] of uint8; only where `render_modes` names it."""
+        raise gym.error.Error(f"{self.id} has nothing to draw")
+
+    render_modes: ClassVar[tuple[str, ...]] = ()
+
+    def make(self, task: Task, render_mode: str | None = None) -> "TensorEnv":
+        """The plain Gymnasium environment of one task."""
+        return TensorEnv(self, validate_task(self, task), render_mode)
+
+    def make_vector(self, n_tasks: int, episodes: int, device: torch.device | str = "cpu") -> "TensorVectorEnv":
+        """K*E environments as one, task-major."""
+        return TensorVectorEnv(self, n_tasks, episodes, device)
+
+
+class TensorVectorEnv(VectorEnv):
+    """K*E environments of a `TensorFamily`, task-major; observations and actions are tensors on `device`.
+
+    As `LoopVectorEnv`, to the number: reset(seed=..., options={"tasks": tasks}) changes the tasks, an episode that
+    ended stays ended, and every episode is truncated after `family.horizon` steps.
+    """
+
+    def __init__(self, family: TensorFamily, n_tasks: int, episodes: int, device: torch.device | str = "cpu"):
+        self.family, self.n_tasks, self.episodes = family, n_tasks, episodes
+        self.device = torch.device(device)
+        self.num_envs = n_tasks * episodes
+        self.single_observation_space, self.single_action_space = family.observation_space, family.action_space
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self.metadata = {"autoreset_mode": AutoresetMode.DISABLED}
+        self._discrete = isinstance(family.action_space, gym.spaces.Discrete)
+        self._action_shape = (n_tasks, episodes, *(family.action_space.shape or ()))
+        self._task: State = {}
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Tensor, dict[str, Any]]:
+        tasks: Tasks | None = (options or {}).get("tasks")
+        if tasks is not None:
+            if num_tasks(tasks) != self.n_tasks:
+                raise ValueError(f"this vector environment runs {self.n_tasks} tasks, got {num_tasks(tasks)}")
+            self._task = {name: self._to_device(value) for name, value in tasks.items()}
+        if not self._task:
+            raise ValueError('the first reset needs options={"tasks": tasks}')
+        self._seeds = self._seed_tensor(seed)
+        self._elapsed, self._block_start, self._block = 0, 0, None
+        draws = random.uniform(self._seeds, 0, self.family.reset_draws, random.ENVIRONMENT)
+        self._state = self.family.initial(self._task, draws)
+        self._over: Tensor | None = None  # [K, E] bool, once an episode has terminated
+        return self._observation(), {}
+
+    def step(self, actions: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
+        action = torch.as_tensor(actions, device=self.device).reshape(self._action_shape)
+        action = action.long() if self._discrete else action.float()
+        state, reward, terminated = self.family.step(self._state, action, self._task, self._step_draws())
+        over = torch.ones_like(reward, dtype=torch.bool) if self._elapsed >= self.family.horizon else self._over
+        if over is not None:
+            state = {k: torch.where(_like(over, v), self._state[k], v) for k, v in state.items()}
+            reward = torch.where(over, 0.0, reward)
+            terminated = None if terminated is None else terminated & ~over
+        if terminated is not None:
+            self._over = terminated if self._over is None else self._over | terminated
+        self._state = state
+        self._elapsed += 1
+        ended = torch.zeros_like(reward, dtype=torch.bool) if self._over is None else self._over
+        truncated = ~ended if self._elapsed >= self.family.horizon else torch.zeros_like(ended)
+        return self._observation(), reward.reshape(-1), ended.reshape(-1), truncated.reshape(-1), {}
+
+    @property
+    def state(self) -> State:
+        """The present state, every value [K, E, ...]."""
+        return self._state
+
+    def _observation(self) -> Tensor:
+        return self.family.observe(self._state, self._task).flatten(0, 1)
+
+    def _to_device(self, value: np.ndarray) -> Tensor:
+        x = torch.as_tensor(value, device=self.device)
+        x = x.float() if x.is_floating_point() else x
+        return x[:, None].expand(self.n_tasks, self.episodes, *x.shape[1:])
+
+    def _seed_tensor(self, seed: Any) -> Tensor:
+        if seed is None:
+            seeds = torch.from_numpy(self.np_random.integers(2**62, size=self.num_envs))
+        elif isinstance(seed, int):
+            super().reset(seed=seed)
+            seeds = seed + torch.arange(self.num_envs)
+        else:
+            seeds = torch.as_tensor(seed, dtype=torch.int64)
+        if seeds.numel() != self.num_envs:
+            raise ValueError(f"expected one seed for each of {self.num_envs} environments, got {seeds.numel()}")
+        return seeds.to(self.device).reshape(self.n_tasks, self.episodes)
+
+    def _step_draws(self) -> Tensor:
+        """[K, E, step_draws] for the step about to be taken; drawn for many steps at a time."""
+        n = self.family.step_draws
+        if n == 0:
+            return torch.empty(*self._seeds.shape, 0, device=self.device)
+        if self._block is None or self._elapsed >= self._block_start + self._block.shape[2]:
+            steps = max(1, min(self.family.horizon - self._elapsed, _DRAW_BLOCK // (n * self.num_envs)))
+            start = self.family.reset_draws + self._elapsed * n
+            flat = random.uniform(self._seeds, start, steps * n, random.ENVIRONMENT)
+            self._block, self._block_start = flat.unflatten(-1, (steps, n)), self._elapsed
+        return self._block[:, :, self._elapsed - self._block_start]
+
+
+def _like(mask: Tensor, value: Tensor) -> Tensor:
+    return mask.reshape(mask.shape + (1,) * (value.dim() - mask.dim()))
+
+
+class TensorEnv(gym.Env):
+    """One environment of a `TensorFamily` as a plain `gymnasium.Env`: NumPy in, NumPy out."""
+
+    def __init__(self, family: TensorFamily, task: Task, render_mode: str | None = None):
+        self.metadata = {"render_modes": list(family.render_modes), "render_fps": 10}
+        if render_mode is not None and render_mode not in family.render_modes:
+            raise ValueError(f"{family.id} can be rendered as {family.render_modes}, got render_mode={render_mode!r}")
+        self.family, self.task, self.render_mode = family, task, render_mode
+        self.observation_space, self.action_space = family.observation_space, family.action_space
+        self._batch = TensorVectorEnv(family, 1, 1)
+        self._batch_task = {name: np.asarray(value)[None] for name, value in task.items()}
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        episode = int(self.np_random.integers(2**62)) if seed is None else seed
+        obs, _ = self._batch.reset(seed=[episode], options={"tasks": self._batch_task})
+        return self._to_numpy(obs), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        batch = torch.as_tensor(np.asarray(action)).reshape(self._batch._action_shape)
+        obs, reward, terminated, truncated, info = self._batch.step(batch)
+        return self._to_numpy(obs), float(reward), bool(terminated), bool(truncated), info
+
+    def render(self) -> np.ndarray | None:  # type: ignore[override]
+        if self.render_mode is None:
+            return None
+        return self.family.render_rgb(self._batch.state, self.task)
+
+    def _to_numpy(self, obs: Tensor) -> Any:
+        if isinstance(self.observation_space, gym.spaces.Discrete):
+            return np.int64(obs.item())
+        return obs[0].numpy().astype(self.observation_space.dtype)
