@@ -1,6 +1,6 @@
 """The inner step: one gradient step for every task at once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor
@@ -13,8 +13,14 @@ def expand(params: Params, n_tasks: int) -> Params:
     return {name: value.expand(n_tasks, *value.shape) for name, value in params.items()}
 
 
-def sgd_step(params: Params, loss: Callable[[Params], Tensor], lr: float, create_graph: bool = False) -> Params:
-    """`params` [K, ...] after one gradient step on `loss(params)`, which is a [K] tensor.
+def sgd_step(
+    params: Params,
+    loss: Callable[[Params], Tensor],
+    lr: float,
+    create_graph: bool = False,
+    frozen: Collection[str] = (),
+) -> Params:
+    """`params` [K, ...] after one gradient step on `loss(params)`, which is a [K] tensor; `frozen` ones stay.
 
     Task k's loss depends on task k's slice of the parameters only, so the gradient of the sum is every task's own
     gradient, and the step does not depend on how many tasks there are.
@@ -28,6 +34,7 @@ def sgd_step(params: Params, loss: Callable[[Params], Tensor], lr: float, create
     with torch.enable_grad():
         losses = loss(params)
         assert losses.dim() == 1, f"an inner loss has one number per task [K], got shape {tuple(losses.shape)}"
-        grads = torch.autograd.grad(losses.sum(), list(params.values()), create_graph=create_graph and attached)
-        new = {name: v - lr * g for (name, v), g in zip(params.items(), grads, strict=True)}
+        moving = [name for name in params if name not in frozen]
+        grads = torch.autograd.grad(losses.sum(), [params[n] for n in moving], create_graph=create_graph and attached)
+        new = params | {name: params[name] - lr * g for name, g in zip(moving, grads, strict=True)}
     return new if attached else {name: v.detach() for name, v in new.items()}

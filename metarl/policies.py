@@ -35,6 +35,11 @@ class Policy(Protocol):
         ...
 
 
+def _check_std(init_std: float, min_std: float) -> None:
+    if not 0 < min_std < init_std:
+        raise ValueError(f"need 0 < min_std < init_std, got {min_std} and {init_std}")
+
+
 def _log_std_init(spaces: Spaces, init_std: float) -> Tensor:
     return torch.full((spaces.act_dim,), math.log(init_std))
 
@@ -60,8 +65,7 @@ class MLPPolicy:
             raise ValueError(f"activation must be one of {list(ACTIVATIONS)}, got {self.activation!r}")
         if any(width < 1 for width in self.hidden):
             raise ValueError(f"hidden layers need at least one unit each, got {self.hidden}")
-        if not 0 < self.min_std < self.init_std:
-            raise ValueError(f"need 0 < min_std < init_std, got {self.min_std} and {self.init_std}")
+        _check_std(self.init_std, self.min_std)
 
     def init(self, generator: torch.Generator) -> Params:
         """Xavier-uniform weights, as in the code of MAML and ProMP, and zero biases."""
@@ -103,10 +107,11 @@ class ModulePolicy:
     batched: bool = field(init=False)
 
     def __post_init__(self) -> None:
+        _check_std(self.init_std, self.min_std)
         object.__setattr__(self, "module", copy.deepcopy(self.module).float().requires_grad_(False))
         object.__setattr__(self, "batched", True)
         probe = torch.zeros(3, self.spaces.obs_dim)
-        out = self.module(probe)
+        out = self._call(self._module_params(), probe)
         if not isinstance(out, Tensor) or out.shape != (3, self.spaces.act_dim):
             got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
             raise ValueError(f"the module must map [N, {self.spaces.obs_dim}] to [N, {self.spaces.act_dim}]; for "
@@ -134,8 +139,15 @@ class ModulePolicy:
         return distribution_of(out.reshape(*obs.shape[:-1], out.shape[-1]), log_std)
 
     def _call(self, params: Params, x: Tensor) -> Tensor:
-        named = {name.removeprefix("module."): value for name, value in params.items()}
-        return functional_call(self.module, named, (x,))
+        # Buffers go in as copies, or batch norm would write its running statistics into the module. Names are listed
+        # here because functional_call, left to tie weights, does not undo its exchange for a module used twice.
+        tensors = {f"module.{name}": value.clone() for name, value in self.module.named_buffers()} | params
+        own = dict(self.module.named_parameters()) | dict(self.module.named_buffers())
+        canonical = {id(value): f"module.{name}" for name, value in own.items()}
+        named = {f"{prefix}.{name}".removeprefix("."): tensors[canonical[id(value)]]
+                 for prefix, module in self.module.named_modules()
+                 for name, value in (*module._parameters.items(), *module._buffers.items()) if value is not None}
+        return functional_call(self.module, named, (x,), tie_weights=False)
 
     def _forward_vmap(self, params: Params, x: Tensor) -> Tensor:
         return vmap(self._call, randomness="different")(params, x)

@@ -1,5 +1,6 @@
 """Rolling policies out: all tasks and episodes at once, every random number from a key."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -41,9 +42,16 @@ class Rollout:
 
     def __getitem__(self, tasks: slice) -> "Rollout":
         """The same for some of the tasks."""
+        return self._map(lambda x: x[tasks])
+
+    def to(self, device: torch.device | str) -> "Rollout":
+        """The same on `device`."""
+        return self._map(lambda x: x.to(device))
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "Rollout":
         parts = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Rollout(**{k: type(v)(*(x[tasks] for x in v)) if isinstance(v, tuple) else v[tasks]
-                          for k, v in parts.items()})
+        dist = type(self.dist)(*(function(x) for x in parts.pop("dist")))
+        return Rollout(**{name: function(value) for name, value in parts.items()}, dist=dist)
 
 
 @torch.no_grad()
@@ -61,7 +69,7 @@ def collect(env: VectorEnv, tasks: Tasks, horizon: int, policy: Policy, params: 
     device = getattr(env, "device", torch.device("cpu"))
     tensors = hasattr(env, "device")
     decode = spaces.decoder(device)
-    params = {name: value.contiguous() for name, value in params.items()}
+    params = {name: value.to(device).contiguous() for name, value in params.items()}
     seeds = seeds.to(device)
     noise = (random.uniform if spaces.discrete else random.normal)(
         seeds, 0, T * (1 if spaces.discrete else spaces.act_dim), random.ACTION
@@ -124,7 +132,7 @@ class Sampler:
         """Roll out `episodes` episodes per task with `params` [K, ...]; see `collect`."""
         n = num_tasks(tasks)
         seeds = random.episode_seeds(seed, iteration, stage, n, episodes)
-        return collect(self._env(n, episodes), tasks, self.family.horizon, policy, params, seeds)
+        return collect(self._env(n, episodes), tasks, self.family.horizon, policy, params, seeds).to(self.device)
 
     def _env(self, n_tasks: int, episodes: int) -> VectorEnv:
         key = (n_tasks, episodes)
@@ -142,8 +150,8 @@ class Sampler:
 class EnvSampler:
     """Rolls a policy out in one plain `gymnasium.Env`, episode after episode, as if it were a family of one task."""
 
-    def __init__(self, env: gym.Env, horizon: int):
-        self.env, self.horizon, self.device = env, horizon, torch.device("cpu")
+    def __init__(self, env: gym.Env, horizon: int, device: torch.device | str = "cpu"):
+        self.env, self.horizon, self.device = env, horizon, torch.device(device)
 
     def collect(
         self, tasks: Tasks, episodes: int, policy: Policy, params: Params, seed: int, iteration: int, stage: int
@@ -155,7 +163,7 @@ class EnvSampler:
         merged: dict[str, Any] = {name: torch.cat([getattr(p, name) for p in parts], 2)
                                   for name in ("obs", "act", "rew", "mask", "log_prob")}
         head = torch.cat([p.dist[0] for p in parts], 2)
-        return Rollout(**merged, dist=type(parts[0].dist)(head, *parts[0].dist[1:]))
+        return Rollout(**merged, dist=type(parts[0].dist)(head, *parts[0].dist[1:])).to(self.device)
 
 
 class _SingleEnv(VectorEnv):

@@ -93,9 +93,15 @@ def check_same_spaces(name: str, spaces: Spaces, env: gym.Env) -> None:
         ("action", spaces.action, env.action_space),
     ):
         same_kind = type(ours) is type(theirs) and ours.shape == theirs.shape
-        same = same_kind and (ours.n == theirs.n if isinstance(ours, Discrete) else _same_bounds(ours, theirs, what))
+        same = same_kind and (_same_choices(ours, theirs) if isinstance(ours, Discrete)
+                              else _same_bounds(ours, theirs, what))
         if not same:
             raise ValueError(f"the policy was made for {name} with {what} space {ours}, this environment has {theirs}")
+
+
+def _same_choices(ours: Discrete, theirs: gym.Space) -> bool:
+    assert isinstance(theirs, Discrete)
+    return bool(ours.n == theirs.n and ours.start == theirs.start)
 
 
 def _same_bounds(ours: Box, theirs: gym.Space, what: str) -> bool:
@@ -109,3 +115,29 @@ def distribution_of(output: Tensor, log_std: Tensor | None) -> Distribution:
     if log_std is None:
         return Categorical(output)
     return Gaussian(output, log_std.reshape(log_std.shape[0], *[1] * (output.dim() - 2), log_std.shape[-1]))
+
+
+def spaces_to_json(spaces: Spaces) -> dict[str, Any]:
+    """As JSON-able data; infinite bounds become strings, which JSON has no numbers for."""
+    return {"observation": _space_to_json(spaces.observation), "action": _space_to_json(spaces.action)}
+
+
+def spaces_from_json(data: dict[str, Any]) -> Spaces:
+    """The inverse of `spaces_to_json`."""
+    return Spaces(_space_from_json(data["observation"]), _space_from_json(data["action"]))
+
+
+def _space_to_json(space: Box | Discrete) -> dict[str, Any]:
+    if isinstance(space, Discrete):
+        return {"type": "Discrete", "n": int(space.n), "start": int(space.start)}
+    bounds = {name: [str(x) for x in getattr(space, name).reshape(-1).tolist()] for name in ("low", "high")}
+    return {"type": "Box", "shape": list(space.shape), "dtype": str(space.dtype), **bounds}
+
+
+def _space_from_json(data: dict[str, Any]) -> Box | Discrete:
+    if data["type"] == "Discrete":
+        return Discrete(data["n"], start=data["start"])
+    dtype = np.dtype(data["dtype"])
+    low, high = (np.array([float(x) for x in data[name]]).astype(dtype).reshape(data["shape"])
+                 for name in ("low", "high"))
+    return Box(low, high, dtype=dtype.type)

@@ -128,7 +128,8 @@ def parse_task(family: TaskFamily, text: str | Iterable[str]) -> Task:
             numbers = np.array([float(x) for x in value.split(",")])
         except ValueError:
             raise ValueError(f"task parameter {name!r} takes numbers separated by commas, got {value!r}") from None
-        if space is not None and space.dtype is not None and np.issubdtype(space.dtype, np.integer):
+        whole = space is not None and space.dtype is not None and np.issubdtype(space.dtype, np.integer)
+        if whole and (numbers == np.round(numbers)).all():  # 2.7 stays 2.7, for validate_task to refuse
             numbers = numbers.astype(np.int64)
         if space is not None and numbers.size == int(np.prod(space.shape or ())):
             numbers = numbers.reshape(space.shape or ())

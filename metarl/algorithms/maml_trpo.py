@@ -38,6 +38,9 @@ class Config:
     """Inner gradient steps in training; 0 trains one policy on all tasks jointly, with plain TRPO."""
     inner_lr: float = 0.1
     """Step size of the inner loop. With a Gaussian policy it acts in proportion to 1 / init_std^2."""
+    adapt_std: bool = False
+    """Whether the inner step moves a Gaussian policy's standard deviation too. It multiplies the noise of the next
+    step's gradient: on 2D navigation adaptation over several steps became unstable with it."""
     first_order: bool = False
     """Leave the inner gradient out when differentiating (first-order MAML)."""
     gamma: float = 0.99
@@ -81,6 +84,11 @@ class Config:
             raise ValueError(f"backtrack must lie in (0, 1), got {self.backtrack}")
         if self.damping < 0:
             raise ValueError(f"damping must not be negative, got {self.damping}")
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """The parameters that the inner step leaves alone."""
+        return () if self.adapt_std else ("log_std",)
 
     def policy(self, spaces: Spaces) -> MLPPolicy:
         """The policy that these settings describe."""
@@ -126,7 +134,7 @@ def iteration(
         in_rollouts += time.perf_counter() - before
         data.append(Batch(rollout, advantages(rollout, config.gamma, config.gae_lambda)))
         if step < config.inner_steps:
-            params = adapt(policy, params, data[-1], config.inner_lr)
+            params = adapt(config, policy, params, data[-1], config.inner_lr)
 
     objectives = [objective(config, policy, [batch[chunk] for batch in data], config.n_tasks)
                   for chunk in chunks(data[-1])]
@@ -151,11 +159,11 @@ def inner_loss(policy: Policy, params: Params, batch: Batch) -> Tensor:
     return losses.policy_gradient(log_prob, batch.advantage, batch.rollout.mask)
 
 
-def adapt(policy: Policy, params: Params, batch: Batch, lr: float) -> Params:
+def adapt(config: Config, policy: Policy, params: Params, batch: Batch, lr: float) -> Params:
     """`params` [K, ...] after one inner step on `batch`; no graph."""
     def step(chunk: slice) -> Params:
         own = {name: value[chunk] for name, value in params.items()}
-        return sgd_step(own, lambda p: inner_loss(policy, p, batch[chunk]), lr)
+        return sgd_step(own, lambda p: inner_loss(policy, p, batch[chunk]), lr, frozen=config.frozen)
 
     parts = thread_map(step, chunks(batch))
     return {name: torch.cat([part[name] for part in parts]) for name in params}
@@ -177,7 +185,9 @@ def objective(config: Config, policy: Policy, data: Sequence[Batch], n_tasks: in
         params = expand(meta, k)
         for batch in train:
             second_order = differentiable and not config.first_order
-            params = sgd_step(params, lambda p, b=batch: inner_loss(policy, p, b), config.inner_lr, second_order)
+            params = sgd_step(
+                params, lambda p, b=batch: inner_loss(policy, p, b), config.inner_lr, second_order, config.frozen
+            )
         dist = policy.distribution(params, rollout.obs)
         log_prob = distributions.log_prob(dist, rollout.act)
         loss = losses.surrogate(log_prob, rollout.log_prob, last.advantage, rollout.mask)
@@ -218,5 +228,5 @@ def evaluate(
         rollouts.append(sampler.collect(tasks, episodes, policy, params[-1], seed, 0, stage))
         if stage < len(step_sizes):
             batch = Batch(rollouts[-1], advantages(rollouts[-1], config.gamma, config.gae_lambda))
-            params.append(adapt(policy, params[-1], batch, step_sizes[stage]))
+            params.append(adapt(config, policy, params[-1], batch, step_sizes[stage]))
     return Adaptation(params, rollouts)

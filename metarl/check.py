@@ -1,0 +1,151 @@
+"""Tell whoever brings their own task family what is wrong with it, where, and how to mend it.
+
+    from metarl import check_family
+
+    check_family(MyFamily())                            # raises FamilyError with everything it found
+    for finding in check_family(MyFamily(), raise_problems=False):
+        log.warning("%s", finding)
+
+It samples tasks from both splits, plays random actions for a whole episode in single environments of a few of them,
+again with the same seeds, and once more in the vector environment: some dozen episodes in all. It cannot tell whether
+the tasks are worth learning.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from metarl.check_environments import TASKS, Finding, check_environments, raised
+from metarl.tasks import SPLITS, Task, TaskFamily, Tasks, task_at, validate_task
+
+__all__ = ["FamilyError", "Finding", "check_family"]
+
+
+class FamilyError(ValueError):
+    """A family is not fit for use; `findings` has the reasons, the message all of them in words."""
+
+    def __init__(self, name: str, findings: Sequence[Finding]):
+        self.findings = list(findings)
+        super().__init__("\n".join([f"{name} has {len(findings)} problem(s)", *(f"- {f}" for f in findings)]))
+
+
+def check_family(family: TaskFamily, *, n_tasks: int = 50, seed: int = 0, raise_problems: bool = True) -> list[Finding]:
+    """Everything that can be found wrong with `family`; an environment that raises is a finding too.
+
+    Args:
+        family: the family itself, not its class.
+        n_tasks: tasks drawn from each split; three of them are stepped, two episodes each.
+        seed: of the tasks, the episodes and the actions.
+        raise_problems: raise instead of returning what was found.
+
+    Returns:
+        The findings; a stage whose findings would make a later one meaningless ends the search.
+
+    Raises:
+        FamilyError: there is a finding and `raise_problems` is set.
+        ValueError: `n_tasks` is below 2.
+    """
+    if n_tasks < 2:
+        raise ValueError(f"n_tasks must be at least 2, got {n_tasks}")
+    findings = list(_check_members(family))
+    if not findings:
+        drawn: dict[str, Tasks] = {}
+        found = {finding.problem: finding for finding in _check_sampling(family, n_tasks, seed, drawn)}
+        findings = list(found.values())  # what is wrong with both splits, once
+        if "train" in drawn:
+            findings += check_environments(family, _distinct(drawn["train"], TASKS), seed)
+    if findings and raise_problems:
+        raise FamilyError(str(getattr(family, "id", family)), findings)
+    return findings
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The family and its tasks
+
+
+def _check_members(family: Any) -> Iterator[Finding]:
+    if isinstance(family, type):
+        yield Finding("is a class", family.__name__, f"check an instance: check_family({family.__name__}())")
+        return
+    name = type(family).__name__
+    spaces = gym.spaces.Box, gym.spaces.Discrete
+    wanted: dict[str, tuple[Any, str]] = {
+        "id": (str, "a name with a version, like 'PointNavigation-v0'"),
+        "horizon": ((int, np.integer), "the number of steps after which every episode is cut off"),
+        "observation_space": (spaces, "a Box or a Discrete, which is what policies take"),
+        "action_space": (spaces, "a Box or a Discrete, which is what policies take"),
+        "task_space": (gym.spaces.Dict, "a gymnasium.spaces.Dict with one entry for each task parameter"),
+    }
+    for member, (kind, meaning) in wanted.items():
+        value = getattr(family, member, None)
+        if value is None:
+            yield Finding(f"has no {member!r}", name, f"give it {meaning}")
+        elif not isinstance(value, kind):
+            yield Finding(f"{member!r} is {value!r}", name, f"make it {meaning}")
+    horizon = getattr(family, "horizon", 1)
+    if isinstance(horizon, (int, np.integer)) and horizon < 1:
+        yield Finding(f"'horizon' is {horizon}", name, "make it at least 1")
+    for member, call in (("sample", "sample(n, rng, split='train')"), ("make", "make(task)")):
+        if not callable(getattr(family, member, None)):
+            yield Finding(f"has no method {member!r}", name, f"write {call}, see metarl.TaskFamily")
+
+
+def _check_sampling(family: TaskFamily, n: int, seed: int, drawn: dict[str, Tasks]) -> Iterator[Finding]:
+    """Also puts the tasks of each split without problems into `drawn`."""
+    for split in SPLITS:
+        where = f"sample({n}, rng, {split!r})"
+        try:
+            tasks, again = (family.sample(n, np.random.default_rng(seed), split) for _ in range(2))
+        except Exception as error:
+            yield Finding(raised(error), where, "sample must serve both splits and any number of tasks")
+            continue
+        problem = _task_problem(family, tasks, n)
+        if problem:
+            yield Finding(problem, where, "return {name: array [n, *shape]} with tasks that lie in task_space")
+            continue
+        drawn[split] = tasks
+        if _keys(tasks) != _keys(again):
+            remedy = "draw from `rng` only, or from metarl.split_rng(rng, split)"
+            yield Finding("the same generator state gives different tasks each time", where, remedy)
+    if len(drawn) < len(SPLITS) or getattr(family, "shared_splits", False):
+        return
+    train, test = _keys(drawn["train"]), _keys(drawn["test"])
+    if train == test:
+        remedy = "start sample with rng = metarl.split_rng(rng, split), so that the splits never share a draw"
+        yield Finding("train and test tasks are the same for the same generator state", "sample", remedy)
+    elif set(train) & set(test):
+        example = task_at(drawn["test"], next(i for i, key in enumerate(test) if key in set(train)))
+        remedy = "keep the two sets apart; where the tasks are a few that both need, set shared_splits = True"
+        yield Finding(f"the splits have tasks in common, as {example}", "sample", remedy)
+
+
+def _task_problem(family: TaskFamily, tasks: Any, n: int) -> str | None:
+    names = list(family.task_space.spaces)
+    if not isinstance(tasks, dict) or sorted(tasks) != sorted(names):
+        return f"returns {sorted(tasks) if isinstance(tasks, dict) else type(tasks)}, task_space has {sorted(names)}"
+    for name, value in tasks.items():
+        shape = (n, *(family.task_space[name].shape or ()))
+        if np.shape(value) != shape:
+            return f"{name!r} has shape {np.shape(value)}, not {shape}"
+        if not np.isfinite(np.asarray(value, np.float64)).all():
+            return f"{name!r} has entries that are not finite"
+    for k in range(n):
+        try:
+            validate_task(family, task_at(tasks, k))
+        except ValueError as error:
+            return f"task {k} is not in task_space: {error}"
+    return None
+
+
+def _keys(tasks: Tasks) -> list[bytes]:
+    """One key for each task, equal for equal tasks."""
+    values = [np.asarray(tasks[name]) for name in sorted(tasks)]
+    return [b"|".join(value[k].tobytes() for value in values) for k in range(len(values[0]))]
+
+
+def _distinct(tasks: Tasks, count: int) -> list[Task]:
+    """Up to `count` tasks, no two of them equal."""
+    first = {key: k for k, key in reversed(list(enumerate(_keys(tasks))))}
+    return [task_at(tasks, k) for k in sorted(first.values())[:count]]

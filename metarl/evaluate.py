@@ -1,0 +1,115 @@
+"""How well adaptation works: the adaptation curve on test tasks, with its uncertainty over tasks."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.stats
+from rich.table import Table
+
+from metarl.checkpoint import atomic_write, write_json
+from metarl.tasks import Tasks
+
+FINAL, PERIODIC = 1, 2
+"""Purposes of an evaluation; each draws its own test tasks, so that the best state is not chosen on the final ones."""
+
+
+def evaluation_seed(seed: int, purpose: int) -> int:
+    """The seed of an evaluation's tasks and episodes: the same for every state of a run, shared with no training."""
+    return int(np.random.SeedSequence([seed, purpose, 0xE7A1]).generate_state(1, np.uint64)[0] >> 2)
+
+
+@dataclass(frozen=True)
+class Row:
+    """The return after `step` inner steps, over tasks."""
+
+    step: int
+    mean: float
+    mean_low: float
+    mean_high: float
+    iqm: float
+    iqm_low: float
+    iqm_high: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Returns of adapting to K test tasks by S inner steps."""
+
+    returns: np.ndarray
+    """[K, S + 1]: mean undiscounted return over each task's episodes after 0, 1, ..., S inner steps."""
+    step_sizes: tuple[float, ...]
+    """The S inner step sizes."""
+    episodes: int
+    """Episodes per task before and after every step."""
+    tasks: Tasks
+    seed: int
+    details: Any = None
+    """What the algorithm's `evaluate` returned (all rollouts and parameters), if it was asked for."""
+
+    @property
+    def mean(self) -> np.ndarray:
+        """Mean return over tasks after each number of steps, [S + 1]."""
+        return self.returns.mean(0)
+
+    def rows(self) -> list[Row]:
+        """Mean and interquartile mean over tasks, each with a 95% bootstrap interval (percentiles, 10,000 draws)."""
+        return [_row(step, self.returns[:, step]) for step in range(self.returns.shape[1])]
+
+    def table(self, title: str = "") -> Table:
+        """`rows` for a terminal."""
+        table = Table(title=title or f"{len(self.returns)} test tasks, {self.episodes} episodes each")
+        for name in ("steps", "size", "mean [95% interval]", "interquartile mean [95%]"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for row in self.rows():
+            size = f"{self.step_sizes[row.step - 1]:g}" if row.step else ""
+            table.add_row(str(row.step), size, f"{row.mean:.2f} \\[{row.mean_low:.2f}, {row.mean_high:.2f}]",
+                          f"{row.iqm:.2f} \\[{row.iqm_low:.2f}, {row.iqm_high:.2f}]")  # fmt: skip
+        return table
+
+    def save(self, directory: Path) -> list[Path]:
+        """Write `adaptation.csv` (one row per number of steps) and `adaptation.json` (also every task's returns)."""
+        rows = [asdict(row) for row in self.rows()]
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        csv_path, json_path = Path(directory) / "adaptation.csv", Path(directory) / "adaptation.json"
+        atomic_write(csv_path, text.getvalue().encode())
+        write_json(json_path, {
+            "rows": rows, "step_sizes": list(self.step_sizes), "episodes": self.episodes, "seed": self.seed,
+            "tasks": {name: value.tolist() for name, value in self.tasks.items()},
+            "returns": self.returns.tolist(),
+        })  # fmt: skip
+        return [csv_path, json_path]
+
+
+def interquartile_mean(x: np.ndarray, axis: int = -1) -> np.ndarray:
+    """The mean of the middle half (Agarwal et al. 2021, https://arxiv.org/abs/2108.13264)."""
+    return scipy.stats.trim_mean(x, 0.25, axis=axis)
+
+
+def _row(step: int, x: np.ndarray) -> Row:
+    def interval(statistic: Any) -> tuple[float, float]:
+        if len(x) < 2:
+            return float("nan"), float("nan")
+        if np.ptp(x) == 0:
+            return float(x[0]), float(x[0])
+        found = scipy.stats.bootstrap((x,), statistic, n_resamples=10_000, method="percentile", batch=1000,
+                                      rng=np.random.default_rng(0)).confidence_interval  # fmt: skip
+        return float(found.low), float(found.high)
+
+    return Row(step, float(x.mean()), *interval(np.mean), float(interquartile_mean(x)), *interval(interquartile_mean))
+
+
+def check_protocol(n_tasks: int, episodes: int, step_sizes: Sequence[float]) -> None:
+    """Raise ValueError for an evaluation that makes no sense."""
+    for name, value in (("n_tasks", n_tasks), ("episodes", episodes)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if any(not size > 0 for size in step_sizes):
+        raise ValueError(f"step sizes must be positive, got {list(step_sizes)}")

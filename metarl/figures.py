@@ -1,0 +1,112 @@
+"""Pictures of runs: training curves, adaptation curves, paths before and after adaptation. Needs matplotlib."""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from metarl.checkpoint import atomic_write
+from metarl.evaluate import Evaluation
+from metarl.tasks import TaskFamily, task_at
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+class MissingExtraError(ImportError):
+    """An optional package is needed and missing."""
+
+
+def new_figure(columns: int, width: float = 4.2, height: float = 3.6) -> tuple["Figure", list["Axes"]]:
+    """A figure with so many axes side by side, without touching matplotlib's global state."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingExtraError("figures need matplotlib: pip install 'metarl-torch[plot]'") from None
+    figure = Figure(figsize=(width * columns, height), dpi=150, layout="constrained")
+    axes = figure.subplots(1, columns, squeeze=False)[0]
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+    return figure, list(axes)
+
+
+def save_figure(figure: "Figure", path: Path) -> Path:
+    """Write a PNG, atomically."""
+    data = io.BytesIO()
+    figure.savefig(data, format="png")
+    atomic_write(Path(path), data.getvalue())
+    return Path(path)
+
+
+def training_curve(axes: "Axes", metrics: Sequence[Mapping[str, Any]]) -> None:
+    """Return before and after adaptation against meta-iterations, from the rows of a run's metrics."""
+    if not metrics:
+        axes.text(0.5, 0.5, "no metrics", ha="center", transform=axes.transAxes)
+        return
+    steps = sorted((k for k in metrics[0] if k.startswith("return/step_")), key=lambda k: int(k.rpartition("_")[2]))
+    iterations = [row["iteration"] for row in metrics]
+    for k, name in enumerate(steps):
+        label = "before adaptation" if k == 0 else f"after {k} inner step{'s' if k > 1 else ''}"
+        axes.plot(iterations, [row[name] for row in metrics], color=_colour(k), label=label, linewidth=1.2)
+    axes.set(xlabel="meta-iteration", ylabel="mean return", title="meta-training (train tasks)")
+    axes.legend(frameon=False, fontsize=8)
+
+
+def adaptation_curve(axes: "Axes", evaluations: Mapping[str, Evaluation]) -> None:
+    """Return against inner steps; the band is the 95% bootstrap interval of the mean over test tasks."""
+    for i, (label, evaluation) in enumerate(evaluations.items()):
+        rows = evaluation.rows()
+        k = [row.step for row in rows]
+        axes.plot(k, [row.mean for row in rows], "o-", color=f"C{i}", label=label, markersize=4)
+        axes.fill_between(k, [row.mean_low for row in rows], [row.mean_high for row in rows],
+                          color=f"C{i}", alpha=0.2, linewidth=0)  # fmt: skip
+    axes.set_xticks(k)
+    n = len(next(iter(evaluations.values())).returns)
+    axes.set(xlabel="inner steps", ylabel="mean return", title=f"adaptation ({n} test tasks)")
+    if len(evaluations) > 1:
+        axes.legend(frameon=False, fontsize=8)
+
+
+def paths(axes: Sequence["Axes"], family: TaskFamily, evaluation: Evaluation, index: int, episodes: int = 8) -> None:
+    """What the policy does in test task `index`: one axes for before adaptation, one for after the last step.
+
+    Needs a family with `draw` and an evaluation made with `details=True`.
+    """
+    rollouts = evaluation.details.rollouts
+    for ax, step in zip(axes, (0, len(rollouts) - 1), strict=True):
+        rollout = rollouts[step]
+        observations = [
+            rollout.obs[index, : int(rollout.mask[index, :, e].sum()), e].cpu().numpy()
+            for e in range(min(episodes, rollout.obs.shape[2]))
+        ]
+        family.draw(ax, task_at(evaluation.tasks, index), observations)  # type: ignore[attr-defined]
+        when = "before adaptation" if step == 0 else f"after {step} inner step{'s' if step > 1 else ''}"
+        ax.set_title(f"{when}: {evaluation.returns[index, step]:.1f}")
+
+
+def typical_task(evaluation: Evaluation) -> int:
+    """The test task whose return after the last step is the median: a picture that is not picked by hand."""
+    last = evaluation.returns[:, -1]
+    return int(np.argsort(last)[len(last) // 2])
+
+
+def evaluation_figure(
+    family: TaskFamily, evaluation: Evaluation, metrics: Sequence[Mapping[str, Any]] = ()
+) -> "Figure":
+    """Training curve (where there are metrics), adaptation curve, and paths (where the family can draw them)."""
+    drawable = hasattr(family, "draw") and evaluation.details is not None
+    figure, axes = new_figure(1 + bool(metrics) + 2 * drawable)
+    rest = list(axes)
+    if metrics:
+        training_curve(rest.pop(0), metrics)
+    adaptation_curve(rest.pop(0), {family.id: evaluation})
+    if drawable:
+        paths(rest, family, evaluation, typical_task(evaluation))
+    return figure
+
+
+def _colour(step: int) -> str:
+    return ("0.6", *(f"C{i}" for i in range(9)))[min(step, 9)]

@@ -1,0 +1,420 @@
+"""MetaLearner: the face of the package, in the manner of stable-baselines3."""
+
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import nn
+
+from metarl import algorithms, checkpoint, distributions
+from metarl.adapt import Params, expand
+from metarl.checkpoint import CheckpointError
+from metarl.evaluate import FINAL, PERIODIC, Evaluation, check_protocol, evaluation_seed
+from metarl.parallel import keep_freed_memory
+from metarl.policies import MLPPolicy, ModulePolicy, Policy
+from metarl.rollout import EnvSampler, Sampler
+from metarl.spaces import Spaces, check_same_spaces, spaces_from_json, spaces_of, spaces_to_json
+from metarl.tasks import TaskFamily, Tasks, did_you_mean, make, num_tasks, stack_tasks, validate_task
+from metarl.train import CONFIG, LATEST, RunDirectory, Stats, train, versions
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """`"auto"` is the GPU where there is one. Raises ValueError for a device that is not there."""
+    if str(device) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device must be auto, cpu or cuda, got {device!r}") from None
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {device!r} was asked for, but this machine has no CUDA device; use auto or cpu")
+    return found
+
+
+def make_config(algorithm: str, values: Mapping[str, Any]) -> Any:
+    """The algorithm's `Config` from a mapping. Raises ValueError for an unknown key, naming the nearest known one."""
+    kind = algorithms.get(algorithm).Config
+    known = [field.name for field in dataclasses.fields(kind)]
+    for name in values:
+        if name not in known:
+            raise ValueError(f"{algorithm} has no setting {name!r}{did_you_mean(name, known)}")
+    return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+
+
+class MetaLearner:
+    """Meta-train, evaluate, adapt, save.
+
+    Args:
+        algorithm: its name, as `metarl list` shows it.
+        family: a family's id, or any object that is one (see `metarl.TaskFamily`).
+        seed: with the config, determines every number of the run.
+        device: `"auto"`, `"cpu"` or `"cuda"`.
+        policy: an `nn.Module` from [N, O] to [N, A] to adapt instead of the MLP that the config describes.
+        config: settings of the algorithm, fields of its `Config`.
+
+    Raises:
+        ValueError: an unknown algorithm, family or setting, or spaces that are not supported.
+    """
+
+    def __init__(
+        self,
+        algorithm: str,
+        family: str | TaskFamily,
+        *,
+        seed: int = 0,
+        device: str | torch.device = "auto",
+        policy: nn.Module | None = None,
+        **config: Any,
+    ):
+        self.algorithm = algorithm
+        self._module = algorithms.get(algorithm)
+        self.config = make_config(algorithm, config)
+        self.family = make(family) if isinstance(family, str) else family
+        if seed < 0:
+            raise ValueError(f"seed must not be negative, got {seed}")
+        self.seed = seed
+        self.device = resolve_device(device)
+        spaces = spaces_of(self.family)
+        self.policy: Policy = self.config.policy(spaces) if policy is None else self._adapt_module(policy, spaces)
+        self.state = self._module.init(self.config, self.policy, seed, self.device)
+        self.sampler = Sampler(self.family, self.device)
+        self._best_score: float | None = None
+
+    def _adapt_module(self, module: nn.Module, spaces: Spaces) -> ModulePolicy:
+        return ModulePolicy(spaces, module.to("cpu"), self.config.init_std, self.config.min_std)
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Training
+
+    def learn(
+        self,
+        iterations: int,
+        *,
+        run_dir: Path | str | None = None,
+        callback: Callable[[Stats], bool | None] | None = None,
+        progress_bar: bool = False,
+        eval_every: int = 10,
+        eval_tasks: int = 20,
+        eval_steps: int | None = None,
+        checkpoint_every: int = 10,
+    ) -> "MetaLearner":
+        """Run `iterations` further meta-iterations.
+
+        Args:
+            run_dir: where metrics and checkpoints go (nothing is written without it). A directory that holds
+                another run is refused; one that holds this learner's own is continued.
+            callback: called with every iteration's statistics; returning False stops the training.
+            progress_bar: show iteration, returns, speed and time left.
+            eval_every: evaluate on test tasks after so many iterations, and after the last; 0 never does.
+            eval_tasks: test tasks of such an evaluation.
+            eval_steps: inner steps of such an evaluation; by default as many as in training (at least 1).
+            checkpoint_every: write the latest state after so many iterations, and when training ends or breaks off.
+        """
+        if iterations < 0:
+            raise ValueError(f"iterations must not be negative, got {iterations}")
+        if checkpoint_every < 1 or eval_every < 0:
+            raise ValueError(f"need checkpoint_every >= 1 and eval_every >= 0, got {checkpoint_every} and {eval_every}")
+        keep_freed_memory()
+        steps = max(1, self.config.inner_steps) if eval_steps is None else eval_steps
+        sizes = self._step_sizes(steps, None)
+        check_protocol(eval_tasks, self.config.episodes, sizes)
+        schedule = {"eval_every": eval_every, "eval_tasks": eval_tasks, "eval_steps": eval_steps,
+                    "checkpoint_every": checkpoint_every}  # fmt: skip
+        run = None if run_dir is None else self._open_run(RunDirectory(run_dir), iterations, schedule)
+        logger = None if run is None else run.open_logger(self.state.iteration)
+
+        def evaluate() -> Stats:
+            seed = evaluation_seed(self.seed, PERIODIC)
+            curve = self._evaluate(self.sampler, self._test_tasks(eval_tasks, seed), self.config.episodes, sizes, seed)
+            mean = curve.returns.mean((0, 2)).tolist()
+            return {f"eval/step_{k}": x for k, x in enumerate(mean)} | {"eval/score": mean[-1]}
+
+        def save(name: str, best: float | None) -> None:
+            assert run is not None
+            self._best_score = best
+            self.save(run.path / name)
+
+        try:
+            self._best_score = train(
+                self._step, iterations, self.state.iteration,
+                evaluate=evaluate if eval_every else None, eval_every=max(1, eval_every),
+                save=None if run is None else save, checkpoint_every=checkpoint_every, logger=logger,
+                best=self._best_score, callback=callback, progress_bar=progress_bar,
+            )  # fmt: skip
+        finally:
+            if logger is not None:
+                logger.close()
+        return self
+
+    def _step(self) -> Stats:
+        state, stats = self._module.iteration(self.config, self.sampler, self.policy, self.state, self.seed)
+        taken = state.env_steps - self.state.env_steps
+        self.state = state
+        stats["env_steps"] = state.env_steps
+        stats["time/steps_per_second"] = taken / max(stats["time/rollout"] + stats["time/update"], 1e-9)
+        return stats
+
+    def _open_run(self, run: RunDirectory, iterations: int, schedule: dict[str, Any]) -> RunDirectory:
+        settings = {"iterations": self.state.iteration + iterations, "schedule": schedule, **self.describe(),
+                    "device": str(self.device), "threads": torch.get_num_threads(), "versions": versions()}  # fmt: skip
+        path = run.path / CONFIG
+        if self.state.iteration > 0 and path.exists() and checkpoint.read_json(path).get("seed") == self.seed:
+            found = checkpoint.read_json(path)
+            if all(found.get(key) == settings[key] for key in ("algorithm", "family", "config")):
+                checkpoint.write_json(path, {**found, "iterations": settings["iterations"]})
+                return run
+        run.create(settings)
+        return run
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Evaluation and adaptation
+
+    def evaluate(
+        self,
+        n_tasks: int = 100,
+        *,
+        episodes: int | None = None,
+        steps: int = 3,
+        step_sizes: Sequence[float] | None = None,
+        tasks: Tasks | None = None,
+        seed: int | None = None,
+        details: bool = False,
+    ) -> Evaluation:
+        """The adaptation curve on test tasks: mean return after 0, 1, ..., `steps` inner steps.
+
+        Args:
+            n_tasks: how many tasks to draw from the test split.
+            episodes: episodes per task before and after every step; by default as in training.
+            steps: inner steps.
+            step_sizes: one size for every step (then `steps` is not needed); by default the training's for all.
+            tasks: evaluate on these instead of drawing any.
+            seed: of tasks and episodes; by default one that follows from the run's seed.
+            details: keep all rollouts and parameters in the result.
+        """
+        sizes = self._step_sizes(steps, step_sizes)
+        episodes = self.config.episodes if episodes is None else episodes
+        check_protocol(n_tasks if tasks is None else num_tasks(tasks), episodes, sizes)
+        keep_freed_memory()
+        seed = evaluation_seed(self.seed, FINAL) if seed is None else seed
+        tasks = self._test_tasks(n_tasks, seed) if tasks is None else tasks
+        found = self._evaluate(self.sampler, tasks, episodes, sizes, seed)
+        returns = found.returns.mean(2).cpu().double().numpy()
+        return Evaluation(returns, sizes, episodes, tasks, seed, found if details else None)
+
+    def adapt(
+        self,
+        task: Mapping[str, Any] | gym.Env,
+        *,
+        steps: int | None = None,
+        episodes: int | None = None,
+        step_sizes: Sequence[float] | None = None,
+        horizon: int | None = None,
+        seed: int | None = None,
+    ) -> "AdaptedPolicy":
+        """Adapt to one environment; the meta-parameters stay as they are.
+
+        Args:
+            task: a task of the family, or a plain Gymnasium environment with the same spaces (it need not belong
+                to any family).
+            steps: inner steps, by default as many as in training (at least 1).
+            episodes: episodes for every step, by default as in training.
+            step_sizes: one size for every step; by default the training's for all.
+            horizon: steps per episode in a plain environment; by default its own limit, or the family's.
+            seed: of the episodes.
+
+        Raises:
+            ValueError: a task that is none of the family's, or an environment with other spaces.
+        """
+        steps = max(1, self.config.inner_steps) if steps is None else steps
+        sizes = self._step_sizes(steps, step_sizes)
+        episodes = self.config.episodes if episodes is None else episodes
+        check_protocol(1, episodes, sizes)
+        seed = evaluation_seed(self.seed, FINAL) if seed is None else seed
+        sampler: Sampler | EnvSampler = self.sampler
+        tasks: Tasks = {"env": np.zeros(1)}
+        if isinstance(task, gym.Env):
+            check_same_spaces(self.family.id, self.policy.spaces, task)
+            sampler = EnvSampler(task, horizon or _time_limit(task) or self.family.horizon, self.device)
+        else:
+            tasks = stack_tasks([validate_task(self.family, task)])
+        found = self._evaluate(sampler, tasks, episodes, sizes, seed)
+        params = {name: value[0].cpu() for name, value in found.params[-1].items()}
+        return AdaptedPolicy(self.policy, params, found.returns[0].mean(-1).cpu().numpy())
+
+    def _evaluate(
+        self, sampler: Sampler | EnvSampler, tasks: Tasks, episodes: int, sizes: Sequence[float], seed: int
+    ) -> Any:
+        return self._module.evaluate(self.config, sampler, self.policy, self.state, tasks, seed, episodes, sizes)
+
+    def _test_tasks(self, n: int, seed: int) -> Tasks:
+        return self.sampler.tasks(n, seed, 0, split="test")
+
+    def _step_sizes(self, steps: int, sizes: Sequence[float] | None) -> tuple[float, ...]:
+        if steps < 0:
+            raise ValueError(f"steps must not be negative, got {steps}")
+        return (self.config.inner_lr,) * steps if sizes is None else tuple(float(size) for size in sizes)
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Saving and loading
+
+    def describe(self) -> dict[str, Any]:
+        """Algorithm, family, settings and seed as JSON-able data: what it takes to make this learner again."""
+        return {
+            "algorithm": self.algorithm,
+            "family": _signature(self.family),
+            "config": {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self.config).items()},
+            "seed": self.seed,
+            "policy": type(self.policy).__name__,
+        }
+
+    def save(self, path: Path | str) -> None:
+        """Write a checkpoint: one file, replaced atomically."""
+        tensors, rest = checkpoint.pack_state(self.state)
+        meta = {"kind": "learner", **self.describe(), "state": rest, "best_score": self._best_score}
+        checkpoint.save(Path(path), tensors, meta)
+
+    @classmethod
+    def load(
+        cls,
+        path: Path | str,
+        family: str | TaskFamily | None = None,
+        *,
+        device: str | torch.device = "auto",
+        policy: nn.Module | None = None,
+    ) -> "MetaLearner":
+        """The learner as it was saved; training goes on bit for bit.
+
+        Args:
+            path: a checkpoint, or a run's directory (its latest state).
+            family: needed for one that `metarl.make` cannot make.
+            policy: needed if the learner had a module of its own.
+
+        Raises:
+            CheckpointError: a damaged file, or a checkpoint of another family or policy.
+        """
+        path = Path(path)
+        path = path / LATEST if path.is_dir() else path
+        tensors, meta = checkpoint.load(path)
+        if meta.get("kind") != "learner":
+            raise CheckpointError(f"{path} holds a {meta.get('kind')}, not a learner")
+        if (policy is None) != (meta["policy"] == MLPPolicy.__name__):
+            remedy = "pass that module as policy=" if policy is None else "leave policy= out"
+            raise CheckpointError(f"{path} was saved by a learner with a policy of type {meta['policy']}: {remedy}")
+        own = _load_family(path, meta["family"], family)
+        learner = cls(meta["algorithm"], own, seed=meta["seed"], device=device, policy=policy, **meta["config"])
+        like = learner.state
+        learner.state = checkpoint.unpack_state(type(like), tensors, meta["state"], like, learner.device)
+        learner._best_score = meta["best_score"]
+        return learner
+
+
+def _time_limit(env: gym.Env) -> int | None:
+    return None if env.spec is None else env.spec.max_episode_steps
+
+
+def _signature(family: TaskFamily) -> dict[str, Any]:
+    spec = getattr(family, "spec", None)
+    spaces = {name: str(getattr(family, name)) for name in ("observation_space", "action_space", "task_space")}
+    return {"id": family.id, "kwargs": None if spec is None else spec.kwargs, "horizon": family.horizon, **spaces}
+
+
+def _load_family(path: Path, saved: dict[str, Any], given: str | TaskFamily | None) -> TaskFamily:
+    if given is None:
+        try:
+            family = make(saved["id"], **(saved["kwargs"] or {}))
+        except ValueError as error:
+            raise CheckpointError(f"{path} needs the family {saved['id']!r}; pass it as family=. ({error})") from None
+    else:
+        family = make(given) if isinstance(given, str) else given
+    found = _signature(family)
+    differing = [key for key in saved if key != "kwargs" and saved[key] != found[key]]
+    if differing:
+        was, now = ({key: of[key] for key in differing} for of in (saved, found))
+        raise CheckpointError(f"{path} is a checkpoint of another family: it was saved with {was}, this one has {now}")
+    return family
+
+
+class AdaptedPolicy:
+    """A policy for one environment, with stable-baselines3's `predict`."""
+
+    def __init__(self, policy: Policy, params: Params, returns: np.ndarray | None = None, seed: int = 0):
+        self.policy, self.params = policy, params
+        self.returns = returns
+        """Mean return before and after each inner step of the adaptation."""
+        self._decode = policy.spaces.decoder()
+        self._stacked = expand(params, 1)
+        self._generator = torch.Generator().manual_seed(seed)
+
+    @torch.no_grad()
+    def predict(
+        self,
+        observation: Any,
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, Any]:
+        """Actions for one observation or a batch of them; `state` and `episode_start` are there for recurrent policies.
+
+        Raises:
+            ValueError: an observation of another shape than the policy's.
+        """
+        space = self.policy.spaces.observation
+        obs = np.asarray(observation)
+        single = obs.shape == (space.shape or ())
+        if not single and obs.shape[1:] != (space.shape or ()):
+            raise ValueError(f"the policy takes observations of shape {space.shape} or a batch of them, got {obs.shape}")
+        x = self.policy.spaces.encode(obs[None] if single else obs)[None]
+        dist = self.policy.distribution(self._stacked, x)
+        if deterministic:
+            action = distributions.mode(dist)[0]
+        elif isinstance(dist, distributions.Gaussian):
+            action = distributions.sample(dist, torch.randn(dist.mean.shape, generator=self._generator))[0]
+        else:
+            action = distributions.sample(dist, torch.rand(*x.shape[:-1], 1, generator=self._generator))[0]
+        out = self._decode(action).numpy()
+        return (out[0] if single else out), state
+
+    def save(self, path: Path | str) -> Path:
+        """Write the policy to one file (`.safetensors` is added if missing). -> its path."""
+        path = Path(path)
+        path = path if path.suffix == ".safetensors" else path.with_name(path.name + ".safetensors")
+        kind: dict[str, Any] = {"type": type(self.policy).__name__}
+        if isinstance(self.policy, MLPPolicy | ModulePolicy):
+            kind |= {"init_std": self.policy.init_std, "min_std": self.policy.min_std}
+        if isinstance(self.policy, MLPPolicy):
+            kind |= {"hidden": list(self.policy.hidden), "activation": self.policy.activation}
+        returns = None if self.returns is None else [float(x) for x in self.returns]
+        meta = {"kind": "policy", "policy": kind, "spaces": spaces_to_json(self.policy.spaces), "returns": returns}
+        checkpoint.save(path, self.params, meta)
+        return path
+
+    @classmethod
+    def load(cls, path: Path | str, module: nn.Module | None = None) -> "AdaptedPolicy":
+        """The policy that `save` wrote; `module` is needed if it was one of the user's own.
+
+        Raises:
+            CheckpointError: a damaged file, or no policy.
+        """
+        path = Path(path)
+        tensors, meta = checkpoint.load(path)
+        if meta.get("kind") != "policy":
+            raise CheckpointError(f"{path} holds a {meta.get('kind')}, not a policy: use MetaLearner.load")
+        spaces, saved = spaces_from_json(meta["spaces"]), meta["policy"]
+        policy: Policy
+        if saved["type"] == MLPPolicy.__name__:
+            hidden = tuple(saved["hidden"])
+            policy = MLPPolicy(spaces, hidden, saved["activation"], saved["init_std"], saved["min_std"])
+        elif module is None:
+            raise CheckpointError(f"{path} holds the parameters of a module of your own: pass it as module=")
+        else:
+            policy = ModulePolicy(spaces, copy.deepcopy(module), saved["init_std"], saved["min_std"])
+        expected = policy.init(torch.Generator())
+        if {n: x.shape for n, x in expected.items()} != {n: x.shape for n, x in tensors.items()}:
+            raise CheckpointError(f"{path} holds the parameters {sorted(tensors)}, the policy has {sorted(expected)}")
+        returns = None if meta["returns"] is None else np.array(meta["returns"])
+        return cls(policy, {name: tensors[name] for name in expected}, returns)
