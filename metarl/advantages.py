@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from metarl.losses import masked_mean
+from metarl.parallel import task_chunks, thread_map
 from metarl.rollout import Rollout
 
 
@@ -45,13 +46,19 @@ def linear_baseline(rollout: Rollout, targets: Tensor, ridge: float = 1e-5) -> T
     return (features @ coefficients).reshape(K, T, E).to(targets.dtype)
 
 
-@torch.no_grad()
 def advantages(rollout: Rollout, gamma: float, lam: float) -> Tensor:
     """GAE over the linear baseline, normalised to mean 0 and standard deviation 1 over each task's valid steps.
 
     -> [K, T, E], zero where the mask is. An episode cut off by the horizon counts as over: the tasks are
     finite-horizon problems and the baseline sees the time.
     """
+    K, T, E = rollout.mask.shape
+    chunks = task_chunks(K, T * E, rollout.mask.device)
+    return torch.cat(thread_map(lambda chunk: _advantages(rollout[chunk], gamma, lam), chunks))
+
+
+@torch.no_grad()
+def _advantages(rollout: Rollout, gamma: float, lam: float) -> Tensor:
     mask = rollout.mask
     values = linear_baseline(rollout, discounted_returns(rollout.rew, gamma)) * mask
     raw = gae(rollout.rew, torch.cat([values, torch.zeros_like(values[:, :1])], 1), gamma, lam)

@@ -6,10 +6,11 @@ memory traffic nor synchronisation, and backward passes run outside Python's loc
 number of threads, so the results do not either.
 """
 
+import contextlib
 import ctypes
 import functools
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -31,7 +32,30 @@ def task_chunks(n_tasks: int, rows_per_task: int, device: torch.device) -> list[
 @functools.cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     # Each thread sets its own number of OpenMP and MKL threads; the caller's stays.
-    return ThreadPoolExecutor(threads, "metarl", initializer=torch.set_num_threads, initargs=(1,))
+    return ThreadPoolExecutor(threads, "metarl", initializer=_one_thread)
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+    torch.get_num_threads()  # a thread's first question or operation would else take over what was set last anywhere
+
+
+@contextlib.contextmanager
+def threads_for(rows: int, device: torch.device) -> Iterator[None]:
+    """Within it, operations on `rows` states use one thread unless there are enough rows to share out.
+
+    Waking threads for operations of a tenth of a millisecond gains nothing, and costs up to a hundred times the
+    operation where another process wants the same cores.
+    """
+    before = torch.get_num_threads()
+    if device.type != "cpu" or rows > 4 * CHUNK_ROWS or before == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def thread_map(function: Callable[[A], B], items: Sequence[A]) -> list[B]:

@@ -6,7 +6,6 @@ Every policy has `init(generator) -> Params` and `distribution(params [K, ...], 
 import copy
 import math
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -16,9 +15,8 @@ from torch.func import functional_call, vmap
 
 from metarl.adapt import Params
 from metarl.distributions import Distribution
+from metarl.mlp import ACTIVATIONS, forward
 from metarl.spaces import Spaces, distribution_of
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": torch.relu, "elu": nn.functional.elu}
 
 
 class Policy(Protocol):
@@ -44,9 +42,13 @@ def _log_std_init(spaces: Spaces, init_std: float) -> Tensor:
     return torch.full((spaces.act_dim,), math.log(init_std))
 
 
-def _floored(params: Params, discrete: bool, min_std: float) -> Tensor | None:
-    # As in the code of MAML and ProMP. Below the floor the gradient is zero, so the floor is kept well out of the way.
-    return None if discrete else params["log_std"].clamp_min(math.log(min_std))
+def floored_log_std(params: Params, min_std: float) -> Tensor | None:
+    """The log standard deviation [K, A] of a Gaussian head, None of a categorical one.
+
+    A plain clamp, as in the code of MAML and ProMP: below the floor the gradient is zero, so the floor is kept well
+    out of the way.
+    """
+    return params["log_std"].clamp_min(math.log(min_std)) if "log_std" in params else None
 
 
 @dataclass(frozen=True)
@@ -79,12 +81,9 @@ class MLPPolicy:
 
     def distribution(self, params: Params, obs: Tensor) -> Distribution:
         assert obs.shape[-1] == self.spaces.obs_dim, (obs.shape, self.spaces.obs_dim)
-        activation, last = ACTIVATIONS[self.activation], len(self.hidden)
         x = obs.reshape(obs.shape[0], -1, obs.shape[-1])  # [K, T, E, O] is stored so that this is a view
-        for i in range(last):
-            x = activation(torch.baddbmm(params[f"b{i}"][:, None], x, params[f"w{i}"]))
-        out = torch.baddbmm(params[f"b{last}"][:, None], x, params[f"w{last}"])
-        log_std = _floored(params, self.spaces.discrete, self.min_std)
+        out = forward(params, x, self.activation).out
+        log_std = floored_log_std(params, self.min_std)
         return distribution_of(out.reshape(*obs.shape[:-1], out.shape[-1]), log_std)
 
 
@@ -135,7 +134,7 @@ class ModulePolicy:
         module_params = {name: value for name, value in params.items() if name.startswith("module.")}
         x = obs.reshape(obs.shape[0], -1, obs.shape[-1])
         out = self._forward_vmap(module_params, x) if self.batched else self._forward_loop(module_params, x)
-        log_std = _floored(params, self.spaces.discrete, self.min_std)
+        log_std = floored_log_std(params, self.min_std)
         return distribution_of(out.reshape(*obs.shape[:-1], out.shape[-1]), log_std)
 
     def _call(self, params: Params, x: Tensor) -> Tensor:

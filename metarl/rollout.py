@@ -13,6 +13,7 @@ from torch import Tensor
 from metarl import distributions, random
 from metarl.adapt import Params
 from metarl.distributions import Categorical, Distribution, Gaussian
+from metarl.parallel import threads_for
 from metarl.policies import Policy
 from metarl.spaces import spaces_of
 from metarl.tasks import TaskFamily, Tasks, num_tasks, task_at
@@ -21,7 +22,7 @@ from metarl.vector import make_vector
 
 @dataclass(frozen=True)
 class Rollout:
-    """The episodes of K tasks. After an episode's end `mask`, `obs` and `rew` are zero."""
+    """The episodes of K tasks. After an episode's end `mask`, `obs`, `act`, `rew` and `dist`'s first entry are zero."""
 
     obs: Tensor  # [K, T, E, O], as the policy saw them
     act: Tensor  # [K, T, E, A] in policy units; categorical: [K, T, E] integers
@@ -54,7 +55,6 @@ class Rollout:
         return Rollout(**{name: function(value) for name, value in parts.items()}, dist=dist)
 
 
-@torch.no_grad()
 def collect(env: VectorEnv, tasks: Tasks, horizon: int, policy: Policy, params: Params, seeds: Tensor) -> Rollout:
     """Act with `params` [K, ...] in K*E environments for one episode each.
 
@@ -65,8 +65,15 @@ def collect(env: VectorEnv, tasks: Tasks, horizon: int, policy: Policy, params: 
     Raises:
         ValueError: an environment returned a number that is not finite (names task, episode and step).
     """
-    (K, E), T, spaces = seeds.shape, horizon, policy.spaces
     device = getattr(env, "device", torch.device("cpu"))
+    with torch.no_grad(), threads_for(seeds.numel(), device):
+        return _collect(env, device, tasks, horizon, policy, params, seeds)
+
+
+def _collect(
+    env: VectorEnv, device: torch.device, tasks: Tasks, horizon: int, policy: Policy, params: Params, seeds: Tensor
+) -> Rollout:
+    (K, E), T, spaces = seeds.shape, horizon, policy.spaces
     tensors = hasattr(env, "device")
     decode = spaces.decoder(device)
     params = {name: value.to(device).contiguous() for name, value in params.items()}
@@ -94,7 +101,8 @@ def collect(env: VectorEnv, tasks: Tasks, horizon: int, policy: Policy, params: 
         if device.type == "cpu" and not alive.any():  # on a GPU the question would cost more than the answer saves
             break
     rew = torch.where(mask, rew, 0.0)  # a product with the mask would let a NaN through
-    obs = torch.where(mask[..., None], obs, 0.0)
+    obs, heads = (torch.where(mask[..., None], x, 0.0) for x in (obs, heads))
+    act = torch.where(mask if spaces.discrete else mask[..., None], act, torch.zeros_like(act))
     _check_finite(env, tasks, rew, obs)
     log_std = dist.log_std.unsqueeze(1) if isinstance(dist, Gaussian) else None
     dist = Categorical(heads) if log_std is None else Gaussian(heads, log_std)

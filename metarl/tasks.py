@@ -102,7 +102,7 @@ def validate_task(family: TaskFamily, task: Mapping[str, Any]) -> Task:
         value = np.asarray(task[name])
         if value.shape != space.shape:
             raise ValueError(f"task parameter {name!r} of {family.id} has shape {space.shape}, got {task[name]!r}")
-        if not np.can_cast(value.dtype, space.dtype, "same_kind"):
+        if not np.can_cast(value.dtype, space.dtype or value.dtype, "same_kind"):
             raise ValueError(f"task parameter {name!r} of {family.id} is {space.dtype}, got {task[name]!r}")
         value = value.astype(space.dtype)
         if not space.contains(value if value.shape or not isinstance(space, gym.spaces.Discrete) else int(value)):

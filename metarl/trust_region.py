@@ -16,6 +16,14 @@ from metarl.parallel import thread_map
 
 
 @dataclass(frozen=True)
+class Jacobian:
+    """J, of a distribution's parameters in the flattened policy parameters, as two products."""
+
+    jvp: Callable[[Tensor], Sequence[Tensor]]  # v -> J v, shaped like the distribution
+    vjp: Callable[[Sequence[Tensor]], Tensor]  # w -> J^T w
+
+
+@dataclass(frozen=True)
 class Surrogate:
     """One chunk's share of the objective at some parameters, differentiable in them."""
 
@@ -23,6 +31,8 @@ class Surrogate:
     kl: Tensor  # scalar, KL(acting policy || this policy)
     dist: Distribution  # of this policy, in every state of the chunk
     weight: Tensor  # [k, T, E], each state's weight in `kl`
+    jacobian: Jacobian | None = None
+    """Where it is known by hand; `loss` is then a function of `dist`, whose tensors are leaves."""
 
 
 Objective = Callable[[Params, bool], Surrogate]
@@ -31,7 +41,7 @@ Objective = Callable[[Params, bool], Surrogate]
 
 def flatten(params: Params) -> Tensor:
     """All parameters as one vector."""
-    return torch.cat([value.reshape(-1) for value in params.values()])
+    return _flat(list(params.values()))
 
 
 def unflatten(x: Tensor, like: Params) -> Params:
@@ -60,25 +70,35 @@ def conjugate_gradient(
     return x, r
 
 
+def autograd_jacobian(outputs: Sequence[Tensor], leaves: Sequence[Tensor]) -> Jacobian:
+    """J of `outputs` in `leaves` by automatic differentiation.
+
+    J^T u is linear in u, so its graph is built once and J v is its derivative in u (the double-vjp trick): no product
+    runs the network forward again.
+    """
+    u = [torch.zeros_like(x, requires_grad=True) for x in outputs]
+    jt_u = _flat(torch.autograd.grad(outputs, leaves, u, create_graph=True))
+    return Jacobian(
+        jvp=lambda v: torch.autograd.grad(jt_u, u, v, retain_graph=True),
+        vjp=lambda w: _flat(torch.autograd.grad(outputs, leaves, list(w), retain_graph=True)),
+    )
+
+
 def fisher_vector_product(surrogate: Surrogate, leaves: Sequence[Tensor]) -> Callable[[Tensor], Tensor]:
-    """v -> F v with F the Hessian of the KL at the acting parameters, J^T M (J v).
+    """v -> F v with F the Hessian of the KL at the acting parameters: F v = J^T M (J v).
 
     J is the Jacobian of the distribution's parameters in `leaves`, the adaptation included; M the Fisher matrix in
-    the distribution's own parameters. J^T u is linear in u, so its graph is built once and J v is its derivative in
-    u (the double-vjp trick): no product runs the network forward again.
+    the distribution's own parameters. Nothing is differentiated twice.
     """
     outputs = list(surrogate.dist)
+    jacobian = surrogate.jacobian or autograd_jacobian(outputs, leaves)
     dist = type(surrogate.dist)(*(x.detach() for x in outputs))
     weight = surrogate.weight.detach()
-    u = [torch.zeros_like(x, requires_grad=True) for x in outputs]
-    jt_u = torch.cat([g.reshape(-1) for g in torch.autograd.grad(outputs, leaves, u, create_graph=True)])
+    return lambda v: jacobian.vjp(list(fisher_product(dist, type(dist)(*jacobian.jvp(v)), weight)))
 
-    def product(v: Tensor) -> Tensor:
-        j_v = torch.autograd.grad(jt_u, u, v, retain_graph=True)
-        m_j_v = fisher_product(dist, type(dist)(*j_v), weight)
-        return torch.cat([g.reshape(-1) for g in torch.autograd.grad(outputs, leaves, list(m_j_v), retain_graph=True)])
 
-    return product
+def _flat(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([x.reshape(-1) for x in tensors])
 
 
 @dataclass(frozen=True)
@@ -94,9 +114,12 @@ def _linearise(objective: Objective, params: Params) -> _Linearised:
     leaves = {name: value.detach().clone().requires_grad_() for name, value in params.items()}
     with torch.enable_grad():
         here = objective(leaves, True)
-        gradient = torch.autograd.grad(here.loss, list(leaves.values()), retain_graph=True)
+        if here.jacobian is None:
+            gradient = _flat(torch.autograd.grad(here.loss, list(leaves.values()), retain_graph=True))
+        else:
+            gradient = here.jacobian.vjp(torch.autograd.grad(here.loss, list(here.dist)))
         product = fisher_vector_product(here, list(leaves.values()))
-    return _Linearised(here.loss.detach(), torch.cat([g.reshape(-1) for g in gradient]), product)
+    return _Linearised(here.loss.detach(), gradient, product)
 
 
 def trpo_step(

@@ -10,6 +10,7 @@ One iteration, top to bottom:
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,12 +19,14 @@ from torch import Tensor
 from metarl import distributions, losses, random
 from metarl.adapt import Params, expand, sgd_step
 from metarl.advantages import advantages
+from metarl.distributions import Distribution
 from metarl.parallel import task_chunks, thread_map
 from metarl.policies import MLPPolicy, Policy
 from metarl.rollout import EnvSampler, Rollout, Sampler
 from metarl.spaces import Spaces
 from metarl.tasks import Tasks, num_tasks
-from metarl.trust_region import Objective, Surrogate, trpo_step
+from metarl.trust_region import Jacobian, Objective, Surrogate, trpo_step
+from metarl.unrolled import unrolled_jacobian
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ class Config:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
         if not 0 < self.backtrack < 1:
             raise ValueError(f"backtrack must lie in (0, 1), got {self.backtrack}")
-        if self.damping < 0:
+        if not self.damping >= 0:
             raise ValueError(f"damping must not be negative, got {self.damping}")
 
     @property
@@ -152,9 +155,13 @@ def iteration(
     return replace(state, params=new_params, iteration=state.iteration + 1, env_steps=state.env_steps + steps), stats
 
 
-def inner_loss(policy: Policy, params: Params, batch: Batch) -> Tensor:
+def inner_loss(policy: Policy, batch: Batch, params: Params) -> Tensor:
     """The policy-gradient loss of every task on its own data, [K]."""
-    dist = policy.distribution(params, batch.rollout.obs)
+    return inner_loss_of(batch, policy.distribution(params, batch.rollout.obs))
+
+
+def inner_loss_of(batch: Batch, dist: Distribution) -> Tensor:
+    """The same as a function of the policy's action distribution."""
     log_prob = distributions.log_prob(dist, batch.rollout.act)
     return losses.policy_gradient(log_prob, batch.advantage, batch.rollout.mask)
 
@@ -163,7 +170,7 @@ def adapt(config: Config, policy: Policy, params: Params, batch: Batch, lr: floa
     """`params` [K, ...] after one inner step on `batch`; no graph."""
     def step(chunk: slice) -> Params:
         own = {name: value[chunk] for name, value in params.items()}
-        return sgd_step(own, lambda p: inner_loss(policy, p, batch[chunk]), lr, frozen=config.frozen)
+        return sgd_step(own, partial(inner_loss, policy, batch[chunk]), lr, frozen=config.frozen)
 
     parts = thread_map(step, chunks(batch))
     return {name: torch.cat([part[name] for part in parts]) for name in params}
@@ -175,24 +182,35 @@ def chunks(batch: Batch) -> list[slice]:
     return task_chunks(K, T * E, batch.advantage.device)
 
 
-def objective(config: Config, policy: Policy, data: Sequence[Batch], n_tasks: int) -> Objective:
-    """The meta-objective of the tasks in `data` (a chunk of `n_tasks`) as a function of the meta-parameters."""
+def objective(
+    config: Config, policy: Policy, data: Sequence[Batch], n_tasks: int, by_hand: bool = True
+) -> Objective:
+    """The meta-objective of the tasks in `data` (a chunk of `n_tasks`) as a function of the meta-parameters.
+
+    `by_hand` takes the derivatives of an MLP from `metarl.unrolled`; without it all are automatic.
+    """
     *train, last = data
     rollout, k = last.rollout, last.advantage.shape[0]
     weight = rollout.mask / rollout.mask.sum((1, 2), keepdim=True) / n_tasks
 
-    def evaluate_at(meta: Params, differentiable: bool) -> Surrogate:
+    def adapted(meta: Params, differentiable: bool) -> tuple[Distribution, Jacobian | None]:
+        if differentiable and by_hand and isinstance(policy, MLPPolicy):
+            inner = [(b.rollout.obs, partial(inner_loss_of, b)) for b in train]
+            second_order = not config.first_order
+            return unrolled_jacobian(policy, meta, k, inner, rollout.obs, config.inner_lr, second_order, config.frozen)
         params = expand(meta, k)
         for batch in train:
-            second_order = differentiable and not config.first_order
-            params = sgd_step(
-                params, lambda p, b=batch: inner_loss(policy, p, b), config.inner_lr, second_order, config.frozen
-            )
-        dist = policy.distribution(params, rollout.obs)
+            create_graph = differentiable and not config.first_order
+            loss = partial(inner_loss, policy, batch)
+            params = sgd_step(params, loss, config.inner_lr, create_graph, config.frozen)
+        return policy.distribution(params, rollout.obs), None
+
+    def evaluate_at(meta: Params, differentiable: bool) -> Surrogate:
+        dist, jacobian = adapted(meta, differentiable)
         log_prob = distributions.log_prob(dist, rollout.act)
         loss = losses.surrogate(log_prob, rollout.log_prob, last.advantage, rollout.mask)
         kl = losses.masked_mean(distributions.kl(rollout.dist, dist), rollout.mask)
-        return Surrogate(loss.sum() / n_tasks, kl.sum() / n_tasks, dist, weight)
+        return Surrogate(loss.sum() / n_tasks, kl.sum() / n_tasks, dist, weight, jacobian)
 
     return evaluate_at
 

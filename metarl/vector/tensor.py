@@ -101,7 +101,8 @@ class TensorVectorEnv(VectorEnv):
         if not self._task:
             raise ValueError('the first reset needs options={"tasks": tasks}')
         self._seeds = self._seed_tensor(seed)
-        self._elapsed, self._block_start, self._block = 0, 0, None
+        self._elapsed, self._block_start = 0, 0
+        self._block: Tensor | None = None  # [K, E, steps, step_draws] from step _block_start on
         draws = random.uniform(self._seeds, 0, self.family.reset_draws, random.ENVIRONMENT)
         self._state = self.family.initial(self._task, draws)
         self._over: Tensor | None = None  # [K, E] bool, once an episode has terminated
@@ -189,7 +190,7 @@ class TensorEnv(gym.Env):
         obs, reward, terminated, truncated, info = self._batch.step(batch)
         return self._to_numpy(obs), float(reward), bool(terminated), bool(truncated), info
 
-    def render(self) -> np.ndarray | None:  # type: ignore[override]
+    def render(self) -> np.ndarray | None:
         if self.render_mode is None:
             return None
         return self.family.render_rgb(self._batch.state, self.task)

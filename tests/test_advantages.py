@@ -1,0 +1,171 @@
+"""Returns, generalised advantages, the baseline and the normalisation: by hand, limits and an independent solver."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from metarl.advantages import advantages, discounted_returns, gae, linear_baseline
+from metarl.distributions import Categorical
+from metarl.losses import masked_mean
+from metarl.rollout import Rollout
+
+
+def random(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def rollout(K: int = 3, T: int = 12, E: int = 5, seed: int = 0, obs_scale: float = 3.0) -> Rollout:
+    """Random numbers under a mask of episodes that end at different times."""
+    g = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(min(2, T), T + 1, (K, 1, E), generator=g)
+    mask = (torch.arange(T)[None, :, None] < lengths).float()
+    obs = obs_scale * torch.randn(K, T, E, 2, generator=g) * mask[..., None]
+    rew = torch.randn(K, T, E, generator=g) * mask
+    blank = torch.zeros(K, T, E)
+    return Rollout(obs, blank.long(), rew, mask, blank, Categorical(torch.zeros(K, T, E, 2)))
+
+
+def test_returns_by_hand():
+    rew = torch.tensor([1.0, 2.0, 4.0]).reshape(1, 3, 1)
+    assert discounted_returns(rew, 0.5).flatten().tolist() == [3.0, 4.0, 4.0]
+
+
+def test_returns_keep_tasks_and_episodes_apart():
+    rew = random(0, 3, 7, 4)
+    want = torch.stack([discounted_returns(rew[k : k + 1, :, e : e + 1], 0.9)[0, :, 0]
+                        for k in range(3) for e in range(4)]).reshape(3, 4, 7).mT  # fmt: skip
+    assert torch.equal(discounted_returns(rew, 0.9), want)
+
+
+def test_gae_by_hand():
+    # delta = (1 + .5 * 2 - 1, 3 + .5 * 0 - 2) = (1, 1); A_1 = 1, A_0 = 1 + .5 * .4 * 1.
+    rew, values = torch.tensor([1.0, 3.0]).reshape(1, 2, 1), torch.tensor([1.0, 2.0, 0.0]).reshape(1, 3, 1)
+    torch.testing.assert_close(gae(rew, values, 0.5, 0.4).flatten(), torch.tensor([1.2, 1.0]))
+
+
+def test_gae_bootstraps_from_the_last_value():
+    rew, values = torch.zeros(1, 1, 1), torch.tensor([0.0, 8.0]).reshape(1, 2, 1)
+    assert gae(rew, values, 0.5, 1.0).item() == 4.0
+
+
+def test_gae_with_lambda_one_is_the_return_minus_the_value():
+    rew, values = random(0, 2, 6, 3), random(1, 2, 7, 3)
+    values[:, -1] = 0
+    torch.testing.assert_close(gae(rew, values, 0.9, 1.0), discounted_returns(rew, 0.9) - values[:, :-1])
+
+
+def test_gae_with_lambda_zero_is_the_one_step_error():
+    rew, values = random(0, 2, 6, 3), random(1, 2, 7, 3)
+    torch.testing.assert_close(gae(rew, values, 0.9, 0.0), rew + 0.9 * values[:, 1:] - values[:, :-1])
+
+
+def test_gae_wants_one_value_more_than_rewards():
+    with pytest.raises(AssertionError):
+        gae(torch.zeros(1, 3, 1), torch.zeros(1, 3, 1), 0.9, 1.0)
+
+
+def ridge_regression(r: Rollout, targets: Tensor, k: int) -> np.ndarray:
+    """The fitted values [T, E] of task k, with the features written down once more and an orthogonal solver."""
+    T, E = r.rew.shape[1:]
+    obs = np.clip(r.obs[k].double().numpy(), -10, 10)
+    t = np.arange(T)[:, None, None] * np.ones((1, E, 1)) / 100
+    features = np.concatenate([obs, obs**2, t, t**2, t**3, np.ones_like(t)], -1)
+    valid = r.mask[k].bool().numpy()
+    rows = np.concatenate([features[valid], np.sqrt(1e-5) * np.eye(features.shape[-1])])
+    values = np.concatenate([targets[k].double().numpy()[valid], np.zeros(features.shape[-1])])
+    return features @ np.linalg.lstsq(rows, values, rcond=None)[0]
+
+
+@pytest.mark.parametrize("k", range(3))
+def test_baseline_is_each_task_own_weighted_ridge_regression(k):
+    r = rollout(obs_scale=8.0)  # some observations lie outside [-10, 10]
+    targets = discounted_returns(r.rew, 0.9)
+    np.testing.assert_allclose(linear_baseline(r, targets)[k].numpy(), ridge_regression(r, targets, k), atol=1e-5)
+
+
+def test_baseline_solves_in_float64_whatever_the_data():
+    # Observations near 5 are almost collinear with their squares and the constant: normal equations in float32 would
+    # be wrong by 7.
+    r = rollout()
+    r = replace(r, obs=5 + r.obs / 100)
+    targets = discounted_returns(r.rew, 0.9)
+    np.testing.assert_allclose(linear_baseline(r, targets)[0].numpy(), ridge_regression(r, targets, 0), atol=1e-5)
+
+
+def test_baseline_is_not_fitted_across_tasks():
+    r = rollout()
+    targets = discounted_returns(r.rew, 0.9)
+    other = targets.clone()
+    other[0] += 100
+    torch.testing.assert_close(linear_baseline(r, other)[1:], linear_baseline(r, targets)[1:])
+
+
+def test_baseline_leaves_no_residual_where_the_targets_are_a_cubic_of_time():
+    r = rollout(T=200)
+    t = torch.arange(200.0)[None, :, None].expand(3, 200, 5) / 100
+    targets = 5 - 3 * t + 2 * t**2 + 40 * t**3
+    torch.testing.assert_close(linear_baseline(r, targets) * r.mask, targets * r.mask, atol=2e-4, rtol=0)
+
+
+def test_advantages_have_mean_zero_in_every_task():
+    r = rollout()
+    torch.testing.assert_close(masked_mean(advantages(r, 0.99, 1.0), r.mask), torch.zeros(3), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("scale", [0.01, 1.0, 100.0])
+def test_advantages_have_standard_deviation_one_at_any_reward_scale(scale):
+    # Divided by the variance instead, they would have 1 / scale.
+    r = rollout()
+    a = advantages(replace(r, rew=scale * r.rew), 0.99, 1.0)
+    torch.testing.assert_close(masked_mean(a**2, r.mask), torch.ones(3), atol=1e-3, rtol=0)
+
+
+def test_advantages_from_their_parts():
+    r, gamma, lam = rollout(), 0.9, 0.7
+    values = linear_baseline(r, discounted_returns(r.rew, gamma)) * r.mask
+    raw = gae(r.rew, torch.cat([values, torch.zeros(3, 1, 5)], 1), gamma, lam)
+    for k in range(3):
+        valid = r.mask[k].bool()
+        want = (raw[k][valid] - raw[k][valid].mean()) / raw[k][valid].std(correction=0)
+        torch.testing.assert_close(advantages(r, gamma, lam)[k][valid], want, atol=1e-4, rtol=1e-4)
+
+
+def test_advantages_are_zero_after_the_end():
+    r = rollout()
+    assert not advantages(r, 0.99, 0.9)[r.mask == 0].any()
+
+
+def test_what_was_observed_after_the_end_does_not_matter():
+    r = rollout()
+    garbage = torch.where(r.mask[..., None] == 0, torch.full_like(r.obs, 7.0), r.obs)
+    torch.testing.assert_close(advantages(replace(r, obs=garbage), 0.99, 0.9), advantages(r, 0.99, 0.9))
+
+
+def test_an_episode_that_ends_early_equals_a_short_one():
+    # The same two-step episodes, stored in two steps and in six.
+    r = rollout(T=2)
+    longer = {name: torch.cat([x, torch.zeros(3, 4, *x.shape[2:], dtype=x.dtype)], 1)
+              for name, x in vars(r).items() if name != "dist"}  # fmt: skip
+    padded = advantages(Rollout(**longer, dist=Categorical(torch.zeros(3, 6, 5, 2))), 0.9, 0.8)
+    torch.testing.assert_close(padded[:, :2], advantages(r, 0.9, 0.8), atol=1e-5, rtol=1e-5)
+
+
+def test_a_task_has_the_same_advantages_alone_and_among_others():
+    r = rollout()
+    alone = torch.cat([advantages(r[k : k + 1], 0.99, 1.0) for k in range(3)])
+    torch.testing.assert_close(advantages(r, 0.99, 1.0), alone, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("reward", [0.0, 5.0])
+def test_nothing_to_prefer_gives_zeros_not_nan(reward):
+    r = rollout(T=1)
+    r = replace(r, rew=torch.full_like(r.rew, reward), mask=torch.ones_like(r.mask), obs=torch.ones_like(r.obs))
+    assert advantages(r, 0.99, 1.0).abs().max() < 1e-3
+
+
+def test_advantages_are_data():
+    r = rollout()
+    assert not advantages(replace(r, rew=r.rew.requires_grad_()), 0.99, 1.0).requires_grad
