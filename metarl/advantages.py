@@ -35,30 +35,32 @@ def linear_baseline(rollout: Rollout, targets: Tensor, ridge: float = 1e-5) -> T
     [-10, 10]), its square, t, t^2, t^3 with t in hundreds of steps, and 1. Normal equations in float64, one
     solve batched over tasks.
     """
-    K, T, E, _ = rollout.obs.shape
-    obs = rollout.obs.clamp(-10, 10).double()
-    t = (torch.arange(T, device=obs.device, dtype=torch.float64) / 100).reshape(1, T, 1, 1).expand(K, T, E, 1)
-    features = torch.cat([obs, obs**2, t, t**2, t**3, torch.ones_like(t)], -1).reshape(K, T * E, -1)
-    weighted = features * rollout.mask.reshape(K, T * E, 1)
+    K, T, E = rollout.mask.shape
+    chunks = task_chunks(K, T * E, rollout.mask.device)
+    return torch.cat(thread_map(lambda c: _fit(rollout.obs[c], rollout.mask[c], targets[c], ridge), chunks))
+
+
+@torch.no_grad()
+def _fit(obs: Tensor, mask: Tensor, targets: Tensor, ridge: float) -> Tensor:
+    k, T, E, O = obs.shape
+    x = obs.reshape(k, T * E, O).clamp(-10, 10).double()
+    t = torch.arange(T, device=obs.device, dtype=torch.float64).repeat_interleave(E) / 100
+    time = torch.stack([t, t**2, t**3, torch.ones_like(t)], -1).expand(k, T * E, 4)
+    features = torch.cat([x, x**2, time], -1)
+    weighted = features * mask.reshape(k, T * E, 1)
     gram = features.mT @ weighted
     gram = gram + ridge * torch.eye(gram.shape[-1], dtype=torch.float64, device=obs.device)
-    coefficients, _ = torch.linalg.solve_ex(gram, weighted.mT @ targets.reshape(K, T * E, 1).double())
-    return (features @ coefficients).reshape(K, T, E).to(targets.dtype)
+    coefficients, _ = torch.linalg.solve_ex(gram, weighted.mT @ targets.reshape(k, T * E, 1).double())
+    return (features @ coefficients).reshape(k, T, E).to(targets.dtype)
 
 
+@torch.no_grad()
 def advantages(rollout: Rollout, gamma: float, lam: float) -> Tensor:
     """GAE over the linear baseline, normalised to mean 0 and standard deviation 1 over each task's valid steps.
 
     -> [K, T, E], zero where the mask is. An episode cut off by the horizon counts as over: the tasks are
     finite-horizon problems and the baseline sees the time.
     """
-    K, T, E = rollout.mask.shape
-    chunks = task_chunks(K, T * E, rollout.mask.device)
-    return torch.cat(thread_map(lambda chunk: _advantages(rollout[chunk], gamma, lam), chunks))
-
-
-@torch.no_grad()
-def _advantages(rollout: Rollout, gamma: float, lam: float) -> Tensor:
     mask = rollout.mask
     values = linear_baseline(rollout, discounted_returns(rollout.rew, gamma)) * mask
     raw = gae(rollout.rew, torch.cat([values, torch.zeros_like(values[:, :1])], 1), gamma, lam)

@@ -2,13 +2,14 @@
 
 A checkpoint is one safetensors file: tensors, and in its header a JSON text with everything else. One file can be
 replaced in one atomic step; loading it runs no code. A checksum over both finds damage that the format does not.
+Equal states make equal files.
 """
 
 import dataclasses
 import hashlib
 import json
 import os
-import tempfile
+import uuid
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,16 +30,15 @@ class CheckpointError(ValueError):
 def atomic_write(path: Path, data: bytes) -> None:
     """Write a file that is either old or new, never half: temporary file, sync, rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -61,7 +61,7 @@ def save(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
     """Write `tensors` and the JSON-able `meta` to one file."""
     tensors = {name: value.detach().to("cpu").contiguous() for name, value in tensors.items()}
     text = json.dumps({"format": FORMAT, **meta}, sort_keys=True)
-    header = {_HEADER: text, "sha256": _digest(tensors, text)}
+    header = {_HEADER: f"{_digest(tensors, text)} {text}"}  # one entry: safetensors mixes several by hash
     atomic_write(Path(path), safetensors.torch.save(tensors, metadata=header))
 
 
@@ -79,15 +79,21 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (safetensors.SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged or is no checkpoint: {error}. Use another checkpoint of the run") \
-            from None
+        raise CheckpointError(
+            f"{path} is damaged or is no checkpoint: {error}. Use another checkpoint of the run"
+        ) from None
     if _HEADER not in header:
         raise CheckpointError(f"{path} is a safetensors file, but no checkpoint of metarl")
-    if header.get("sha256") != _digest(tensors, header[_HEADER]):
-        raise CheckpointError(f"{path} is damaged: its checksum does not match. Use another checkpoint of the run")
-    meta = json.loads(header[_HEADER])
-    if meta["format"] > FORMAT:
+    digest, _, text = header[_HEADER].partition(" ")
+    try:
+        meta = json.loads(text)
+        newer = meta["format"] > FORMAT
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged: {error!r}. Use another checkpoint of the run") from None
+    if newer:
         raise CheckpointError(f"{path} has format {meta['format']}, this version reads up to {FORMAT}: upgrade metarl")
+    if digest != _digest(tensors, text):
+        raise CheckpointError(f"{path} is damaged: its checksum does not match. Use another checkpoint of the run")
     return tensors, meta
 
 
@@ -126,7 +132,9 @@ def unpack_state(
     Raises:
         CheckpointError: the tensors are not those of `like`.
     """
-    expected, _ = pack_state(like)
+    expected, counters = pack_state(like)
+    if rest.keys() != counters.keys():
+        raise CheckpointError(f"the checkpoint holds the counters {sorted(rest)}, this learner has {sorted(counters)}")
     shapes = {name: tuple(x.shape) for name, x in tensors.items()}
     wanted = {name: tuple(x.shape) for name, x in expected.items()}
     if shapes != wanted:

@@ -2,17 +2,22 @@
 
 import dataclasses
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import rich
+import rich.console
 import rich.table
+import rich.text
 import tyro
 
 from metarl.tasks import did_you_mean
+
+T = TypeVar("T")
 
 OVERVIEW = """metarl: policies that learn to adapt
 
@@ -55,8 +60,8 @@ class TrainOptions:
     """Evaluate on test tasks after so many iterations; 0 never does."""
     eval_tasks: int = 20
     """Test tasks of these evaluations."""
-    eval_steps: int | None = None
-    """Inner steps of these evaluations; by default as many as in training."""
+    eval_step_sizes: tuple[float, ...] = ()
+    """Their inner steps, one size for each; by default as in training."""
     checkpoint_every: int = 10
     """Write the latest state after so many iterations (and whenever training ends or breaks off)."""
     progress: bool = True
@@ -83,11 +88,11 @@ def train_command(argv: Sequence[str]) -> int:
     from metarl import algorithms
 
     if any(word == "--resume" or word.startswith("--resume=") for word in argv):
-        return _resume(tyro.cli(ResumeOptions, prog="metarl train", args=argv))
+        return _resume(_parse(ResumeOptions, "metarl train", argv))
     if not argv or argv[0] in ("-h", "--help"):
-        rich.print("usage: metarl train ALGORITHM FAMILY [options]\n       metarl train --resume RUN [options]\n\n"
-                   f"algorithms: {', '.join(algorithms.ALGORITHMS)}\n"
-                   "`metarl train ALGORITHM --help` lists the settings.")  # fmt: skip
+        _say("usage: metarl train ALGORITHM FAMILY [options]\n       metarl train --resume RUN [options]\n\n"
+             f"algorithms: {', '.join(algorithms.ALGORITHMS)}\n"
+             "`metarl train ALGORITHM --help` lists the settings.")  # fmt: skip
         return 0 if argv else 2
     name, rest = argv[0], argv[1:]
     config_type = algorithms.get(name).Config
@@ -97,12 +102,20 @@ def train_command(argv: Sequence[str]) -> int:
          ("config", Annotated[config_type, tyro.conf.arg(name="")])],
     )  # fmt: skip
     combined.__doc__ = f"Meta-train {name} on a task family.\n\n{algorithms.get(name).__doc__}"
-    _reject_unknown(rest, [f.name for t in (TrainOptions, config_type) for f in dataclasses.fields(t)])
-    try:
-        parsed = tyro.cli(combined, prog=f"metarl train {name}", args=rest)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    parsed = _parse(combined, f"metarl train {name}", rest, TrainOptions, config_type)
     return _train(name, parsed.options, parsed.config)
+
+
+def _parse(kind: type[T], prog: str, argv: Sequence[str], *parts: type) -> T:
+    """`kind`, whose options are the fields of `parts` (by default its own), from the command line."""
+    _reject_unknown(argv, [field.name for part in parts or (kind,) for field in dataclasses.fields(part)])
+    return tyro.cli(kind, prog=prog, args=argv)
+
+
+def _say(text: str, bold: str = "", error: bool = False) -> None:
+    """Print `bold` and `text` as they are: no markup in them, no line broken, so that a path can be copied."""
+    console = rich.console.Console(stderr=error, soft_wrap=True, highlight=False)
+    console.print(rich.text.Text.assemble((bold, "bold red" if error else "bold"), text))
 
 
 def _reject_unknown(argv: Sequence[str], names: Sequence[str]) -> None:
@@ -125,7 +138,7 @@ def _train(name: str, options: TrainOptions, config: Any) -> int:
     learner = MetaLearner(name, family, seed=options.seed, device=options.device, **settings)
     if options.iterations < 1:
         raise UsageError(f"--iterations must be at least 1, got {options.iterations}")
-    schedule = {k: getattr(options, k) for k in ("eval_every", "eval_tasks", "eval_steps", "checkpoint_every")}
+    schedule = {k: getattr(options, k) for k in ("eval_every", "eval_tasks", "eval_step_sizes", "checkpoint_every")}
     return _learn(learner, options.iterations, out, options.progress, schedule)
 
 
@@ -140,23 +153,23 @@ def _resume(options: ResumeOptions) -> int:
     total = settings["iterations"] if options.iterations is None else options.iterations
     remaining = total - learner.state.iteration
     if remaining <= 0:
-        rich.print(f"{options.resume} has done its {learner.state.iteration} iterations; --iterations sets a new total")
+        _say(f"{options.resume} has done its {learner.state.iteration} iterations; --iterations sets a new total")
         return 0
     return _learn(learner, remaining, options.resume, options.progress, settings["schedule"])
 
 
 def _learn(learner: Any, iterations: int, out: Path, progress: bool, schedule: dict[str, Any]) -> int:
     family, config = learner.family, learner.config
-    rich.print(f"[bold]{learner.algorithm}[/] on [bold]{family.id}[/]: {iterations} iterations of {config.n_tasks} "
-               f"tasks × {config.episodes} episodes × {family.horizon} steps, on {learner.device}, in {out}")  # fmt: skip
+    _say(f": {iterations} iterations of {config.n_tasks} tasks, {config.episodes} episodes, {family.horizon} steps, "
+         f"on {learner.device}, in {out}", bold=f"{learner.algorithm} on {family.id}")  # fmt: skip
     try:
         learner.learn(iterations, run_dir=out, progress_bar=progress, **schedule)
     except KeyboardInterrupt:
-        rich.print(f"stopped after iteration {learner.state.iteration}, which is saved. Go on with:\n"
-                   f"  metarl train --resume {out}")  # fmt: skip
+        _say(f"stopped after iteration {learner.state.iteration}, which is saved. Go on with:\n"
+             f"  metarl train --resume {shlex.quote(str(out))}")  # fmt: skip
         return 130
-    rich.print(f"done: {learner.state.iteration} iterations, {learner.state.env_steps:,} environment steps. Next:\n"
-               f"  metarl evaluate {out}")  # fmt: skip
+    _say(f"done: {learner.state.iteration} iterations, {learner.state.env_steps:,} environment steps. Next:\n"
+         f"  metarl evaluate {shlex.quote(str(out))}")  # fmt: skip
     return 0
 
 
@@ -216,7 +229,7 @@ class EvaluateOptions:
 
 
 def evaluate_command(argv: Sequence[str]) -> int:
-    options = tyro.cli(EvaluateOptions, prog="metarl evaluate", args=argv)
+    options = _parse(EvaluateOptions, "metarl evaluate", argv)
     from metarl import figures
     from metarl.train import RunDirectory
 
@@ -229,14 +242,19 @@ def evaluate_command(argv: Sequence[str]) -> int:
             options.tasks, episodes=options.episodes, steps=options.steps,
             step_sizes=options.step_sizes or None, seed=options.seed, details=True,
         )  # fmt: skip
-    rich.print(evaluation.table(f"{learner.family.id}, {learner.algorithm}, iteration {learner.state.iteration}: "
-                                f"{options.tasks} test tasks, {evaluation.episodes} episodes each"))  # fmt: skip
+    console = rich.console.Console()
+    table = evaluation.table(f"{learner.family.id}, {learner.algorithm}, iteration {learner.state.iteration}: "
+                             f"{options.tasks} test tasks, {evaluation.episodes} episodes each")  # fmt: skip
+    console.print(table, width=None if console.is_terminal else 120)  # a file has no 80 columns to fit into
     written = evaluation.save(out)
     if options.figures:
         metrics = RunDirectory(directory).metrics()
-        picture = figures.evaluation_figure(learner.family, evaluation, metrics)
-        written.append(figures.save_figure(picture, out / "adaptation.png"))
-    rich.print("wrote " + ", ".join(str(path) for path in written))
+        try:
+            picture = figures.evaluation_figure(learner.family, evaluation, metrics)
+            written.append(figures.save_figure(picture, out / "adaptation.png"))
+        except figures.MissingExtraError as error:  # the numbers are there all the same
+            _say(f"no picture: {error}")
+    _say("wrote " + ", ".join(str(path) for path in written))
     return 0
 
 
@@ -263,7 +281,7 @@ class AdaptOptions:
 
 
 def adapt_command(argv: Sequence[str]) -> int:
-    options = tyro.cli(AdaptOptions, prog="metarl adapt", args=argv)
+    options = _parse(AdaptOptions, "metarl adapt", argv)
     from metarl.tasks import parse_task
 
     learner = _load(options.run, options.checkpoint, "cpu")
@@ -273,8 +291,8 @@ def adapt_command(argv: Sequence[str]) -> int:
     )
     assert policy.returns is not None
     for step, value in enumerate(policy.returns):
-        rich.print(f"return after {step} inner steps: {value:.2f}")
-    rich.print(f"wrote {policy.save(options.out)}; in Python: metarl.AdaptedPolicy.load(...).predict(observation)")
+        _say(f"return after {step} inner step{'' if step == 1 else 's'}: {value:.2f}")
+    _say(f"wrote {policy.save(options.out)}; in Python: metarl.AdaptedPolicy.load(...).predict(observation)")
     return 0
 
 
@@ -297,7 +315,7 @@ class ListOptions:
 
 
 def list_command(argv: Sequence[str]) -> int:
-    tyro.cli(ListOptions, prog="metarl list", args=argv)
+    _parse(ListOptions, "metarl list", argv)
     from metarl import algorithms
     from metarl.tasks import registered
 
@@ -321,12 +339,12 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 def run(argv: Sequence[str]) -> int:
     """Run one command. -> the exit status. Raises ValueError for what is the user's to mend."""
     if not argv or argv[0] in ("-h", "--help"):
-        rich.print(OVERVIEW, flush=True)
+        _say(OVERVIEW)
         return 0 if argv else 2
     if argv[0] == "--version":
         from metarl import __version__
 
-        rich.print(f"metarl {__version__}")
+        _say(f"metarl {__version__}")
         return 0
     if argv[0] not in COMMANDS:
         raise UsageError(f"there is no command {argv[0]!r}{did_you_mean(argv[0], COMMANDS)}")
@@ -341,8 +359,7 @@ def main() -> None:
     except (ValueError, ImportError, OSError) as error:
         if os.environ.get("METARL_TRACEBACK"):
             raise
-        rich.get_console().stderr = True
-        rich.get_console().print("[bold red]error:[/]", str(error), highlight=False, markup=True)
+        _say(" " + " ".join(str(error).split()), bold="error:", error=True)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -64,7 +64,7 @@ class Evaluation:
         """`rows` for a terminal."""
         table = Table(title=title or f"{len(self.returns)} test tasks, {self.episodes} episodes each")
         for name in ("steps", "size", "mean [95% interval]", "interquartile mean [95%]"):
-            table.add_column(name, justify="right", no_wrap=True)
+            table.add_column(name, justify="right")
         for row in self.rows():
             size = f"{self.step_sizes[row.step - 1]:g}" if row.step else ""
             table.add_row(str(row.step), size, f"{row.mean:.2f} \\[{row.mean_low:.2f}, {row.mean_high:.2f}]",
@@ -80,8 +80,9 @@ class Evaluation:
         writer.writerows(rows)
         csv_path, json_path = Path(directory) / "adaptation.csv", Path(directory) / "adaptation.json"
         atomic_write(csv_path, text.getvalue().encode())
+        no_nan = [{name: None if value != value else value for name, value in row.items()} for row in rows]
         write_json(json_path, {
-            "rows": rows, "step_sizes": list(self.step_sizes), "episodes": self.episodes, "seed": self.seed,
+            "rows": no_nan, "step_sizes": list(self.step_sizes), "episodes": self.episodes, "seed": self.seed,
             "tasks": {name: value.tolist() for name, value in self.tasks.items()},
             "returns": self.returns.tolist(),
         })  # fmt: skip

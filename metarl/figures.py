@@ -63,7 +63,7 @@ def adaptation_curve(axes: "Axes", evaluations: Mapping[str, Evaluation]) -> Non
         axes.plot(k, [row.mean for row in rows], "o-", color=f"C{i}", label=label, markersize=4)
         axes.fill_between(k, [row.mean_low for row in rows], [row.mean_high for row in rows],
                           color=f"C{i}", alpha=0.2, linewidth=0)  # fmt: skip
-    axes.set_xticks(k)
+    axes.set_xticks(range(max(evaluation.returns.shape[1] for evaluation in evaluations.values())))
     n = len(next(iter(evaluations.values())).returns)
     axes.set(xlabel="inner steps", ylabel="mean return", title=f"adaptation ({n} test tasks)")
     if len(evaluations) > 1:

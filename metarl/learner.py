@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,17 @@ from metarl.parallel import keep_freed_memory
 from metarl.policies import MLPPolicy, ModulePolicy, Policy
 from metarl.rollout import EnvSampler, Sampler
 from metarl.spaces import Spaces, check_same_spaces, spaces_from_json, spaces_of, spaces_to_json
-from metarl.tasks import TaskFamily, Tasks, did_you_mean, make, num_tasks, stack_tasks, validate_task
+from metarl.tasks import (
+    FamilySpec,
+    TaskFamily,
+    Tasks,
+    did_you_mean,
+    make,
+    num_tasks,
+    stack_tasks,
+    task_at,
+    validate_task,
+)
 from metarl.train import CONFIG, LATEST, RunDirectory, Stats, train, versions
 
 
@@ -27,10 +38,13 @@ def resolve_device(device: str | torch.device) -> torch.device:
     """`"auto"` is the GPU where there is one. Raises ValueError for a device that is not there."""
     if str(device) == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    found: torch.device | None
     try:
         found = torch.device(device)
     except RuntimeError:
-        raise ValueError(f"device must be auto, cpu or cuda, got {device!r}") from None
+        found = None
+    if found is None or found.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be auto, cpu or cuda, got {device!r}")
     if found.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {device!r} was asked for, but this machine has no CUDA device; use auto or cpu")
     return found
@@ -75,18 +89,17 @@ class MetaLearner:
         self._module = algorithms.get(algorithm)
         self.config = make_config(algorithm, config)
         self.family = make(family) if isinstance(family, str) else family
-        if seed < 0:
-            raise ValueError(f"seed must not be negative, got {seed}")
-        self.seed = seed
+        self.seed = _checked_seed(seed)
         self.device = resolve_device(device)
         spaces = spaces_of(self.family)
         self.policy: Policy = self.config.policy(spaces) if policy is None else self._adapt_module(policy, spaces)
         self.state = self._module.init(self.config, self.policy, seed, self.device)
         self.sampler = Sampler(self.family, self.device)
         self._best_score: float | None = None
+        self._run_dir: Path | None = None  # the run that this learner is the state of
 
     def _adapt_module(self, module: nn.Module, spaces: Spaces) -> ModulePolicy:
-        return ModulePolicy(spaces, module.to("cpu"), self.config.init_std, self.config.min_std)
+        return ModulePolicy(spaces, copy.deepcopy(module).to("cpu"), self.config.init_std, self.config.min_std)
 
     # -----------------------------------------------------------------------------------------------------------------
     # Training
@@ -100,7 +113,7 @@ class MetaLearner:
         progress_bar: bool = False,
         eval_every: int = 10,
         eval_tasks: int = 20,
-        eval_steps: int | None = None,
+        eval_step_sizes: Sequence[float] = (),
         checkpoint_every: int = 10,
     ) -> "MetaLearner":
         """Run `iterations` further meta-iterations.
@@ -112,7 +125,7 @@ class MetaLearner:
             progress_bar: show iteration, returns, speed and time left.
             eval_every: evaluate on test tasks after so many iterations, and after the last; 0 never does.
             eval_tasks: test tasks of such an evaluation.
-            eval_steps: inner steps of such an evaluation; by default as many as in training (at least 1).
+            eval_step_sizes: its inner steps, one size for each; by default as in training (at least one step).
             checkpoint_every: write the latest state after so many iterations, and when training ends or breaks off.
         """
         if iterations < 0:
@@ -120,29 +133,32 @@ class MetaLearner:
         if checkpoint_every < 1 or eval_every < 0:
             raise ValueError(f"need checkpoint_every >= 1 and eval_every >= 0, got {checkpoint_every} and {eval_every}")
         keep_freed_memory()
-        steps = max(1, self.config.inner_steps) if eval_steps is None else eval_steps
-        sizes = self._step_sizes(steps, None)
+        steps = max(1, self.config.inner_steps)
+        sizes = self._step_sizes(steps, eval_step_sizes or None)
         check_protocol(eval_tasks, self.config.episodes, sizes)
-        schedule = {"eval_every": eval_every, "eval_tasks": eval_tasks, "eval_steps": eval_steps,
+        schedule = {"eval_every": eval_every, "eval_tasks": eval_tasks, "eval_step_sizes": list(eval_step_sizes),
                     "checkpoint_every": checkpoint_every}  # fmt: skip
         run = None if run_dir is None else self._open_run(RunDirectory(run_dir), iterations, schedule)
         logger = None if run is None else run.open_logger(self.state.iteration)
 
-        def evaluate() -> Stats:
+        def evaluate(state: Any) -> Stats:
             seed = evaluation_seed(self.seed, PERIODIC)
-            curve = self._evaluate(self.sampler, self._test_tasks(eval_tasks, seed), self.config.episodes, sizes, seed)
+            tasks = self._test_tasks(eval_tasks, seed)
+            curve = self._evaluate(state, self.sampler, tasks, self.config.episodes, sizes, seed)
             mean = curve.returns.mean((0, 2)).tolist()
             return {f"eval/step_{k}": x for k, x in enumerate(mean)} | {"eval/score": mean[-1]}
 
-        def save(name: str, best: float | None) -> None:
+        def keep(state: Any, best: float | None) -> None:
+            self.state, self._best_score = state, best
+
+        def save(name: str, state: Any, best: float | None) -> None:
             assert run is not None
-            self._best_score = best
-            self.save(run.path / name)
+            self._write(run.path / name, state, best)
 
         try:
-            self._best_score = train(
-                self._step, iterations, self.state.iteration,
-                evaluate=evaluate if eval_every else None, eval_every=max(1, eval_every),
+            train(
+                self.state, self._step, iterations, self.state.iteration,
+                keep=keep, evaluate=evaluate if eval_every else None, eval_every=max(1, eval_every),
                 save=None if run is None else save, checkpoint_every=checkpoint_every, logger=logger,
                 best=self._best_score, callback=callback, progress_bar=progress_bar,
             )  # fmt: skip
@@ -151,24 +167,24 @@ class MetaLearner:
                 logger.close()
         return self
 
-    def _step(self) -> Stats:
-        state, stats = self._module.iteration(self.config, self.sampler, self.policy, self.state, self.seed)
-        taken = state.env_steps - self.state.env_steps
-        self.state = state
-        stats["env_steps"] = state.env_steps
-        stats["time/steps_per_second"] = taken / max(stats["time/rollout"] + stats["time/update"], 1e-9)
-        return stats
+    def _step(self, state: Any) -> tuple[Any, Stats]:
+        new, stats = self._module.iteration(self.config, self.sampler, self.policy, state, self.seed)
+        seconds = max(stats["time/rollout"] + stats["time/update"], 1e-9)
+        stats["env_steps"] = new.env_steps
+        stats["time/steps_per_second"] = (new.env_steps - state.env_steps) / seconds
+        return new, stats
 
     def _open_run(self, run: RunDirectory, iterations: int, schedule: dict[str, Any]) -> RunDirectory:
         settings = {"iterations": self.state.iteration + iterations, "schedule": schedule, **self.describe(),
                     "device": str(self.device), "threads": torch.get_num_threads(), "versions": versions()}  # fmt: skip
         path = run.path / CONFIG
-        if self.state.iteration > 0 and path.exists() and checkpoint.read_json(path).get("seed") == self.seed:
-            found = checkpoint.read_json(path)
-            if all(found.get(key) == settings[key] for key in ("algorithm", "family", "config")):
-                checkpoint.write_json(path, {**found, "iterations": settings["iterations"]})
+        if self._run_dir == run.path.resolve() and path.exists():
+            found, own = checkpoint.read_json(path), json.loads(json.dumps(self.describe()))
+            if all(found.get(key) == value for key, value in own.items()):
+                checkpoint.write_json(path, {**found, **{key: settings[key] for key in ("iterations", "schedule")}})
                 return run
         run.create(settings)
+        self._run_dir = run.path.resolve()
         return run
 
     # -----------------------------------------------------------------------------------------------------------------
@@ -200,9 +216,12 @@ class MetaLearner:
         episodes = self.config.episodes if episodes is None else episodes
         check_protocol(n_tasks if tasks is None else num_tasks(tasks), episodes, sizes)
         keep_freed_memory()
-        seed = evaluation_seed(self.seed, FINAL) if seed is None else seed
-        tasks = self._test_tasks(n_tasks, seed) if tasks is None else tasks
-        found = self._evaluate(self.sampler, tasks, episodes, sizes, seed)
+        seed = evaluation_seed(self.seed, FINAL) if seed is None else _checked_seed(seed)
+        if tasks is None:
+            tasks = self._test_tasks(n_tasks, seed)
+        else:
+            tasks = stack_tasks([validate_task(self.family, task_at(tasks, i)) for i in range(num_tasks(tasks))])
+        found = self._evaluate(self.state, self.sampler, tasks, episodes, sizes, seed)
         returns = found.returns.mean(2).cpu().double().numpy()
         return Evaluation(returns, sizes, episodes, tasks, seed, found if details else None)
 
@@ -234,7 +253,9 @@ class MetaLearner:
         sizes = self._step_sizes(steps, step_sizes)
         episodes = self.config.episodes if episodes is None else episodes
         check_protocol(1, episodes, sizes)
-        seed = evaluation_seed(self.seed, FINAL) if seed is None else seed
+        seed = evaluation_seed(self.seed, FINAL) if seed is None else _checked_seed(seed)
+        if horizon is not None and horizon < 1:
+            raise ValueError(f"horizon must be at least 1, got {horizon}")
         sampler: Sampler | EnvSampler = self.sampler
         tasks: Tasks = {"env": np.zeros(1)}
         if isinstance(task, gym.Env):
@@ -242,14 +263,14 @@ class MetaLearner:
             sampler = EnvSampler(task, horizon or _time_limit(task) or self.family.horizon, self.device)
         else:
             tasks = stack_tasks([validate_task(self.family, task)])
-        found = self._evaluate(sampler, tasks, episodes, sizes, seed)
+        found = self._evaluate(self.state, sampler, tasks, episodes, sizes, seed)
         params = {name: value[0].cpu() for name, value in found.params[-1].items()}
         return AdaptedPolicy(self.policy, params, found.returns[0].mean(-1).cpu().numpy())
 
     def _evaluate(
-        self, sampler: Sampler | EnvSampler, tasks: Tasks, episodes: int, sizes: Sequence[float], seed: int
+        self, state: Any, sampler: Sampler | EnvSampler, tasks: Tasks, episodes: int, sizes: Sequence[float], seed: int
     ) -> Any:
-        return self._module.evaluate(self.config, sampler, self.policy, self.state, tasks, seed, episodes, sizes)
+        return self._module.evaluate(self.config, sampler, self.policy, state, tasks, seed, episodes, sizes)
 
     def _test_tasks(self, n: int, seed: int) -> Tasks:
         return self.sampler.tasks(n, seed, 0, split="test")
@@ -274,9 +295,11 @@ class MetaLearner:
 
     def save(self, path: Path | str) -> None:
         """Write a checkpoint: one file, replaced atomically."""
-        tensors, rest = checkpoint.pack_state(self.state)
-        meta = {"kind": "learner", **self.describe(), "state": rest, "best_score": self._best_score}
-        checkpoint.save(Path(path), tensors, meta)
+        self._write(Path(path), self.state, self._best_score)
+
+    def _write(self, path: Path, state: Any, best: float | None) -> None:
+        tensors, rest = checkpoint.pack_state(state)
+        checkpoint.save(path, tensors, {"kind": "learner", **self.describe(), "state": rest, "best_score": best})
 
     @classmethod
     def load(
@@ -291,12 +314,14 @@ class MetaLearner:
 
         Args:
             path: a checkpoint, or a run's directory (its latest state).
-            family: needed for one that `metarl.make` cannot make.
+            family: needed unless the learner's family came from `metarl.make`.
             policy: needed if the learner had a module of its own.
 
         Raises:
             CheckpointError: a damaged file, or a checkpoint of another family or policy.
+            ValueError: a device that is not there.
         """
+        found_device = resolve_device(device)
         path = Path(path)
         path = path / LATEST if path.is_dir() else path
         tensors, meta = checkpoint.load(path)
@@ -306,11 +331,22 @@ class MetaLearner:
             remedy = "pass that module as policy=" if policy is None else "leave policy= out"
             raise CheckpointError(f"{path} was saved by a learner with a policy of type {meta['policy']}: {remedy}")
         own = _load_family(path, meta["family"], family)
-        learner = cls(meta["algorithm"], own, seed=meta["seed"], device=device, policy=policy, **meta["config"])
-        like = learner.state
-        learner.state = checkpoint.unpack_state(type(like), tensors, meta["state"], like, learner.device)
+        try:
+            name, seed = meta["algorithm"], meta["seed"]
+            learner = cls(name, own, seed=seed, device=found_device, policy=policy, **meta["config"])
+            like = learner.state
+            learner.state = checkpoint.unpack_state(type(like), tensors, meta["state"], like, learner.device)
+        except ValueError as error:
+            raise CheckpointError(f"{path} does not fit: {error}") from None
         learner._best_score = meta["best_score"]
+        learner._run_dir = path.parent.resolve()
         return learner
+
+
+def _checked_seed(seed: int) -> int:
+    if seed < 0:
+        raise ValueError(f"seed must not be negative, got {seed}")
+    return seed
 
 
 def _time_limit(env: gym.Env) -> int | None:
@@ -319,24 +355,37 @@ def _time_limit(env: gym.Env) -> int | None:
 
 def _signature(family: TaskFamily) -> dict[str, Any]:
     spec = getattr(family, "spec", None)
+    made = None if not isinstance(spec, FamilySpec) else {"id": spec.id, "kwargs": spec.kwargs}
+    try:
+        json.dumps(made)
+    except TypeError:
+        made = None  # such a family has to be passed to `load`
     spaces = {name: str(getattr(family, name)) for name in ("observation_space", "action_space", "task_space")}
-    return {"id": family.id, "kwargs": None if spec is None else spec.kwargs, "horizon": family.horizon, **spaces}
+    return {"id": family.id, "made": made, "horizon": family.horizon, **spaces}
 
 
 def _load_family(path: Path, saved: dict[str, Any], given: str | TaskFamily | None) -> TaskFamily:
+    if given is None and saved["made"] is None:
+        raise CheckpointError(f"{path} was saved by a learner that was given an object as its family, "
+                              f"{saved['id']!r}: pass the same one as family=")  # fmt: skip
     if given is None:
         try:
-            family = make(saved["id"], **(saved["kwargs"] or {}))
+            family = make(saved["made"]["id"], **saved["made"]["kwargs"])
         except ValueError as error:
             raise CheckpointError(f"{path} needs the family {saved['id']!r}; pass it as family=. ({error})") from None
     else:
         family = make(given) if isinstance(given, str) else given
     found = _signature(family)
-    differing = [key for key in saved if key != "kwargs" and saved[key] != found[key]]
+    differing = [key for key in saved if key != "made" and saved[key] != found[key]]
     if differing:
         was, now = ({key: of[key] for key in differing} for of in (saved, found))
         raise CheckpointError(f"{path} is a checkpoint of another family: it was saved with {was}, this one has {now}")
     return family
+
+
+def _with_suffix(path: Path | str) -> Path:
+    path = Path(path)
+    return path if path.suffix == ".safetensors" else path.with_name(path.name + ".safetensors")
 
 
 class AdaptedPolicy:
@@ -367,7 +416,7 @@ class AdaptedPolicy:
         obs = np.asarray(observation)
         single = obs.shape == (space.shape or ())
         if not single and obs.shape[1:] != (space.shape or ()):
-            raise ValueError(f"the policy takes observations of shape {space.shape} or a batch of them, got {obs.shape}")
+            raise ValueError(f"observations have the shape {space.shape} or are a batch of such, got {obs.shape}")
         x = self.policy.spaces.encode(obs[None] if single else obs)[None]
         dist = self.policy.distribution(self._stacked, x)
         if deterministic:
@@ -376,13 +425,14 @@ class AdaptedPolicy:
             action = distributions.sample(dist, torch.randn(dist.mean.shape, generator=self._generator))[0]
         else:
             action = distributions.sample(dist, torch.rand(*x.shape[:-1], 1, generator=self._generator))[0]
-        out = self._decode(action).numpy()
+        out = self._decode(action).numpy().astype(self.policy.spaces.action.dtype)
+        if isinstance(self.policy.spaces.action, gym.spaces.Box):  # float32 rounds the bounds of a float64 space
+            out = np.clip(out, self.policy.spaces.action.low, self.policy.spaces.action.high)
         return (out[0] if single else out), state
 
     def save(self, path: Path | str) -> Path:
         """Write the policy to one file (`.safetensors` is added if missing). -> its path."""
-        path = Path(path)
-        path = path if path.suffix == ".safetensors" else path.with_name(path.name + ".safetensors")
+        path = _with_suffix(path)
         kind: dict[str, Any] = {"type": type(self.policy).__name__}
         if isinstance(self.policy, MLPPolicy | ModulePolicy):
             kind |= {"init_std": self.policy.init_std, "min_std": self.policy.min_std}
@@ -395,12 +445,12 @@ class AdaptedPolicy:
 
     @classmethod
     def load(cls, path: Path | str, module: nn.Module | None = None) -> "AdaptedPolicy":
-        """The policy that `save` wrote; `module` is needed if it was one of the user's own.
+        """The policy that `save` wrote to `path`; `module` is needed if it was one of the user's own.
 
         Raises:
             CheckpointError: a damaged file, or no policy.
         """
-        path = Path(path)
+        path = _with_suffix(path)
         tensors, meta = checkpoint.load(path)
         if meta.get("kind") != "policy":
             raise CheckpointError(f"{path} holds a {meta.get('kind')}, not a policy: use MetaLearner.load")

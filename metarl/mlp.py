@@ -38,6 +38,30 @@ def _bend(activation: str, h: Tensor, e: Tensor) -> Tensor | None:
     return None if activation == "relu" else e * (h <= 0)
 
 
+NARROW = 8
+"""Up to this width a matrix is a few rows of long vectors for the matrix product rather than a tall thin block: on a
+CPU a third of the time."""
+
+
+def _affine(h: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """h w + b, for h [K, N, n], w [K, n, m], b [K, m]."""
+    if w.shape[-1] <= NARROW < w.shape[-2]:
+        return torch.baddbmm(b[:, :, None], w.mT.contiguous(), h.mT).mT.contiguous()
+    return (h @ w).add_(b[:, None]) if not torch.is_grad_enabled() else torch.baddbmm(b[:, None], h, w)
+
+
+def _add_product(z: Tensor, h: Tensor, w: Tensor) -> Tensor:
+    """z + h w, in place of z."""
+    if w.shape[-1] <= NARROW < w.shape[-2]:
+        return z.add_((w.mT.contiguous() @ h.mT).mT)
+    return z.baddbmm_(h, w)
+
+
+def _weight_gradient(h: Tensor, d: Tensor) -> Tensor:
+    """h^T d, summed over states."""
+    return (d.mT @ h).mT if d.shape[-1] <= NARROW < h.shape[-1] else h.mT @ d
+
+
 @dataclass(frozen=True)
 class Tape:
     """A forward pass of K stacked networks on N states each, and what its derivatives need."""
@@ -54,19 +78,18 @@ def forward(params: Params, x: Tensor, activation: str) -> Tape:
     last = sum(name.startswith("w") for name in params) - 1
     for i in range(last):
         weights.append(params[f"w{i}"])
-        inputs.append(ACTIVATIONS[activation](torch.baddbmm(params[f"b{i}"][:, None], inputs[-1], weights[-1])))
+        inputs.append(ACTIVATIONS[activation](_affine(inputs[-1], weights[-1], params[f"b{i}"])))
     weights.append(params[f"w{last}"])
-    return Tape(activation, weights, inputs, torch.baddbmm(params[f"b{last}"][:, None], inputs[-1], weights[-1]))
+    return Tape(activation, weights, inputs, _affine(inputs[-1], weights[-1], params[f"b{last}"]))
 
 
 def jvp(tape: Tape, v: Params) -> tuple[Tensor, list[Tensor]]:
     """J v: the output's derivative along `v` [K, N, A], and h_dot of the hidden layers."""
     h_dots: list[Tensor] = []
-    z_dot = torch.baddbmm(v["b0"][:, None], tape.inputs[0], v["w0"])
+    z_dot = _affine(tape.inputs[0], v["w0"], v["b0"])
     for i in range(1, len(tape.weights)):
         h_dots.append(_times_slope(tape.activation, z_dot, tape.inputs[i]))
-        z_dot = torch.baddbmm(v[f"b{i}"][:, None], tape.inputs[i], v[f"w{i}"])
-        z_dot.baddbmm_(h_dots[-1], tape.weights[i])
+        z_dot = _add_product(_affine(tape.inputs[i], v[f"w{i}"], v[f"b{i}"]), h_dots[-1], tape.weights[i])
     return z_dot, h_dots
 
 
@@ -74,7 +97,7 @@ def vjp(tape: Tape, c: Tensor) -> Params:
     """J^T c for c [K, N, A]."""
     out, d = {}, c
     for i in range(len(tape.weights) - 1, -1, -1):
-        out[f"w{i}"], out[f"b{i}"] = tape.inputs[i].mT @ d, d.sum(1)
+        out[f"w{i}"], out[f"b{i}"] = _weight_gradient(tape.inputs[i], d), d.sum(1)
         if i > 0:
             d = _times_slope(tape.activation, d @ tape.weights[i].mT, tape.inputs[i])
     return out
@@ -95,7 +118,7 @@ class Hessian:
         gradient: Params = {}
         d, bends = [c], []
         for i in range(len(tape.weights) - 1, -1, -1):
-            gradient[f"w{i}"], gradient[f"b{i}"] = tape.inputs[i].mT @ d[-1], d[-1].sum(1)
+            gradient[f"w{i}"], gradient[f"b{i}"] = _weight_gradient(tape.inputs[i], d[-1]), d[-1].sum(1)
             if i > 0:
                 e = d[-1] @ tape.weights[i].mT
                 bends.append(_bend(tape.activation, tape.inputs[i], e))
@@ -108,9 +131,9 @@ class Hessian:
         out_dot, h_dots = jvp(tape, v)
         d_dot, result = c_dot_of(out_dot), {}
         for i in range(len(tape.weights) - 1, -1, -1):
-            result[f"w{i}"], result[f"b{i}"] = tape.inputs[i].mT @ d_dot, d_dot.sum(1)
+            result[f"w{i}"], result[f"b{i}"] = _weight_gradient(tape.inputs[i], d_dot), d_dot.sum(1)
             if i > 0:
-                result[f"w{i}"].baddbmm_(h_dots[i - 1].mT, self.d[i])
+                result[f"w{i}"] += _weight_gradient(h_dots[i - 1], self.d[i])
                 e_dot = (d_dot @ tape.weights[i].mT).baddbmm_(self.d[i], v[f"w{i}"].mT)
                 d_dot, bend = _times_slope(tape.activation, e_dot, tape.inputs[i]), self.bends[i - 1]
                 if bend is not None:

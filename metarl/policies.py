@@ -22,7 +22,10 @@ from metarl.spaces import Spaces, distribution_of
 class Policy(Protocol):
     """What the algorithms need of a policy."""
 
-    spaces: Spaces
+    @property
+    def spaces(self) -> Spaces:
+        """What it observes and how it acts."""
+        ...
 
     def init(self, generator: torch.Generator) -> Params:
         """Fresh meta-parameters, without a task axis."""
@@ -61,6 +64,8 @@ class MLPPolicy:
     init_std: float = 1.0
     """Initial standard deviation of a Gaussian head, in policy units (1 is half the range of a bounded action)."""
     min_std: float = 1e-3
+    output_gain: float = 0.1
+    """Factor on the last layer's initial weights: actions near zero at first, whatever the observation."""
 
     def __post_init__(self) -> None:
         if self.activation not in ACTIVATIONS:
@@ -70,11 +75,12 @@ class MLPPolicy:
         _check_std(self.init_std, self.min_std)
 
     def init(self, generator: torch.Generator) -> Params:
-        """Xavier-uniform weights, as in the code of MAML and ProMP, and zero biases."""
+        """Xavier-uniform weights, the last layer's times `output_gain`, and zero biases."""
         sizes, params = (self.spaces.obs_dim, *self.hidden, self.spaces.act_dim), {}
         for i, (n, m) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
             params[f"w{i}"] = (torch.rand(n, m, generator=generator) * 2 - 1) * math.sqrt(6 / (n + m))
             params[f"b{i}"] = torch.zeros(m)
+        params[f"w{len(self.hidden)}"] *= self.output_gain
         if not self.spaces.discrete:
             params["log_std"] = _log_std_init(self.spaces, self.init_std)
         return params

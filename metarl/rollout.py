@@ -82,10 +82,16 @@ def _collect(
         seeds, 0, T * (1 if spaces.discrete else spaces.act_dim), random.ACTION
     ).unflatten(-1, (T, -1))  # [K, E, T, 1 or A]
 
-    raw, _ = env.reset(seed=seeds.reshape(-1), options={"tasks": tasks})
+    raw, _ = env.reset(seed=seeds.reshape(-1), options={"tasks": tasks})  # type: ignore[arg-type]  # one for each
     obs = torch.zeros(K, T, E, spaces.obs_dim, device=device)
-    act = torch.zeros(noise.shape[0], T, E, *([] if spaces.discrete else [spaces.act_dim]), device=device,
-                      dtype=torch.int64 if spaces.discrete else torch.float32)
+    act = torch.zeros(
+        noise.shape[0],
+        T,
+        E,
+        *([] if spaces.discrete else [spaces.act_dim]),
+        device=device,
+        dtype=torch.int64 if spaces.discrete else torch.float32,
+    )
     rew, mask = torch.zeros(K, T, E, device=device), torch.zeros(K, T, E, dtype=torch.bool, device=device)
     heads = torch.zeros(K, T, E, spaces.act_dim, device=device)
     alive = torch.ones(K, E, dtype=torch.bool, device=device)
@@ -168,8 +174,9 @@ class EnvSampler:
         seeds = random.episode_seeds(seed, iteration, stage, 1, episodes)
         single = _SingleEnv(self.env, self.horizon)
         parts = [collect(single, tasks, self.horizon, policy, params, seeds[:, e : e + 1]) for e in range(episodes)]
-        merged: dict[str, Any] = {name: torch.cat([getattr(p, name) for p in parts], 2)
-                                  for name in ("obs", "act", "rew", "mask", "log_prob")}
+        merged: dict[str, Any] = {
+            name: torch.cat([getattr(p, name) for p in parts], 2) for name in ("obs", "act", "rew", "mask", "log_prob")
+        }
         head = torch.cat([p.dist[0] for p in parts], 2)
         return Rollout(**merged, dist=type(parts[0].dist)(head, *parts[0].dist[1:])).to(self.device)
 

@@ -14,21 +14,23 @@ What each logged number means stands in docs/logging.md.
 import csv
 import importlib.metadata
 import importlib.util
+import io
 import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import rich.progress
 from rich.console import Console
 
-from metarl.checkpoint import write_json
+from metarl.checkpoint import atomic_write, write_json
 
 LATEST, BEST = "latest.safetensors", "best.safetensors"
 METRICS, CONFIG = "metrics.csv", "config.json"
 
 Stats = dict[str, Any]
+S = TypeVar("S")
 
 
 def versions() -> dict[str, str]:
@@ -54,12 +56,10 @@ class RunDirectory:
 
     def open_logger(self, up_to_iteration: int) -> Any:
         """A stable-baselines3 Logger to CSV and TensorBoard that goes on after `up_to_iteration`."""
-        from stable_baselines3.common.logger import CSVOutputFormat, KVWriter, Logger, TensorBoardOutputFormat
+        from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat
 
         rows = [row for row in self.metrics() if row["iteration"] <= up_to_iteration]
-        formats: list[KVWriter] = [CSVOutputFormat(str(self.path / METRICS))]
-        for row in rows:  # opening the file emptied it
-            formats[0].write({key: "" if value is None else value for key, value in row.items()}, {})
+        formats: list[KVWriter] = [_metrics_writer(self.path / METRICS, rows)]
         if importlib.util.find_spec("tensorboard"):
             formats.append(TensorBoardOutputFormat(str(self.path)))
         return Logger(str(self.path), formats)
@@ -70,73 +70,111 @@ class RunDirectory:
         if not path.exists():
             return []
         with path.open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        return [{key: _number(text) for key, text in row.items()} for row in rows if _number(row["iteration"])]
+            whole = [row for row in csv.DictReader(file) if None not in row.values()]  # a power cut tears the last
+        return [{key: _number(text) for key, text in row.items()} for row in whole]
 
 
-def _number(text: str | None) -> int | float | None:
-    if text is None or text == "":
+def _number(text: str) -> int | float | None:
+    if text == "":
         return None
     try:
         return int(text)
     except ValueError:
-        return {"True": 1, "False": 0}.get(text, None) if text in ("True", "False") else float(text)
+        return float(text)
+
+
+def _metrics_writer(path: Path, rows: list[dict[str, Any]]) -> Any:
+    from stable_baselines3.common.logger import KVWriter
+
+    class MetricsFile(KVWriter):
+        """CSV with the columns in the order in which they first came up. (Stable-baselines3's own orders them by
+        hash, differently in every run, and rewrites the file in place when one is added.)"""
+
+        def __init__(self) -> None:
+            self.start(rows)
+
+        def start(self, rows: list[dict[str, Any]]) -> None:
+            self.columns = list(dict.fromkeys(key for row in rows for key in row))
+            text = io.StringIO()
+            writer = csv.DictWriter(text, self.columns, lineterminator="\n")
+            if rows:
+                writer.writeheader()
+            writer.writerows(rows)
+            atomic_write(path, text.getvalue().encode())
+            self.file = path.open("a", newline="")
+
+        def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+            if key_values.keys() - set(self.columns):
+                self.file.close()
+                self.start([*RunDirectory(path.parent).metrics(), dict(key_values)])
+                return
+            csv.DictWriter(self.file, self.columns, lineterminator="\n").writerow(key_values)
+            self.file.flush()
+
+        def close(self) -> None:
+            self.file.close()
+
+    return MetricsFile()
 
 
 def train(
-    step: Callable[[], Stats],
+    state: S,
+    step: Callable[[S], tuple[S, Stats]],
     iterations: int,
     start: int,
     *,
-    evaluate: Callable[[], Stats] | None,
+    keep: Callable[[S, float | None], None],
+    evaluate: Callable[[S], Stats] | None,
     eval_every: int,
-    save: Callable[[str, float | None], None] | None,
+    save: Callable[[str, S, float | None], None] | None,
     checkpoint_every: int,
     logger: Any = None,
     best: float | None = None,
     callback: Callable[[Stats], bool | None] | None = None,
     progress_bar: bool = False,
-) -> float | None:
-    """Run meta-iterations `start + 1` to `start + iterations`.
+) -> None:
+    """Run meta-iterations `start + 1` to `start + iterations` from `state`.
+
+    An iteration counts once it is evaluated and logged. What breaks off before that (Ctrl-C too) leaves the state of
+    the iteration before, which is saved: going on from there gives the numbers of a run that never stopped.
 
     Args:
-        step: does one iteration, returns its statistics.
-        evaluate: returns statistics with a `"eval/score"`; called every `eval_every` iterations and after the last.
-        save: writes a checkpoint under the name it is given; also gets the best score so far.
+        step: does one iteration -> the next state and statistics.
+        keep: gets the state and the best score after every iteration that counts.
+        evaluate: -> statistics with a `"eval/score"`; called every `eval_every` iterations and after the last.
+        save: writes a checkpoint under the name it is given, of a state and the best score so far.
         best: the best score so far.
         callback: gets every iteration's statistics; returning False stops the training.
-
-    Returns:
-        The best score. An exception (Ctrl-C too) first saves the state after the last whole iteration.
     """
-    last, done = start + iterations, start
+    last = start + iterations
     with _Display(last, start, progress_bar) as display:
         try:
+            if save is not None:
+                save(LATEST, state, best)  # from now on the run can be resumed, whatever kills it
             for done in range(start + 1, last + 1):
-                stats = {"iteration": done, **step()}
+                new, stats = step(state)
+                stats, score = {"iteration": done, **stats}, best
                 if evaluate is not None and (done % eval_every == 0 or done == last):
-                    stats |= evaluate()
+                    stats |= evaluate(new)
                     display.evaluated(stats)
                     if best is None or stats["eval/score"] > best:
-                        best = stats["eval/score"]
+                        score = stats["eval/score"]
                         if save is not None:
-                            save(BEST, best)
+                            save(BEST, new, score)
                 if logger is not None:
                     for key, value in stats.items():
                         logger.record(key, float(value) if isinstance(value, bool) else value)
                     logger.dump(done)
-                if save is not None and (done % checkpoint_every == 0 or done == last):
-                    save(LATEST, best)
+                state, best = new, score
+                keep(state, best)
+                if save is not None and done % checkpoint_every == 0:
+                    save(LATEST, state, best)
                 display.advance(stats)
                 if callback is not None and callback(stats) is False:
                     break
-        except BaseException:
+        finally:
             if save is not None:
-                save(LATEST, best)
-            raise
-    if save is not None:
-        save(LATEST, best)
-    return best
+                save(LATEST, state, best)
 
 
 class _Display:
@@ -144,11 +182,12 @@ class _Display:
 
     def __init__(self, total: int, start: int, enabled: bool):
         self.enabled, self.steps, self.began = enabled, 0, time.perf_counter()
+        console = Console()
+        more = [rich.progress.BarColumn(24)] if console.width >= 110 else []  # without it all fits into 80 columns
         self.progress = rich.progress.Progress(
-            rich.progress.TextColumn("iteration"), rich.progress.MofNCompleteColumn(), rich.progress.BarColumn(24),
-            rich.progress.TextColumn("{task.description}"), rich.progress.TimeElapsedColumn(),
+            rich.progress.MofNCompleteColumn(), *more, rich.progress.TextColumn("{task.description}"),
             rich.progress.TextColumn("left"), rich.progress.TimeRemainingColumn(),
-            console=Console(), disable=not enabled, speed_estimate_period=60.0,
+            console=console, disable=not enabled, speed_estimate_period=60.0,
         )  # fmt: skip
         self.bar = self.progress.add_task("", total=total, completed=start)
 
@@ -163,8 +202,10 @@ class _Display:
         post = max((k for k in stats if k.startswith("return/step_")), key=lambda k: int(k.rpartition("_")[2]))
         rollout, update = stats["time/rollout"], stats["time/update"]
         share = rollout / max(rollout + update, 1e-9)
-        text = (f"return {stats['return/step_0']:.1f} → [bold]{stats[post]:.1f}[/]  "
-                f"{stats['time/steps_per_second']:,.0f} steps/s  rollout {share:.0%} update {1 - share:.0%} ")
+        text = (
+            f"return {stats['return/step_0']:.1f} → [bold]{stats[post]:.1f}[/]  "
+            f"{stats['time/steps_per_second']:,.0f} steps/s  rollout {share:.0%}"
+        )
         self.progress.update(self.bar, advance=1, description=text)
 
     def evaluated(self, stats: Stats) -> None:

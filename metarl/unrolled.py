@@ -107,7 +107,9 @@ def unrolled_jacobian(
             product = step.hessian_product(tangent)
             tangent = tangent | {name: tangent[name] - lr * product[name] for name in moving}
         out = [mlp.jvp(tape, tangent)[0].reshape(dist[0].shape)]
-        return out if open_floor is None else [*out, (tangent["log_std"] * open_floor).reshape(dist[1].shape)]
+        if open_floor is not None:
+            out.append((tangent["log_std"] * open_floor).reshape(dist[-1].shape))
+        return out
 
     def vjp(w: Sequence[Tensor]) -> Tensor:
         cotangent = mlp.vjp(tape, w[0].reshape(tape.out.shape))

@@ -130,7 +130,7 @@ class Signs(TwoArms):
 
 
 class Stops:
-    """Plain Gymnasium environments. Reward 1 in every step; an episode ends after the number of steps its task names."""
+    """Plain Gymnasium environments. Reward 1 in every step; an episode ends after as many steps as its task names."""
 
     id = "StopsProbe-v0"
     horizon = 6

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from metarl import parallel
 from metarl.advantages import advantages, discounted_returns, gae, linear_baseline
 from metarl.distributions import Categorical
 from metarl.losses import masked_mean
@@ -157,6 +158,14 @@ def test_a_task_has_the_same_advantages_alone_and_among_others():
     r = rollout()
     alone = torch.cat([advantages(r[k : k + 1], 0.99, 1.0) for k in range(3)])
     torch.testing.assert_close(advantages(r, 0.99, 1.0), alone, atol=1e-5, rtol=1e-5)
+
+
+def test_chunks_and_threads_give_the_same_advantages(monkeypatch):
+    r = rollout()
+    whole = advantages(r, 0.99, 1.0)
+    monkeypatch.setattr(parallel, "CHUNK_ROWS", 12 * 5)
+    torch.set_num_threads(2)
+    torch.testing.assert_close(advantages(r, 0.99, 1.0), whole, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("reward", [0.0, 5.0])

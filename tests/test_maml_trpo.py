@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from probes import Drift, PointGoal, Signs, Stops, TwoArms, double, linearise, setup, stages
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Categorical, Independent, Normal, kl_divergence
 
 from metarl import distributions, parallel
@@ -15,8 +15,8 @@ from metarl.adapt import Params, expand
 from metarl.algorithms import ALGORITHMS, get, maml_trpo
 from metarl.algorithms.maml_trpo import Config, State, iteration
 from metarl.losses import masked_mean
-from metarl.policies import Policy
-from metarl.rollout import EnvSampler
+from metarl.policies import MLPPolicy, ModulePolicy, Policy
+from metarl.rollout import EnvSampler, Sampler
 from metarl.tasks import task_at
 from metarl.trust_region import flatten, trpo_step, unflatten
 
@@ -250,7 +250,8 @@ def test_returns_are_reported_for_every_stage():
 def test_entropy_is_that_of_the_adapted_policies():
     # It does not depend on the state, and without a step nothing moves: A (1/2 log(2 pi e) + log std).
     _, stats = one(replace(RUN, init_std=0.3))
-    assert stats["policy/entropy"] == pytest.approx(2 * (0.5 * math.log(2 * math.pi * math.e) + math.log(0.3)), rel=1e-5)
+    one_dimension = 0.5 * math.log(2 * math.pi * math.e) + math.log(0.3)
+    assert stats["policy/entropy"] == pytest.approx(2 * one_dimension, rel=1e-5)
 
 
 @families
@@ -262,10 +263,27 @@ def test_another_seed_gives_another_iteration():
     assert not torch.equal(one(seed=0)[0].params["w0"], one(seed=1)[0].params["w0"])
 
 
-def test_the_next_iteration_draws_other_tasks_and_noise():
-    state = setup(Drift(), RUN)[2]
-    a, b = (one(state=replace(state, iteration=i))[0].params["w0"] for i in (0, 1))
-    assert not torch.equal(a, b)
+class Noting(Sampler):
+    """Notes what it is asked for."""
+
+    def __init__(self, family):
+        super().__init__(family)
+        self.asked: list[tuple] = []
+
+    def tasks(self, n, seed, iteration, split="train"):
+        self.asked.append(("tasks", n, seed, iteration, split))
+        return super().tasks(n, seed, iteration, split)
+
+    def collect(self, tasks, episodes, policy, params, seed, iteration, stage):
+        self.asked.append(("collect", episodes, seed, iteration, stage))
+        return super().collect(tasks, episodes, policy, params, seed, iteration, stage)
+
+
+def test_every_iteration_and_stage_draws_tasks_and_noise_of_its_own():
+    sampler, (_, policy, state) = Noting(Drift()), setup(Drift(), RUN)
+    iteration(replace(RUN, inner_steps=2), sampler, policy, replace(state, iteration=6), 9)
+    tasks = ("tasks", 4, 9, 6, "train")
+    assert sampler.asked == [tasks, *[("collect", 5, 9, 6, stage) for stage in range(3)]]
 
 
 def test_an_iteration_from_a_stored_state_is_the_uninterrupted_one():
@@ -305,10 +323,40 @@ def test_capping_the_graphs_gives_the_same_iteration(graph_tasks):
 
 
 @pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize(("graph_tasks", "kept"), [(None, None), (0, 0), (3, 3), (4, 4)])
+def test_the_cap_on_graphs_is_handed_on_in_chunks(monkeypatch, graph_tasks, kept):
+    asked = []
+
+    def noting(params, objectives, *args):
+        asked.append((len(objectives), args[-1]))
+        return trpo_step(params, objectives, *args)
+
+    monkeypatch.setattr(maml_trpo, "trpo_step", noting)
+    one(replace(RUN, graph_tasks=graph_tasks))
+    assert asked == [(4, kept)]
+
+
+@pytest.mark.usefixtures("small_chunks")
 def test_threads_give_the_same_iteration():
     single, _ = one()
     torch.set_num_threads(2)
     assert_equal(one()[0], single)
+
+
+@families
+def test_any_module_learns_as_the_mlp_with_the_same_weights_does(family):
+    # Automatic derivatives through vmap against those by hand, in a whole iteration.
+    sampler, policy, state = setup(family, RUN)
+    net = nn.Sequential(nn.Linear(policy.spaces.obs_dim, 6), nn.Tanh(), nn.Linear(6, policy.spaces.act_dim))
+    module = ModulePolicy(policy.spaces, net)
+    names = {"w0": "module.0.weight", "b0": "module.0.bias", "w1": "module.2.weight", "b1": "module.2.bias"}
+    same = {names.get(n, n): v.mT.contiguous() if n.startswith("w") else v for n, v in state.params.items()}
+    config = replace(RUN, cg_iterations=4)
+    want, _ = iteration(config, sampler, policy, state, 0)
+    got, _ = iteration(config, sampler, module, State(same), 0)
+    for name, value in want.params.items():
+        theirs = got.params[names.get(name, name)]
+        torch.testing.assert_close(theirs.mT if name.startswith("w") else theirs, value, atol=1e-4, rtol=1e-3)
 
 
 def test_devices_give_the_same_iteration(device):
@@ -358,6 +406,13 @@ def test_a_step_is_the_gradient_of_the_episodes_before_it():
     objective = masked_mean(log_prob * batch.advantage, batch.rollout.mask).sum()  # to be raised
     for (name, value), g in zip(leaves.items(), torch.autograd.grad(objective, list(leaves.values())), strict=True):
         torch.testing.assert_close(done.params[2][name], value + 0.1 * g, atol=1e-6, rtol=1e-5)
+
+
+def test_every_stage_of_an_adaptation_has_noise_of_its_own():
+    done = adaptation([1e-12, 1e-12])
+    first, second, third = (rollout.act[:, 0] for rollout in done.rollouts)
+    assert not torch.equal(first, second)
+    assert not torch.equal(second, third)
 
 
 def test_returns_are_those_of_the_rollouts_with_the_parameters_beside_them():
@@ -429,6 +484,7 @@ def test_a_plain_environment_adapts_as_the_family_does():
         ("backtrack", 0.0),
         ("damping", -1e-5),
         ("damping", math.nan),
+        ("output_gain", 0.0),
     ],
 )
 def test_nonsense_is_refused_with_its_name_and_value(name, value):
@@ -443,9 +499,9 @@ def test_the_edges_of_sense_are_allowed(setting):
 
 
 def test_the_policy_has_the_settings_asked_for():
-    config = Config(hidden=(7, 5), activation="elu", init_std=0.5, min_std=0.1)
-    policy = config.policy(setup(Drift(), RUN)[1].spaces)
-    assert (policy.hidden, policy.activation, policy.init_std, policy.min_std) == ((7, 5), "elu", 0.5, 0.1)
+    config = Config(hidden=(7, 5), activation="elu", init_std=0.5, min_std=0.1, output_gain=0.7)
+    spaces = setup(Drift(), RUN)[1].spaces
+    assert config.policy(spaces) == MLPPolicy(spaces, (7, 5), "elu", init_std=0.5, min_std=0.1, output_gain=0.7)
 
 
 def test_algorithms_are_found_by_name():
@@ -453,7 +509,7 @@ def test_algorithms_are_found_by_name():
 
 
 def test_an_unknown_algorithm_is_refused_with_the_nearest():
-    with pytest.raises(ValueError, match="maml_trp0.*did you mean 'maml_trpo'"):
+    with pytest.raises(ValueError, match=r"maml_trp0.*did you mean 'maml_trpo'"):
         get("maml_trp0")
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metarl import parallel
-from metarl.parallel import CHUNK_ROWS, task_chunks, thread_map
+from metarl.parallel import CHUNK_ROWS, task_chunks, thread_map, threads_for
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -84,6 +84,26 @@ def test_gradients_flow_through_what_threads_return():
     x = torch.tensor(3.0, requires_grad=True)
     total = torch.stack(thread_map(lambda c: c * x**2, [1.0, 2.0, 4.0])).sum()
     assert torch.autograd.grad(total, x)[0].item() == 42.0  # (1 + 2 + 4) * 2 * 3
+
+
+@pytest.mark.parametrize(("rows", "device", "threads"), [(100, CPU, 1), (100 * CHUNK_ROWS, CPU, 2), (100, GPU, 2)])
+def test_only_work_that_is_worth_it_is_shared_out(rows, device, threads):
+    torch.set_num_threads(2)
+    with threads_for(rows, device):
+        inside = torch.get_num_threads()
+    assert (inside, torch.get_num_threads()) == (threads, 2)
+
+
+def stop_in_the_middle() -> None:
+    with threads_for(1, CPU):
+        raise KeyboardInterrupt
+
+
+def test_the_number_of_threads_comes_back_after_an_error():
+    torch.set_num_threads(2)
+    with pytest.raises(KeyboardInterrupt):
+        stop_in_the_middle()
+    assert torch.get_num_threads() == 2
 
 
 class FakeLibc:

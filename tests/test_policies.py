@@ -40,11 +40,13 @@ def plain_forward(policy: MLPPolicy, params: Params, k: int, obs: Tensor) -> Ten
 
 @both
 @pytest.mark.parametrize("activation", ["tanh", "relu", "elu"])
-@pytest.mark.parametrize("hidden", [(), (5,), (5, 7)])
-def test_the_batched_network_equals_a_plain_one_for_every_task(spaces, activation, hidden):
+@pytest.mark.parametrize("hidden", [(), (5,), (5, 7), (20, 12)])  # narrow and wide layers may take different ways
+@pytest.mark.parametrize("differentiable", [True, False])
+def test_the_batched_network_equals_a_plain_one_for_every_task(spaces, activation, hidden, differentiable):
     policy = MLPPolicy(spaces, hidden, activation)
     params, obs = random_params(policy, K), observations(K, 4, 2)
-    out = policy.distribution(params, obs)[0]
+    with torch.set_grad_enabled(differentiable):
+        out = policy.distribution(params, obs)[0]
     want = torch.stack([plain_forward(policy, params, k, obs[k]) for k in range(K)])
     torch.testing.assert_close(out, want, atol=1e-6, rtol=1e-5)
 
@@ -91,6 +93,15 @@ def test_initial_weights_fill_xavier_s_range_evenly():
     assert w.abs().max().item() == pytest.approx(bound, rel=1e-3)
     assert w.std().item() == pytest.approx(bound / math.sqrt(3), rel=1e-2)
     assert abs(w.mean().item()) < 0.01 * bound
+
+
+@pytest.mark.parametrize("gain", [1.0, 0.25])
+def test_the_last_layer_s_initial_weights_have_a_gain_of_their_own(gain):
+    gained, plain = (
+        MLPPolicy(GAUSSIAN, (5, 7), output_gain=g).init(torch.Generator().manual_seed(0)) for g in (gain, 1.0)
+    )
+    assert torch.equal(gained["w2"], gain * plain["w2"])
+    assert torch.equal(gained["w1"], plain["w1"])
 
 
 def test_initial_biases_are_zero():

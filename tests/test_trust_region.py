@@ -14,6 +14,7 @@ from metarl.distributions import Gaussian, kl
 from metarl.trust_region import (
     Objective,
     Surrogate,
+    autograd_jacobian,
     conjugate_gradient,
     flatten,
     trpo_step,
@@ -120,6 +121,19 @@ def test_fisher_product_is_the_kl_differentiated_twice(family, first_order, adap
     torch.testing.assert_close(linearise(objective, params, v)[1], want, atol=1e-9, rtol=1e-7)
 
 
+def assert_same_derivatives(hand: Objective, automatic: Objective, params: Params) -> None:
+    """J v, J^T w, the gradient and the Fisher product."""
+    leaves = {name: value.clone().requires_grad_() for name, value in params.items()}
+    ours, v = hand(leaves, True), vector(flatten(params).numel())
+    assert ours.jacobian is not None
+    twin = autograd_jacobian(list(automatic(leaves, True).dist), list(leaves.values()))
+    w = [vector(x.numel(), 3).reshape(x.shape) for x in ours.dist]
+    close = {"atol": 1e-11, "rtol": 1e-8}
+    torch.testing.assert_close(tuple(ours.jacobian.jvp(v)), tuple(twin.jvp(v)), **close)
+    torch.testing.assert_close(ours.jacobian.vjp(w), twin.vjp(w), **close)
+    torch.testing.assert_close(linearise(hand, params, v), linearise(automatic, params, v), **close)
+
+
 @families
 @orders
 @pytest.mark.parametrize(
@@ -132,15 +146,26 @@ def test_fisher_product_is_the_kl_differentiated_twice(family, first_order, adap
         {"hidden": (4, 5), "activation": "relu"},
         {"hidden": (4, 5), "activation": "elu", "adapt_std": True},
         {"hidden": (4, 5), "inner_steps": 3},
+        {"hidden": (12, 10), "inner_steps": 2},  # narrow layers are multiplied in another layout than wide ones
+        {"hidden": (12, 5), "activation": "relu"},
+        {"hidden": (12,), "activation": "elu"},
     ],
     ids=str,
 )
 def test_derivatives_by_hand_are_the_automatic_ones(family, first_order, settings):
     hand, params = meta_objective(family, by_hand=True, first_order=first_order, **settings)
     automatic, _ = meta_objective(family, by_hand=False, first_order=first_order, **settings)
-    v = vector(flatten(params).numel())
-    assert hand(params, True).jacobian is not None
-    torch.testing.assert_close(linearise(hand, params, v), linearise(automatic, params, v), atol=1e-12, rtol=1e-9)
+    assert_same_derivatives(hand, automatic, params)
+
+
+@pytest.mark.parametrize("adapt_std", [False, True])
+@pytest.mark.parametrize("log_std", [[-1.0, -5.0], [-5.0, -5.0]], ids=["one", "both"])
+def test_derivatives_by_hand_are_the_automatic_ones_below_the_floor_of_the_std(log_std, adapt_std):
+    hand, automatic = (
+        meta_objective(Drift(), by_hand=by_hand, min_std=0.1, init_std=0.2, adapt_std=adapt_std)
+        for by_hand in (True, False)
+    )
+    assert_same_derivatives(hand[0], automatic[0], hand[1] | {"log_std": torch.tensor(log_std, **torch64)})
 
 
 @pytest.mark.parametrize("by_hand", [True, False])
@@ -221,11 +246,19 @@ def test_a_short_solve_still_fills_the_trust_region():
     torch.testing.assert_close(new["x"] - START["x"], want, rtol=1e-6, atol=1e-9)
 
 
-def test_the_statistics_are_those_of_the_new_parameters():
-    new, stats = trpo_step(START, [linear(0)], 0.02)
-    there, here = linear(0)(new, False), linear(0)(START, False)
-    got = [stats[name] for name in ("loss_before", "loss_after", "kl", "gradient_norm")]
-    assert got == pytest.approx([here.loss.item(), there.loss.item(), there.kl.item(), dense(0)[0].norm().item()])
+@pytest.mark.parametrize("kept", [None, 1])
+def test_the_statistics_are_those_of_all_chunks_at_the_new_parameters(kept):
+    objectives = [linear(0), linear(10), linear(20)]
+    new, stats = trpo_step(START, objectives, 0.02, kept_chunks=kept)
+    there, here = ([objective(params, False) for objective in objectives] for params in (new, START))
+    gradient = dense(0)[0] + dense(10)[0] + dense(20)[0]
+    want = {
+        "loss_before": sum(x.loss.item() for x in here),
+        "loss_after": sum(x.loss.item() for x in there),
+        "kl": sum(x.kl.item() for x in there),
+        "gradient_norm": gradient.norm().item(),
+    }
+    assert {name: stats[name] for name in want} == pytest.approx(want)
     assert stats["accepted"] is True
 
 
@@ -246,7 +279,7 @@ def test_the_line_search_stays_within_the_trust_region_where_the_quadratic_is_wr
 def test_the_line_search_takes_the_first_candidate_that_will_do():
     # The candidates are start + 0.8^i * step: the one before the one taken must be out of bounds.
     objective = linear(0, bent)
-    new, stats = trpo_step(START, [objective], 0.02, max_backtracks=40)
+    new, _ = trpo_step(START, [objective], 0.02, max_backtracks=40)
     before = {name: START[name] + (new[name] - START[name]) / 0.8 for name in START}
     assert objective(before, False).kl > 0.02
 

@@ -58,6 +58,8 @@ class Config:
     """Initial standard deviation of a Gaussian policy."""
     min_std: float = 1e-3
     """Floor of that standard deviation."""
+    output_gain: float = 0.1
+    """Factor on the initial weights of the policy's last layer."""
     max_kl: float = 0.01
     """Largest KL divergence of one meta-update, averaged over states and tasks."""
     damping: float = 1e-5
@@ -77,7 +79,7 @@ class Config:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
-        for name in ("inner_lr", "max_kl", "init_std", "min_std"):
+        for name in ("inner_lr", "max_kl", "init_std", "min_std", "output_gain"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         for name in ("gamma", "gae_lambda"):
@@ -95,7 +97,7 @@ class Config:
 
     def policy(self, spaces: Spaces) -> MLPPolicy:
         """The policy that these settings describe."""
-        return MLPPolicy(spaces, tuple(self.hidden), self.activation, self.init_std, self.min_std)
+        return MLPPolicy(spaces, tuple(self.hidden), self.activation, self.init_std, self.min_std, self.output_gain)
 
 
 @dataclass(frozen=True)

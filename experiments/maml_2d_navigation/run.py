@@ -1,0 +1,178 @@
+"""2D navigation as in the MAML paper (Finn, Abbeel, Levine 2017, figure 4 and appendix table 4).
+
+    python experiments/maml_2d_navigation/run.py train --seed 0     # one seed; resumes where it was interrupted
+    python experiments/maml_2d_navigation/run.py report             # table and figure from all trained seeds
+
+Per seed it meta-trains with MAML-TRPO and, with the same settings and number of iterations, one policy on all tasks
+jointly (the paper's "pretrained"). Then MAML, the pretrained and a random initialisation are adapted to the same 100
+test goals by the same protocol: 3 inner steps, each on 40 fresh episodes of 100 steps. MAML uses the step size it was
+trained with, then half of it, as the paper does. The other two get the step size from a grid that does best on 40
+validation goals, as in the paper.
+"""
+
+import argparse
+import csv
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import metarl
+from metarl import figures
+from metarl.checkpoint import atomic_write, read_json, write_json
+from metarl.evaluate import Evaluation, interquartile_mean
+from metarl.train import versions
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+FAMILY = "PointNavigation-v0"
+SETTINGS = {"n_tasks": 20, "episodes": 20, "inner_lr": 0.5}
+ITERATIONS = 200
+STEP_SIZES = (0.5, 0.25, 0.25)
+GRID = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+TEST = {"n_tasks": 100, "episodes": 40}
+VALIDATION = {"n_tasks": 40, "episodes": 40, "seed": 987_654_321}
+TEST_SEED = 123_456_789
+METHODS = ("maml", "pretrained", "random")
+PAPER = {"MAML (paper)": (-40.41, -11.68, -3.33, -3.23)}
+"""Finn et al. 2017, table 4."""
+
+
+def learner(method: str, seed: int, runs: Path) -> tuple[metarl.MetaLearner, int]:
+    """The learner of one method, its training gone on with where it was, and the number of iterations wanted."""
+    inner_steps = 0 if method == "pretrained" else 1
+    directory = runs / f"{method}-seed{seed}"
+    if (directory / "latest.safetensors").exists():
+        made = metarl.MetaLearner.load(directory, device="cpu")
+    else:
+        made = metarl.MetaLearner("maml_trpo", FAMILY, seed=seed, device="cpu", inner_steps=inner_steps, **SETTINGS)
+    return made, 0 if method == "random" else ITERATIONS
+
+
+def train(seed: int, runs: Path, methods: Sequence[str]) -> None:
+    RESULTS.mkdir(exist_ok=True)
+    for method in methods:
+        made, iterations = learner(method, seed, runs)
+        began = time.perf_counter()
+        if made.state.iteration < iterations:
+            made.learn(iterations - made.state.iteration, run_dir=runs / f"{method}-seed{seed}", progress_bar=True,
+                       eval_every=10, eval_tasks=40, eval_step_sizes=STEP_SIZES)  # fmt: skip
+        wall = time.perf_counter() - began
+        best = runs / f"{method}-seed{seed}" / "best.safetensors"
+        if method == "maml":  # the paper uses the best iterate too; ours is chosen on tasks that are not test tasks
+            made = metarl.MetaLearner.load(best, device="cpu")
+        sizes = STEP_SIZES if method == "maml" else tuned(made)
+        found = made.evaluate(**TEST, step_sizes=sizes, seed=TEST_SEED)
+        save(found, made, method, seed, wall)
+        if iterations:
+            atomic_write(RESULTS / f"{method}-seed{seed}-training.csv",
+                         (runs / f"{method}-seed{seed}" / "metrics.csv").read_bytes())  # fmt: skip
+
+
+def tuned(made: metarl.MetaLearner) -> tuple[float, ...]:
+    """The step sizes (size, half, half) with the best mean return over steps 1 to 3 on validation goals."""
+    def score(size: float) -> float:
+        return float(made.evaluate(**VALIDATION, step_sizes=(size, size / 2, size / 2)).mean[1:].mean())
+
+    best = max(GRID, key=score)
+    return (best, best / 2, best / 2)
+
+
+def save(found: Evaluation, made: metarl.MetaLearner, method: str, seed: int, wall: float) -> None:
+    rows = [{"method": method, "seed": seed, "task": k, "goal_x": found.tasks["goal"][k, 0],
+             "goal_y": found.tasks["goal"][k, 1],
+             **{f"return_{s}": found.returns[k, s] for s in range(found.returns.shape[1])}}
+            for k in range(len(found.returns))]  # fmt: skip
+    with (RESULTS / f"{method}-seed{seed}.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    write_json(RESULTS / f"{method}-seed{seed}.json", {
+        "method": method, "seed": seed, "iteration": made.state.iteration, "env_steps": made.state.env_steps,
+        "step_sizes": list(found.step_sizes), "protocol": {**TEST, "seed": TEST_SEED}, "settings": made.describe(),
+        "wall_seconds_of_last_training_call": round(wall, 1), "threads": torch.get_num_threads(),
+        "versions": versions(), "mean": [round(float(x), 3) for x in found.mean],
+    })  # fmt: skip
+    print(method, "seed", seed, "step sizes", found.step_sizes, "mean return", np.round(found.mean, 2))
+
+
+def report() -> None:
+    """Table over seeds and the figure, from the committed CSV files alone."""
+    metas = [read_json(path) for path in sorted(RESULTS.glob("*-seed*.json"))]
+    lines = ["| initialisation | seeds | k = 0 | 1 | 2 | 3 |", "|---|---|---|---|---|---|"]
+    curves = {}
+    for method in METHODS:
+        seeds = sorted(m["seed"] for m in metas if m["method"] == method)
+        if not seeds:
+            continue
+        curves[method] = np.stack([read_returns(RESULTS / f"{method}-seed{seed}.csv") for seed in seeds])
+        mean = curves[method].mean((0, 1))
+        low, high = curves[method].mean(1).min(0), curves[method].mean(1).max(0)
+        cells = [f"{m:.2f} ({a:.2f} to {b:.2f})" for m, a, b in zip(mean, low, high, strict=True)]
+        lines.append(f"| {method} | {len(seeds)} | " + " | ".join(cells) + " |")
+        iqm = interquartile_mean(curves[method].reshape(-1, curves[method].shape[-1]), axis=0)
+        lines.append(f"| {method}, interquartile mean | {len(seeds)} | " + " | ".join(f"{x:.2f}" for x in iqm) + " |")
+    for name, values in PAPER.items():
+        lines.append(f"| {name} | | " + " | ".join(f"{x:.2f}" for x in values) + " |")
+    table = "\n".join(lines)
+    print(table)
+    atomic_write(RESULTS / "table.md", (table + "\n").encode())
+    draw(curves)
+
+
+def read_returns(path: Path) -> np.ndarray:
+    """[tasks, steps + 1]"""
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = [name for name in rows[0] if name.startswith("return_")]
+    return np.array([[float(row[name]) for name in names] for row in rows])
+
+
+def draw(curves: dict[str, np.ndarray]) -> None:
+    figure, (left, right) = figures.new_figure(2, width=5.0)
+    for i, (method, returns) in enumerate(curves.items()):
+        k = np.arange(returns.shape[-1])
+        for seed_mean in returns.mean(1):
+            left.plot(k, seed_mean, color=f"C{i}", alpha=0.3, linewidth=0.8)
+        left.plot(k, returns.mean((0, 1)), "o-", color=f"C{i}", label=f"{method} (ours)", markersize=4)
+    for name, values in PAPER.items():
+        left.plot(range(4), values, "x--", color="0.4", label=name)
+    left.set(xlabel="inner steps", ylabel="mean return", title="100 test goals, 40 episodes each", ylim=(-60, 2))
+    left.set_xticks(range(4))
+    left.legend(frameon=False, fontsize=8)
+    for path in sorted(RESULTS.glob("maml-seed*-training.csv")):
+        rows = training_rows(path)
+        for step in range(4):
+            shown = [(row["iteration"], row[f"eval/step_{step}"]) for row in rows if row.get(f"eval/step_{step}")]
+            label = f"k = {step}" if path.name.startswith("maml-seed0") else None
+            right.plot(*zip(*shown, strict=True), color=f"C{step}", linewidth=1, label=label)
+    right.set(xlabel="meta-iteration", ylabel="mean return", title="MAML, 40 validation goals, every seed", ylim=(-60, 2))
+    right.legend(frameon=False, fontsize=8)
+    figures.save_figure(figure, RESULTS / "maml_2d_navigation.png")
+
+
+def training_rows(path: Path) -> list[dict]:
+    with path.open(newline="") as file:
+        return [{k: float(v) if v not in ("", "True", "False") else None for k, v in row.items()}
+                for row in csv.DictReader(file)]  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("train", "report"))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--runs", type=Path, default=Path("runs/maml_2d_navigation"))
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.command == "train":
+        train(args.seed, args.runs, args.methods)
+    else:
+        report()
+
+
+if __name__ == "__main__":
+    main()

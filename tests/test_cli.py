@@ -1,0 +1,403 @@
+"""The command line, mostly in this process; its signals and its exit status in processes of their own."""
+
+import dataclasses
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import numpy as np
+import pytest
+import torch
+from runs import contents, iterations_logged, rows_without_time, same_params
+
+import metarl
+from metarl import AdaptedPolicy, MetaLearner, cli
+from metarl.algorithms import maml_trpo
+from metarl.train import BEST, LATEST
+
+SMALL = ["--n-tasks", "2", "--episodes", "2", "--hidden", "8", "--family-kwargs", "horizon=5", "--eval-tasks", "2",
+         "--threads", "1", "--device", "cpu", "--no-progress"]  # fmt: skip
+TRAIN = ["train", "maml_trpo", "PointNavigation-v0", *SMALL]
+
+
+def by_hand(iterations: int, eval_every: int = 10, seed: int = 0, **more: Any) -> MetaLearner:
+    """What TRAIN does, in Python."""
+    learner = MetaLearner("maml_trpo", metarl.make("PointNavigation-v0", horizon=5), seed=seed, device="cpu",
+                          n_tasks=2, episodes=2, hidden=(8,))  # fmt: skip
+    return learner.learn(iterations, eval_tasks=2, eval_every=eval_every, **more)
+
+
+def main(monkeypatch: pytest.MonkeyPatch, *argv: str) -> int:
+    """`metarl ARGV` in this process -> exit status."""
+    monkeypatch.setattr(sys, "argv", ["metarl", *argv])
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert isinstance(stopped.value.code, int)
+    return stopped.value.code
+
+
+def help_of(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        cli.run([*argv, "--help"])
+    assert stopped.value.code == 0
+    return capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of three iterations, started from the command line."""
+    path = tmp_path_factory.mktemp("cli") / "run"
+    assert cli.run([*TRAIN, "--iterations", "3", "--eval-every", "2", "--out", str(path)]) == 0
+    return path
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# train
+
+
+def test_training_is_what_python_does(run):
+    loaded = MetaLearner.load(run)
+    assert same_params(loaded.state.params, by_hand(3).state.params)
+    assert loaded.state.iteration == 3
+
+
+def test_the_directory_has_a_name_of_its_own_where_none_is_given(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.run([*TRAIN, "--iterations", "1", "--seed", "7"]) == 0
+    assert (tmp_path / "runs/PointNavigation-v0-maml_trpo-seed7" / LATEST).exists()
+    assert "metarl evaluate runs/PointNavigation-v0-maml_trpo-seed7" in capsys.readouterr().out
+
+
+def test_a_second_run_in_the_same_directory_is_refused_and_the_first_left_alone(run, monkeypatch, capsys):
+    before = contents(run)
+    assert main(monkeypatch, *TRAIN, "--iterations", "3", "--out", str(run)) == 2
+    error = capsys.readouterr().err
+    assert f"{run} is not empty" in error
+    assert f"metarl train --resume {run}" in error
+    assert contents(run) == before
+
+
+OTHER = {"hidden": ("3", "5"), "activation": ("relu",), "graph_tasks": ("1",), "inner_steps": ("2",),
+         "gae_lambda": ("0.5",)}  # fmt: skip
+
+
+def other(field: dataclasses.Field) -> tuple[tuple[str, ...], Any]:
+    """A value that is not the default -> as words of a command line, as Python has it."""
+    if field.name in OTHER:
+        words = OTHER[field.name]
+        numbers = tuple(float(word) if "." in word else int(word) if word.isdigit() else word for word in words)
+        return words, numbers if isinstance(field.default, tuple) else numbers[0]
+    if isinstance(field.default, bool):
+        return (), not field.default
+    value = field.default + 1 if isinstance(field.default, int) else field.default * 0.9
+    return (str(value),), value
+
+
+@pytest.mark.parametrize("field", dataclasses.fields(maml_trpo.Config), ids=lambda field: field.name)
+def test_every_setting_of_the_algorithm_is_an_option(field, monkeypatch):
+    seen: list[Any] = []
+    monkeypatch.setattr(cli, "_train", lambda name, options, config: seen.append(config) or 0)
+    words, value = other(field)
+    option = "--" + ("no-" if value is False else "") + field.name.replace("_", "-")
+    assert cli.run(["train", "maml_trpo", "X-v0", option, *words]) == 0
+    assert seen == [maml_trpo.Config(**{field.name: value})]
+
+
+def test_every_setting_stands_in_the_help_with_its_default(capsys):
+    text = help_of(capsys, "train", "maml_trpo")
+    for field in (*dataclasses.fields(maml_trpo.Config), *dataclasses.fields(cli.TrainOptions)):
+        if field.name != "family":
+            assert f"--{field.name.replace('_', '-')}" in text
+    assert "(default: 64 64)" in re.sub(r"\s+", " ", text.replace("│", ""))
+
+
+def test_every_setting_of_the_algorithm_is_explained_in_the_help(capsys):
+    text = re.sub(r"\s+", " ", help_of(capsys, "train", "maml_trpo").replace("│", ""))
+    assert text.count("(default:") >= len(dataclasses.fields(maml_trpo.Config))
+    assert "Floor of that standard deviation." in text
+
+
+def test_settings_reach_the_run_and_survive_a_resume(tmp_path):
+    argv = [*TRAIN, "--iterations", "1", "--inner-lr", "0.25", "--eval-every", "0", "--checkpoint-every", "3"]
+    cli.run([*argv, "--out", str(tmp_path)])
+    cli.run(["train", "--resume", str(tmp_path), "--iterations", "2", "--threads", "1", "--no-progress"])
+    loaded = MetaLearner.load(tmp_path)
+    assert loaded.config.inner_lr == 0.25
+    assert loaded.state.iteration == 2
+    assert not (tmp_path / BEST).exists()  # no evaluation in the resumed part either
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# resume
+
+
+def test_a_finished_run_says_so(run, capsys):
+    before = contents(run)
+    assert cli.run(["train", "--resume", str(run)]) == 0
+    assert "has done its 3 iterations; --iterations sets a new total" in capsys.readouterr().out
+    assert contents(run) == before
+
+
+@pytest.mark.parametrize("argv", [["--resume", "{}"], ["--resume={}"]])
+def test_resuming_goes_on_to_a_new_total(tmp_path, argv):
+    cli.run([*TRAIN, "--iterations", "1", "--out", str(tmp_path)])
+    words = [word.format(tmp_path) for word in argv]
+    assert cli.run(["train", *words, "--iterations", "2", "--threads", "1", "--no-progress"]) == 0
+    assert same_params(MetaLearner.load(tmp_path).state.params, by_hand(2).state.params)
+
+
+def test_a_directory_without_a_run_cannot_be_resumed(tmp_path, monkeypatch, capsys):
+    assert main(monkeypatch, "train", "--resume", str(tmp_path)) == 2
+    assert "config.json does not exist; is" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# evaluate, adapt, list
+
+
+def test_evaluating_prints_a_table_and_writes_numbers_and_a_picture(run, tmp_path, capsys):
+    assert cli.run(["evaluate", str(run), "--tasks", "3", "--step-sizes", "0.5", "0.25", "--out", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    expected = MetaLearner.load(run / BEST).evaluate(3, step_sizes=(0.5, 0.25))
+    for row in expected.rows():
+        assert f"{row.mean:.2f} [{row.mean_low:.2f}, {row.mean_high:.2f}]" in text
+    assert sorted(contents(tmp_path)) == ["adaptation.csv", "adaptation.json", "adaptation.png"]
+    assert (tmp_path / "adaptation.csv").read_text().count("\n") == 4
+    assert len(np.unique(matplotlib.image.imread(tmp_path / "adaptation.png"))) > 10
+
+
+def test_results_go_into_the_run_by_default(run, capsys):
+    cli.run(["evaluate", str(run), "--tasks", "2", "--no-figures"])
+    assert sorted(contents(run / "evaluation")) == ["adaptation.csv", "adaptation.json"]
+
+
+@pytest.mark.parametrize(("words", "file"), [([], BEST), (["--checkpoint", "latest"], LATEST)])
+def test_the_state_that_is_evaluated(run, tmp_path, capsys, words, file):
+    (tmp_path / "run").mkdir()
+    for name, iterations in ((BEST, 1), (LATEST, 2)):
+        by_hand(iterations).save(tmp_path / "run" / name)
+    cli.run(["evaluate", str(tmp_path / "run"), "--tasks", "2", "--no-figures", *words])
+    assert f"iteration {1 if file == BEST else 2}: 2 test tasks" in capsys.readouterr().out
+
+
+def test_a_run_without_a_best_state_is_evaluated_in_its_latest(tmp_path, capsys):
+    by_hand(2).save(tmp_path / LATEST)
+    cli.run(["evaluate", str(tmp_path), "--tasks", "2", "--no-figures"])
+    assert "iteration 2: 2 test tasks" in capsys.readouterr().out
+
+
+def test_one_file_can_be_evaluated(tmp_path, capsys):
+    by_hand(1).save(tmp_path / "x.safetensors")
+    cli.run(["evaluate", str(tmp_path / "x.safetensors"), "--tasks", "2", "--no-figures"])
+    assert (tmp_path / "evaluation" / "adaptation.csv").exists()
+
+
+def test_without_matplotlib_the_numbers_are_written_all_the_same(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert cli.run(["evaluate", str(run), "--tasks", "2", "--out", str(tmp_path)]) == 0
+    assert "no picture: figures need matplotlib: pip install 'metarl-torch[plot]'" in capsys.readouterr().out
+    assert sorted(contents(tmp_path)) == ["adaptation.csv", "adaptation.json"]
+
+
+def test_adapting_saves_a_policy(run, tmp_path, capsys):
+    out = tmp_path / "policy"
+    assert cli.run(["adapt", str(run), "--task", "goal=-0.3,0.2", "--steps", "2", "--out", str(out)]) == 0
+    expected = MetaLearner.load(run / BEST).adapt({"goal": [-0.3, 0.2]}, steps=2)
+    assert same_params(AdaptedPolicy.load(out).params, expected.params)
+    text = capsys.readouterr().out
+    assert f"return after 1 inner step: {expected.returns[1]:.2f}" in text
+    assert f"wrote {out}.safetensors" in text
+
+
+def test_the_list_names_every_algorithm_and_family(capsys):
+    assert cli.run(["list"]) == 0
+    text = capsys.readouterr().out
+    assert "maml_trpo" in text
+    assert set(metarl.registered()) <= set(text.split())
+
+
+@pytest.mark.parametrize(("argv", "status"), [([], 2), (["--help"], 0), (["-h"], 0)])
+def test_the_overview(capsys, argv, status):
+    assert cli.run(argv) == status
+    text = capsys.readouterr().out
+    assert all(f"metarl {command}" in text for command in cli.COMMANDS)
+
+
+def test_the_version(capsys):
+    assert cli.run(["--version"]) == 0
+    assert capsys.readouterr().out == f"metarl {metarl.__version__}\n"
+
+
+@pytest.mark.parametrize("argv", [["train", "--help"], ["train"]])
+def test_train_alone_names_the_algorithms(capsys, argv):
+    assert cli.run(argv) == (0 if len(argv) == 2 else 2)
+    assert "algorithms: maml_trpo" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["evaluate", "adapt", "list"])
+def test_every_command_has_help(capsys, command):
+    assert f"metarl {command}" in help_of(capsys, command)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [(["trian"], "there is no command 'trian'; did you mean 'train'?"),
+     (["train", "maml_trop", "X"], "no algorithm is called 'maml_trop'; did you mean 'maml_trpo'?"),
+     (["train", "maml_trpo", "PointNavigatio-v0"], "called 'PointNavigatio-v0'; did you mean 'PointNavigation-v0'?"),
+     ([*TRAIN, "--inner-lrr", "0.1"], "there is no option --inner-lrr; did you mean 'inner-lr'?"),
+     ([*TRAIN, "--n_task=3"], "there is no option --n-task; did you mean 'n-tasks'?"),
+     ([*TRAIN, "--n-tasks", "0"], "n_tasks must be at least 1, got 0"),
+     ([*TRAIN, "--inner-lr", "-0.5"], "inner_lr must be positive, got -0.5"),
+     ([*TRAIN, "--iterations", "0"], "--iterations must be at least 1, got 0"),
+     ([*TRAIN, "--threads", "0"], "--threads must be at least 1, got 0"),
+     ([*TRAIN, "--seed", "-1"], "seed must not be negative, got -1"),
+     ([*TRAIN, "--device", "gpu"], "device must be auto, cpu or cuda, got 'gpu'"),
+     ([*TRAIN, "--family-kwargs", "horizon"], "arguments of a family are written like arms=10, got 'horizon'"),
+     ([*TRAIN, "--family-kwargs", "horizn=3"], "PointNavigation-v0 cannot be made with {'horizn': 3}"),
+     ([*TRAIN, "--family-kwargs", "horizon=0"], "horizon must be at least 1, got 0"),
+     (["train", "--resume", "{run}", "--iteration", "3"], "no option --iteration; did you mean 'iterations'?"),
+     (["evaluate", "{run}", "--step", "3"], "there is no option --step; did you mean 'steps'?"),
+     (["evaluate", "{run}", "--checkpoint", "worst"], "--checkpoint must be one of ['best', 'latest'], got 'worst'"),
+     (["evaluate", "{run}", "--tasks", "0"], "n_tasks must be at least 1, got 0"),
+     (["evaluate", "{run}/nothing"], "there is no checkpoint {run}/nothing"),
+     (["adapt", "{run}", "--task", "gaol=1,2"], "PointNavigation-v0 has no task parameter 'gaol'; did you mean 'goal'?"),
+     (["adapt", "{run}", "--task", "goal"], "a task is written like goal=0.3,-0.2, got 'goal'"),
+     (["adapt", "{run}", "--task", "goal=3,0"], "lies in Box(-0.5, 0.5, (2,), float32), got array([3., 0.])"),
+     (["adapt", "{run}", "--tsk", "goal=0,0"], "there is no option --tsk; did you mean 'task'?"),
+     (["list", "--al"], "there is no option --al")],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)  # fmt: skip
+def test_an_error_is_one_line_on_stderr_and_status_2(run, monkeypatch, capsys, tmp_path, argv, message):
+    monkeypatch.chdir(tmp_path)
+    assert main(monkeypatch, *(word.replace("{run}", str(run)) for word in argv)) == 2
+    out, err = capsys.readouterr()
+    assert message.replace("{run}", str(run)) in err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert "Traceback" not in out + err
+    assert contents(tmp_path) == {}
+
+
+def test_an_error_is_shown_as_it_is(monkeypatch, capsys):
+    def fail(argv: Any) -> int:
+        raise ValueError("pip install 'metarl-torch[plot]' [/tmp]\n  and\na  line that is " + "long " * 40)
+
+    monkeypatch.setitem(cli.COMMANDS, "list", fail)
+    assert main(monkeypatch, "list") == 2
+    expected = "error: pip install 'metarl-torch[plot]' [/tmp] and a line that is " + " ".join(["long"] * 40)
+    assert capsys.readouterr().err == expected + "\n"
+
+
+def test_a_traceback_is_there_for_who_asks(monkeypatch):
+    monkeypatch.setenv("METARL_TRACEBACK", "1")
+    monkeypatch.setattr(sys, "argv", ["metarl", "trian"])
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(cli.UsageError):
+            cli.main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_fault_of_ours_is_not_dressed_up_as_the_users(monkeypatch):
+    def fail(argv: Any) -> int:
+        raise AssertionError
+
+    monkeypatch.setitem(cli.COMMANDS, "list", fail)
+    monkeypatch.setattr(sys, "argv", ["metarl", "list"])
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(AssertionError):
+            cli.main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_missing_option_is_status_2(monkeypatch, capsys, run):
+    assert main(monkeypatch, "adapt", str(run)) == 2
+    assert "--task" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [(["arms=10"], {"arms": 10}), (["scale=0.5", "name=left"], {"scale": 0.5, "name": "left"}),
+     (["goal=(1, 2)", "on=True", "what=None"], {"goal": (1, 2), "on": True, "what": None}), (["a=b=c"], {"a": "b=c"})],
+)  # fmt: skip
+def test_arguments_of_a_family(words, expected):
+    assert cli._parse_kwargs(words) == expected
+
+
+def test_threads_are_as_many_as_asked_for_or_as_there_are_cores():
+    cli._set_threads(2)
+    assert torch.get_num_threads() == 2
+    cli._set_threads(None)
+    assert torch.get_num_threads() == len(os.sched_getaffinity(0))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# In processes of their own
+
+
+def metarl_command(*argv: str) -> list[str]:
+    return [sys.executable, "-c", "from metarl.cli import main; main()", *argv]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_a_stopped_run_is_saved_says_how_to_go_on_and_ends_as_if_it_had_not_been_stopped(tmp_path, number):
+    out = tmp_path / "a run"
+    argv = [*TRAIN, "--iterations", "1000000", "--eval-every", "3", "--checkpoint-every", "1000", "--out", str(out)]
+    process = subprocess.Popen(metarl_command(*argv), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 120
+        while iterations_logged(out) < 4 and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(number)
+        text, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert (process.returncode, errors) == (130, "")
+    done = MetaLearner.load(out).state.iteration
+    assert done >= 4
+    assert f"stopped after iteration {done}, which is saved. Go on with:\n  metarl train --resume '{out}'" in text
+
+    total = done + 2
+    assert cli.run(["train", "--resume", str(out), "--iterations", str(total), "--threads", "1", "--no-progress"]) == 0
+    whole = by_hand(total, eval_every=3, run_dir=tmp_path / "whole")
+    loaded = MetaLearner.load(out)
+    assert same_params(loaded.state.params, whole.state.params)
+    assert rows_without_time(out) == rows_without_time(tmp_path / "whole")
+    assert (out / BEST).read_bytes() == (tmp_path / "whole" / BEST).read_bytes()
+
+
+def test_the_commands_end_to_end(tmp_path):
+    def call(*argv: str) -> str:
+        done = subprocess.run(metarl_command(*argv), cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
+    assert "done: 2 iterations, 80 environment steps" in call(*TRAIN, "--iterations", "2", "--out", "run")
+    assert "done: 3 iterations, 120 environment steps" in call("train", "--resume", "run", "--iterations", "3")
+    assert "wrote run/evaluation/adaptation.csv" in call("evaluate", "run", "--tasks", "2", "--no-figures")
+    assert "wrote p.safetensors" in call("adapt", "run", "--task", "goal=0.3,-0.2", "--out", "p")
+    action, _ = AdaptedPolicy.load(tmp_path / "p").predict(np.zeros(2, np.float32))
+    assert action.shape == (2,)
+
+
+def test_an_error_in_a_process_of_its_own(tmp_path):
+    done = subprocess.run(metarl_command("trian"), cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: there is no command 'trian'; did you mean 'train'?\n"
