@@ -26,11 +26,18 @@ _EXPORTS = {
 __all__ = [*sorted(_EXPORTS), "__version__"]
 
 if TYPE_CHECKING:
-    from metarl.check import check_family
-    from metarl.learner import AdaptedPolicy, MetaLearner
-    from metarl.tasks import Task, TaskFamily, Tasks, make, register, registered, split_rng
-    from metarl.vector import make_vector
-    from metarl.vector.tensor import TensorFamily
+    from metarl.check import check_family as check_family
+    from metarl.learner import AdaptedPolicy as AdaptedPolicy
+    from metarl.learner import MetaLearner as MetaLearner
+    from metarl.tasks import Task as Task
+    from metarl.tasks import TaskFamily as TaskFamily
+    from metarl.tasks import Tasks as Tasks
+    from metarl.tasks import make as make
+    from metarl.tasks import register as register
+    from metarl.tasks import registered as registered
+    from metarl.tasks import split_rng as split_rng
+    from metarl.vector import make_vector as make_vector
+    from metarl.vector.tensor import TensorFamily as TensorFamily
 
 
 def __getattr__(name: str) -> Any:

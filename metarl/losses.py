@@ -4,7 +4,6 @@ Each is a mean over the task's own valid steps, so that an inner step size means
 episodes.
 """
 
-import torch
 from torch import Tensor
 
 

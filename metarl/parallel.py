@@ -7,17 +7,19 @@ number of threads, so the results do not either.
 """
 
 import contextlib
+import contextvars
 import ctypes
 import functools
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 import torch
 
 A = TypeVar("A")
 B = TypeVar("B")
+P = ParamSpec("P")
 
 CHUNK_ROWS = 4096
 """States per chunk of tasks: 64 units wide, about 1 MiB for each layer's activations."""
@@ -58,10 +60,35 @@ def threads_for(rows: int, device: torch.device) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+_workers: contextvars.ContextVar[int | None] = contextvars.ContextVar("workers", default=None)
+
+
+def threads_over_tasks(function: Callable[P, B]) -> Callable[P, B]:
+    """Within `function`, PyTorch's threads go to `thread_map` and every single operation uses one.
+
+    Threads that wait for the next operation to share do so by spinning, on the core that a chunk of tasks could use.
+    """
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> B:
+        threads = torch.get_num_threads()
+        if threads == 1:
+            return function(*args, **kwargs)
+        token = _workers.set(threads)
+        torch.set_num_threads(1)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            torch.set_num_threads(threads)
+            _workers.reset(token)
+
+    return wrapped
+
+
 def thread_map(function: Callable[[A], B], items: Sequence[A]) -> list[B]:
     """`[function(x) for x in items]`, in as many threads as `torch.get_num_threads()` says."""
-    threads = torch.get_num_threads()
-    if threads == 1 or len(items) == 1:
+    threads = min(_workers.get() or torch.get_num_threads(), len(items))
+    if threads <= 1:
         return [function(item) for item in items]
     return list(_pool(threads).map(function, items))
 

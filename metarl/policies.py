@@ -119,8 +119,9 @@ class ModulePolicy:
         out = self._call(self._module_params(), probe)
         if not isinstance(out, Tensor) or out.shape != (3, self.spaces.act_dim):
             got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-            raise ValueError(f"the module must map [N, {self.spaces.obs_dim}] to [N, {self.spaces.act_dim}]; for "
-                             f"N = 3 it gave {got}")
+            raise ValueError(
+                f"the module must map [N, {self.spaces.obs_dim}] to [N, {self.spaces.act_dim}]; for N = 3 it gave {got}"
+            )
         params = {name: value[None].expand(2, *value.shape) for name, value in self._module_params().items()}
         try:
             self._forward_vmap(params, probe.expand(2, *probe.shape))
@@ -149,9 +150,12 @@ class ModulePolicy:
         tensors = {f"module.{name}": value.clone() for name, value in self.module.named_buffers()} | params
         own = dict(self.module.named_parameters()) | dict(self.module.named_buffers())
         canonical = {id(value): f"module.{name}" for name, value in own.items()}
-        named = {f"{prefix}.{name}".removeprefix("."): tensors[canonical[id(value)]]
-                 for prefix, module in self.module.named_modules()
-                 for name, value in (*module._parameters.items(), *module._buffers.items()) if value is not None}
+        named = {
+            f"{prefix}.{name}".removeprefix("."): tensors[canonical[id(value)]]
+            for prefix, module in self.module.named_modules()
+            for name, value in (*module._parameters.items(), *module._buffers.items())
+            if value is not None
+        }
         return functional_call(self.module, named, (x,), tie_weights=False)
 
     def _forward_vmap(self, params: Params, x: Tensor) -> Tensor:

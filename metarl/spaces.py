@@ -77,8 +77,10 @@ def spaces_of(source: Any) -> Spaces:
     name = getattr(source, "id", None) or type(source).__name__
     observation, action = source.observation_space, source.action_space
     if not isinstance(observation, Box | Discrete):
-        raise ValueError(f"{name} has the observation space {observation}; supported are Box and Discrete: flatten it "
-                         "with gymnasium.wrappers.FlattenObservation")
+        raise ValueError(
+            f"{name} has the observation space {observation}; supported are Box and Discrete: flatten it "
+            "with gymnasium.wrappers.FlattenObservation"
+        )
     if not isinstance(action, Box | Discrete):
         raise ValueError(f"{name} has the action space {action}; supported are Box and Discrete")
     if isinstance(action, Box) and not np.issubdtype(action.dtype, np.floating):
@@ -93,8 +95,9 @@ def check_same_spaces(name: str, spaces: Spaces, env: gym.Env) -> None:
         ("action", spaces.action, env.action_space),
     ):
         same_kind = type(ours) is type(theirs) and ours.shape == theirs.shape
-        same = same_kind and (_same_choices(ours, theirs) if isinstance(ours, Discrete)
-                              else _same_bounds(ours, theirs, what))
+        same = same_kind and (
+            _same_choices(ours, theirs) if isinstance(ours, Discrete) else _same_bounds(ours, theirs, what)
+        )
         if not same:
             raise ValueError(f"the policy was made for {name} with {what} space {ours}, this environment has {theirs}")
 
@@ -138,6 +141,7 @@ def _space_from_json(data: dict[str, Any]) -> Box | Discrete:
     if data["type"] == "Discrete":
         return Discrete(data["n"], start=data["start"])
     dtype = np.dtype(data["dtype"])
-    low, high = (np.array([float(x) for x in data[name]]).astype(dtype).reshape(data["shape"])
-                 for name in ("low", "high"))
+    low, high = (
+        np.array([float(x) for x in data[name]]).astype(dtype).reshape(data["shape"]) for name in ("low", "high")
+    )
     return Box(low, high, dtype=dtype.type)

@@ -128,10 +128,11 @@ def test_given_tasks_must_be_the_familys():
 
 @pytest.mark.parametrize(
     ("options", "sizes"),
-    [({"steps": 2}, (0.1, 0.1)), ({"steps": 0}, ()), ({"step_sizes": [0.5, 0.25, 1]}, (0.5, 0.25, 1.0)), ({}, (0.1,) * 3)],
+    [({"steps": 2}, (0.1, 0.1)), ({"steps": 0}, ()), ({}, (0.1,) * 3),
+     ({"step_sizes": [0.5, 0.25, 1]}, (0.5, 0.25, 1.0))],
 )  # fmt: skip
 def test_inner_steps_and_sizes(options, sizes):
-    found = tiny().evaluate(2, **options)
+    found = tiny(inner_lr=0.1).evaluate(2, **options)
     assert found.step_sizes == sizes
     assert found.returns.shape == (2, len(sizes) + 1)
 
@@ -368,9 +369,7 @@ def test_arguments_that_are_no_json_do_not_keep_a_learner_from_being_saved(tmp_p
                          ids=["name", "object", "horizon"])  # fmt: skip
 def test_another_family_is_refused(tmp_path, other):
     tiny().save(tmp_path / "l")
-    with pytest.raises(
-        CheckpointError, match="l is a checkpoint of another family: it was saved with .*horizon': 5|id"
-    ):
+    with pytest.raises(CheckpointError, match="l is a checkpoint of another family: it was saved with "):
         MetaLearner.load(tmp_path / "l", family=other)
 
 
@@ -403,7 +402,8 @@ def test_an_adapted_policy_comes_back_with_the_same_predictions(tmp_path, policy
     loaded = AdaptedPolicy.load(path)
     obs = np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32)
     for deterministic in (True, False):
-        assert (loaded.predict(obs, deterministic=deterministic)[0] == policy.predict(obs, deterministic=deterministic)[0]).all()  # fmt: skip
+        found, expected = (p.predict(obs, deterministic=deterministic)[0] for p in (loaded, policy))
+        assert (found == expected).all()
     assert same_params(loaded.params, policy.params)
     assert loaded.returns == pytest.approx(policy.returns)
     assert loaded.policy == policy.policy
@@ -442,7 +442,7 @@ def test_a_learner_is_no_policy_and_a_policy_no_learner(tmp_path, policy):
     tiny().save(tmp_path / "l.safetensors")
     with pytest.raises(CheckpointError, match="holds a policy, not a learner"):
         MetaLearner.load(path)
-    with pytest.raises(CheckpointError, match="holds a learner, not a policy: use MetaLearner.load"):
+    with pytest.raises(CheckpointError, match=r"holds a learner, not a policy: use MetaLearner\.load"):
         AdaptedPolicy.load(tmp_path / "l.safetensors")
 
 
@@ -473,7 +473,7 @@ class Sentences(Stops):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [({"algorithm": "maml_trop"}, "no algorithm is called 'maml_trop'; did you mean 'maml_trpo'"),
-     ({"family": "PointNavigatoin-v0"}, "no task family is called 'PointNavigatoin-v0'; did you mean 'PointNavigation-v0'"),
+     ({"family": "PointNavigatoin-v0"}, "family is called 'PointNavigatoin-v0'; did you mean 'PointNavigation-v0'"),
      ({"family": MultiBinaryActions()}, r"StopsProbe-v0 has the action space MultiBinary\(3\); supported are Box"),
      ({"family": Sentences()}, r"StopsProbe-v0 has the observation space Text.*FlattenObservation"),
      ({"seed": -3}, "seed must not be negative, got -3"),
@@ -506,7 +506,7 @@ def test_a_gpu_that_is_there_is_chosen(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"steps": -1}, "steps must not be negative, got -1"), ({"seed": -1}, "seed must not be negative, got -1"),
-     ({"episodes": 0}, "episodes must be at least 1, got 0"), ({"step_sizes": [0.0]}, r"must be positive, got \[0.0\]")],
+     ({"episodes": 0}, "episodes must be at least 1, got 0"), ({"step_sizes": [0.0]}, r"positive, got \[0.0\]")],
 )  # fmt: skip
 def test_evaluations_and_adaptations_that_make_no_sense(options, message):
     with pytest.raises(ValueError, match=message):

@@ -172,10 +172,12 @@ def trpo_step(
     kl_gradient = flat(torch.autograd.grad(kl, tensors, create_graph=True))
 
     def fisher(v: Tensor) -> Tensor:
-        return flat(torch.autograd.grad(kl_gradient @ v, tensors, retain_graph=True)) + config.damping * v
+        own = kl_gradient @ v.to(kl_gradient.dtype)
+        return flat(torch.autograd.grad(own, tensors, retain_graph=True)).double() + config.damping * v
 
-    direction, residual = conjugate_gradient(fisher, gradient, config.cg_iterations)
-    step = direction * torch.sqrt(2 * config.max_kl / (direction @ (gradient - residual)))
+    direction, residual = conjugate_gradient(fisher, gradient.double(), config.cg_iterations)
+    step = direction * torch.sqrt(2 * config.max_kl / (direction @ (gradient.double() - residual)))
+    step = step.to(gradient.dtype)
     start, before = flat(tensors).detach(), float(loss.detach())
     stats: dict[str, Any] = {"outer/loss_before": before}
     for i in range(config.max_backtracks):

@@ -73,6 +73,7 @@ def train(seed: int, runs: Path, methods: Sequence[str]) -> None:
 
 def tuned(made: metarl.MetaLearner) -> tuple[float, ...]:
     """The step sizes (size, half, half) with the best mean return over steps 1 to 3 on validation goals."""
+
     def score(size: float) -> float:
         return float(made.evaluate(**VALIDATION, step_sizes=(size, size / 2, size / 2)).mean[1:].mean())
 
@@ -148,7 +149,9 @@ def draw(curves: dict[str, np.ndarray]) -> None:
             shown = [(row["iteration"], row[f"eval/step_{step}"]) for row in rows if row.get(f"eval/step_{step}")]
             label = f"k = {step}" if path.name.startswith("maml-seed0") else None
             right.plot(*zip(*shown, strict=True), color=f"C{step}", linewidth=1, label=label)
-    right.set(xlabel="meta-iteration", ylabel="mean return", title="MAML, 40 validation goals, every seed", ylim=(-60, 2))
+    right.set(
+        xlabel="meta-iteration", ylabel="mean return", title="MAML, 40 validation goals, all seeds", ylim=(-60, 2)
+    )
     right.legend(frameon=False, fontsize=8)
     figures.save_figure(figure, RESULTS / "maml_2d_navigation.png")
 

@@ -20,7 +20,7 @@ from metarl import distributions, losses, random
 from metarl.adapt import Params, expand, sgd_step
 from metarl.advantages import advantages
 from metarl.distributions import Distribution
-from metarl.parallel import task_chunks, thread_map
+from metarl.parallel import task_chunks, thread_map, threads_over_tasks
 from metarl.policies import MLPPolicy, Policy
 from metarl.rollout import EnvSampler, Rollout, Sampler
 from metarl.spaces import Spaces
@@ -39,7 +39,7 @@ class Config:
     """E: episodes per task, before and again after every inner step."""
     inner_steps: int = 1
     """Inner gradient steps in training; 0 trains one policy on all tasks jointly, with plain TRPO."""
-    inner_lr: float = 0.1
+    inner_lr: float = 0.5
     """Step size of the inner loop. With a Gaussian policy it acts in proportion to 1 / init_std^2."""
     adapt_std: bool = False
     """Whether the inner step moves a Gaussian policy's standard deviation too. It multiplies the noise of the next
@@ -74,8 +74,14 @@ class Config:
     """Cap on memory: how many tasks keep their graphs between Fisher products (None: all). Same numbers, slower."""
 
     def __post_init__(self) -> None:
-        for name, least in (("n_tasks", 1), ("episodes", 1), ("inner_steps", 0), ("cg_iterations", 1),
-                            ("max_backtracks", 1), ("graph_tasks", 0)):
+        for name, least in (
+            ("n_tasks", 1),
+            ("episodes", 1),
+            ("inner_steps", 0),
+            ("cg_iterations", 1),
+            ("max_backtracks", 1),
+            ("graph_tasks", 0),
+        ):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
@@ -126,6 +132,7 @@ def init(config: Config, policy: Policy, seed: int, device: torch.device | str =
     return State({name: value.to(device) for name, value in policy.init(generator).items()})
 
 
+@threads_over_tasks
 def iteration(
     config: Config, sampler: Sampler, policy: Policy, state: State, seed: int
 ) -> tuple[State, dict[str, Any]]:
@@ -141,8 +148,9 @@ def iteration(
         if step < config.inner_steps:
             params = adapt(config, policy, params, data[-1], config.inner_lr)
 
-    objectives = [objective(config, policy, [batch[chunk] for batch in data], config.n_tasks)
-                  for chunk in chunks(data[-1])]
+    objectives = [
+        objective(config, policy, [batch[chunk] for batch in data], config.n_tasks) for chunk in chunks(data[-1])
+    ]
     kept = None if config.graph_tasks is None else config.graph_tasks * len(objectives) // config.n_tasks
     new_params, outer = trpo_step(
         state.params, objectives, config.max_kl, config.damping, config.cg_iterations, config.max_backtracks,
@@ -151,8 +159,7 @@ def iteration(
     steps = sum(batch.rollout.steps for batch in data)
     stats = {f"return/step_{i}": batch.rollout.returns.mean().item() for i, batch in enumerate(data)}
     stats |= {f"outer/{name}": value for name, value in outer.items()}
-    stats["policy/entropy"] = losses.masked_mean(
-        distributions.entropy(rollout.dist), rollout.mask).mean().item()
+    stats["policy/entropy"] = losses.masked_mean(distributions.entropy(rollout.dist), rollout.mask).mean().item()
     stats |= {"time/rollout": in_rollouts, "time/update": time.perf_counter() - start - in_rollouts}
     return replace(state, params=new_params, iteration=state.iteration + 1, env_steps=state.env_steps + steps), stats
 
@@ -170,6 +177,7 @@ def inner_loss_of(batch: Batch, dist: Distribution) -> Tensor:
 
 def adapt(config: Config, policy: Policy, params: Params, batch: Batch, lr: float) -> Params:
     """`params` [K, ...] after one inner step on `batch`; no graph."""
+
     def step(chunk: slice) -> Params:
         own = {name: value[chunk] for name, value in params.items()}
         return sgd_step(own, partial(inner_loss, policy, batch[chunk]), lr, frozen=config.frozen)
@@ -184,9 +192,7 @@ def chunks(batch: Batch) -> list[slice]:
     return task_chunks(K, T * E, batch.advantage.device)
 
 
-def objective(
-    config: Config, policy: Policy, data: Sequence[Batch], n_tasks: int, by_hand: bool = True
-) -> Objective:
+def objective(config: Config, policy: Policy, data: Sequence[Batch], n_tasks: int, by_hand: bool = True) -> Objective:
     """The meta-objective of the tasks in `data` (a chunk of `n_tasks`) as a function of the meta-parameters.
 
     `by_hand` takes the derivatives of an MLP from `metarl.unrolled`; without it all are automatic.
@@ -230,6 +236,7 @@ class Adaptation:
         return torch.stack([rollout.returns for rollout in self.rollouts], 1)
 
 
+@threads_over_tasks
 def evaluate(
     config: Config,
     sampler: Sampler | EnvSampler,

@@ -10,9 +10,7 @@ from metarl.vector.tensor import TensorFamily, TensorVectorEnv
 __all__ = ["LoopVectorEnv", "TensorFamily", "TensorVectorEnv", "make_vector"]
 
 
-def make_vector(
-    family: TaskFamily, n_tasks: int, episodes: int, device: torch.device | str = "cpu"
-) -> VectorEnv:
+def make_vector(family: TaskFamily, n_tasks: int, episodes: int, device: torch.device | str = "cpu") -> VectorEnv:
     """The fastest vector environment that `family` offers; one by one where it offers none.
 
     Raises:

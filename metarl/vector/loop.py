@@ -28,9 +28,7 @@ class LoopVectorEnv(VectorEnv):
         self.metadata = {"autoreset_mode": AutoresetMode.DISABLED}
         self.envs: list[gym.Env] = []
 
-    def reset(
-        self, *, seed: Any = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         tasks: Tasks | None = (options or {}).get("tasks")
         if tasks is not None:
             if num_tasks(tasks) != self.n_tasks:
