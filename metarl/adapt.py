@@ -35,6 +35,8 @@ def sgd_step(
         losses = loss(params)
         assert losses.dim() == 1, f"an inner loss has one number per task [K], got shape {tuple(losses.shape)}"
         moving = [name for name in params if name not in frozen]
-        grads = torch.autograd.grad(losses.sum(), [params[n] for n in moving], create_graph=create_graph and attached)
+        grads = torch.autograd.grad(
+            losses.sum(), [params[n] for n in moving], create_graph=create_graph and attached, materialize_grads=True
+        )  # zero for a parameter that the loss does not depend on: it stays
         new = params | {name: params[name] - lr * g for name, g in zip(moving, grads, strict=True)}
     return new if attached else {name: v.detach() for name, v in new.items()}

@@ -147,7 +147,7 @@ class ModulePolicy:
     def _call(self, params: Params, x: Tensor) -> Tensor:
         # Buffers go in as copies, or batch norm would write its running statistics into the module. Names are listed
         # here because functional_call, left to tie weights, does not undo its exchange for a module used twice.
-        tensors = {f"module.{name}": value.clone() for name, value in self.module.named_buffers()} | params
+        tensors = {f"module.{n}": b.to(x.device, copy=True) for n, b in self.module.named_buffers()} | params
         own = dict(self.module.named_parameters()) | dict(self.module.named_buffers())
         canonical = {id(value): f"module.{name}" for name, value in own.items()}
         named = {

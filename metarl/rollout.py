@@ -119,12 +119,15 @@ def _check_finite(env: VectorEnv, tasks: Tasks, rew: Tensor, obs: Tensor) -> Non
     for what, bad in (("reward", ~torch.isfinite(rew)), ("observation", ~torch.isfinite(obs).all(-1))):
         if bool(bad.any()):
             k, t, e = (int(i) for i in bad.nonzero()[0])
-            family = getattr(env, "family", None)
-            name = getattr(family, "id", None) or type(env).__name__
             value = rew[k, t, e].item() if what == "reward" else obs[k, t, e].tolist()
+            if isinstance(env, _SingleEnv):
+                name, where = env.name, f"episode {env.episode}"
+            else:
+                name = getattr(getattr(env, "family", None), "id", None) or type(env).__name__
+                where = f"episode {e} of task {k} = {task_at(tasks, k)}"
             raise ValueError(
-                f"{name} returned the {what} {value} in step {t} of episode {e} of task {k} = {task_at(tasks, k)}. "
-                "Training stopped before this update; mend the environment's arithmetic for this task"
+                f"{name} returned the {what} {value} in step {t} of {where}. Training stopped before this update; "
+                "mend the environment's arithmetic"
             )
 
 
@@ -187,10 +190,11 @@ class _SingleEnv(VectorEnv):
     num_envs = 1
 
     def __init__(self, env: gym.Env, horizon: int):
-        self.env, self.horizon = env, horizon
+        self.env, self.horizon, self.episode = env, horizon, -1
+        self.name = env.spec.id if env.spec is not None else type(env.unwrapped).__name__
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-        self.elapsed = 0
+        self.elapsed, self.episode = 0, self.episode + 1
         return np.asarray(self.env.reset(seed=int(seed[0]))[0])[None], {}
 
     def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:

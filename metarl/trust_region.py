@@ -77,10 +77,10 @@ def autograd_jacobian(outputs: Sequence[Tensor], leaves: Sequence[Tensor]) -> Ja
     runs the network forward again.
     """
     u = [torch.zeros_like(x, requires_grad=True) for x in outputs]
-    jt_u = _flat(torch.autograd.grad(outputs, leaves, u, create_graph=True))
+    jt_u = _flat(torch.autograd.grad(outputs, leaves, u, create_graph=True, materialize_grads=True))
     return Jacobian(
         jvp=lambda v: torch.autograd.grad(jt_u, u, v, retain_graph=True),
-        vjp=lambda w: _flat(torch.autograd.grad(outputs, leaves, list(w), retain_graph=True)),
+        vjp=lambda w: _flat(torch.autograd.grad(outputs, leaves, list(w), retain_graph=True, materialize_grads=True)),
     )
 
 
@@ -115,7 +115,9 @@ def _linearise(objective: Objective, params: Params) -> _Linearised:
     with torch.enable_grad():
         here = objective(leaves, True)
         if here.jacobian is None:
-            gradient = _flat(torch.autograd.grad(here.loss, list(leaves.values()), retain_graph=True))
+            gradient = _flat(
+                torch.autograd.grad(here.loss, list(leaves.values()), retain_graph=True, materialize_grads=True)
+            )
         else:
             gradient = here.jacobian.vjp(torch.autograd.grad(here.loss, list(here.dist)))
         product = fisher_vector_product(here, list(leaves.values()))

@@ -10,6 +10,7 @@ from gymnasium.spaces import Box, Discrete
 from probes import random_params
 from torch import Tensor, nn
 
+import metarl
 from metarl.adapt import Params, expand
 from metarl.distributions import Categorical, Gaussian
 from metarl.policies import MLPPolicy, ModulePolicy
@@ -329,3 +330,21 @@ def test_shared_parameters_stay_shared():
     plain.load_state_dict({n: v + 1 for n, v in module.state_dict().items()})
     obs = observations(1, 4)
     torch.testing.assert_close(policy.distribution(params, obs).mean[0], plain(obs[0]))
+
+
+def test_a_parameter_that_the_module_does_not_use_stays_and_the_others_learn():
+    class Idle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.idle = nn.Linear(2, 2), nn.Linear(2, 2)
+
+        def forward(self, x):
+            return self.used(x)
+
+    learner = metarl.MetaLearner(
+        "maml_trpo", metarl.make("PointNavigation-v0", horizon=4), policy=Idle(), n_tasks=2, episodes=3
+    )
+    before = {name: value.clone() for name, value in learner.state.params.items()}
+    learner.learn(1, eval_every=0)
+    moved = {name for name, value in learner.state.params.items() if not torch.equal(value, before[name])}
+    assert moved == {"module.used.weight", "module.used.bias", "log_std"}

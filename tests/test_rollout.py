@@ -360,3 +360,24 @@ def test_a_slice_is_the_rollout_of_some_tasks(family):
 def test_slices_put_together_have_all_returns(family):
     r = roll(family)
     assert torch.equal(torch.cat([r[:1].returns, r[1:].returns]), r.returns)
+
+
+def test_a_bad_number_of_a_plain_environment_is_reported_with_its_episode():
+    class Breaks(gym.Env):
+        observation_space, action_space = Box(-1, 1, (1,)), Box(-1, 1, (1,))
+        episode = -1
+
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            self.episode, self.t = self.episode + 1, 0
+            return np.zeros(1, np.float32), {}
+
+        def step(self, action):
+            self.t += 1
+            return np.zeros(1, np.float32), np.nan if (self.episode, self.t) == (2, 3) else 0.0, False, False, {}
+
+    env = Breaks()
+    policy = policy_of(env)
+    sampler = EnvSampler(env, 5)
+    with pytest.raises(ValueError, match="Breaks returned the reward nan in step 2 of episode 2"):
+        sampler.collect({"env": np.zeros(1)}, 4, policy, random_params(policy, 1), 0, 0, 0)
