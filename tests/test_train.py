@@ -249,6 +249,16 @@ def test_a_run_killed_hard_goes_on_from_the_latest_checkpoint(tmp_path, whole, k
     assert_same_run(killed, whole)
 
 
+@pytest.mark.parametrize(("score", "replaced"), [(1e9, False), (-1e9, True)])
+def test_a_resumed_run_remembers_its_best_score(tmp_path, score, replaced):
+    learner = tiny().learn(1, run_dir=tmp_path, **SCHEDULE)
+    before = (tmp_path / BEST).read_bytes()
+    learner._best_score = score
+    learner.save(tmp_path / LATEST)
+    finish(tmp_path)
+    assert ((tmp_path / BEST).read_bytes() != before) == replaced
+
+
 def test_another_seed_gives_another_run(tmp_path, whole):
     learner = tiny(seed=1).learn(TOTAL, run_dir=tmp_path, **SCHEDULE)
     assert not same_params(learner.state.params, MetaLearner.load(whole).state.params)
@@ -439,6 +449,7 @@ def test_periodic_evaluations_of_a_run_use_the_same_tasks(monkeypatch):
     learner.learn(4, eval_every=2, eval_tasks=3)
     first, second = (goals for split, goals in drawn if split == "test")
     assert (first == second).all()
+    assert (first != learner.evaluate(3, steps=0).tasks["goal"]).all()  # the best state is not chosen on the final ones
     train_goals = [goals.tolist() for split, goals in drawn if split == "train"]
     assert len(train_goals) == 4
     assert len({str(goals) for goals in train_goals}) == 4
