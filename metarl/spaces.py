@@ -61,11 +61,18 @@ class Spaces:
     def _bounds(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """centre, scale, low, high, each [A]; centre 0 and scale 1 in dimensions that are not bounded on both sides."""
         assert isinstance(self.action, Box)
-        low, high = (torch.from_numpy(x.reshape(-1).astype(np.float32)) for x in (self.action.low, self.action.high))
+        low, high = (torch.from_numpy(x) for x in _inner_float32(self.action))
         bounded = torch.isfinite(low) & torch.isfinite(high)
         centre = torch.where(bounded, (low + high) / 2, 0.0).nan_to_num()
         scale = torch.where(bounded, (high - low) / 2, 1.0)
         return centre, scale, low, high
+
+
+def _inner_float32(box: Box) -> tuple[np.ndarray, np.ndarray]:
+    """The bounds in float32, rounded inwards: what is clipped to them lies inside a float64 Box too."""
+    low, high = (x.reshape(-1).astype(np.float32) for x in (box.low, box.high))
+    low = np.where(low < box.low.reshape(-1), np.nextafter(low, np.float32(np.inf)), low)
+    return low, np.where(high > box.high.reshape(-1), np.nextafter(high, np.float32(-np.inf)), high)
 
 
 def spaces_of(source: Any) -> Spaces:

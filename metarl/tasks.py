@@ -175,8 +175,8 @@ def registered() -> dict[str, str]:
     for id in sorted({*_registry, *_entry_points()}):
         try:
             doc = (_factory(id).__doc__ or "").strip()
-        except ImportError as error:
-            doc = f"cannot be imported: {error}"
+        except Exception as error:  # whatever a plug-in does wrong, the others are still listed
+            doc = f"cannot be imported: {type(error).__name__}: {error}"
         out[id] = doc.splitlines()[0] if doc else ""
     return out
 

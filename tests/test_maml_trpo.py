@@ -467,6 +467,7 @@ def test_a_plain_environment_adapts_as_the_family_does():
     ("name", "value"),
     [
         ("n_tasks", 0),
+        ("n_tasks", 2.5),
         ("episodes", -3),
         ("inner_steps", -1),
         ("cg_iterations", 0),

@@ -150,3 +150,10 @@ def test_log_std_is_given_one_axis_per_axis_of_states():
     dist = distribution_of(torch.zeros(2, 3, 4, 5), torch.arange(10.0).reshape(2, 5))
     assert isinstance(dist, Gaussian)
     assert dist.log_std.shape == (2, 1, 1, 5)
+
+
+def test_decoded_actions_lie_inside_a_float64_box_whose_bounds_are_no_float32_numbers():
+    box = Box(np.array([-0.1, -0.3]), np.array([0.7, 0.1]), dtype=np.float64)
+    decode = Spaces(Box(-1, 1, (1,)), box).decoder()
+    for far in (-5.0, 5.0):
+        assert box.contains(decode(torch.full((1, 2), far))[0].double().numpy())

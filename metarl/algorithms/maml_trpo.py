@@ -85,6 +85,8 @@ class Config:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
+            if value is not None and value != int(value):
+                raise ValueError(f"{name} must be a whole number, got {value}")
         for name in ("inner_lr", "max_kl", "init_std", "min_std", "output_gain"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
