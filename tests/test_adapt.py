@@ -142,7 +142,7 @@ def test_adaptation_moves_down_the_finite_difference_gradient_of_the_inner_loss(
         # One direction per tensor and task: all tasks at once, because each loss depends on its own slice only.
         direction = torch.randn(value.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
         up, down = (
-            maml_trpo.inner_loss(policy, data, params | {name: value + h * direction}) for h in (1e-5, -1e-5)
+            maml_trpo.inner_loss(CONFIG, policy, data, params | {name: value + h * direction}) for h in (1e-5, -1e-5)
         )  # fmt: skip
         want = -0.3 * (up - down) / 2e-5
         torch.testing.assert_close(((stepped[name] - value) * direction).flatten(1).sum(1), want, atol=1e-8, rtol=1e-6)

@@ -52,8 +52,9 @@ FAMILIES = {
 families = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 variants = pytest.mark.parametrize(
     "variant",
-    [{"inner_steps": steps, "first_order": first_order, "adapt_std": adapt_std}
-     for steps in (1, 2) for first_order in (False, True) for adapt_std in (False, True)],
+    [{"inner_steps": steps, "first_order": first_order, "adapt_std": adapt_std, "inner_gradient": gradient}
+     for steps in (1, 2) for first_order in (False, True) for adapt_std in (False, True)
+     for gradient in maml_trpo.INNER_GRADIENTS if not first_order or gradient == "lvc"],
     ids=lambda v: "-".join(f"{name}={value}" for name, value in v.items()),
 )  # fmt: skip
 

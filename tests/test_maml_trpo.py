@@ -23,6 +23,7 @@ from metarl.trust_region import flatten, trpo_step, unflatten
 SMALL = Config(n_tasks=3, episodes=4, hidden=(3,), inner_lr=0.3, adapt_std=True)
 families = pytest.mark.parametrize("family", [Drift(), TwoArms()], ids=["gaussian", "categorical"])
 inner_steps = pytest.mark.parametrize("inner_steps", [0, 1, 2, 3])
+gradients = pytest.mark.parametrize("inner_gradient", maml_trpo.INNER_GRADIENTS)
 ways = pytest.mark.parametrize("by_hand", [True, False], ids=["by-hand", "autograd"])
 
 
@@ -60,8 +61,9 @@ def surrogate_loss(policy: Policy, stacked: Params, batch: maml_trpo.Batch) -> T
 @families
 @ways
 @inner_steps
-def test_second_order_meta_gradient_against_finite_differences(family, by_hand, inner_steps):
-    config = replace(SMALL, inner_steps=inner_steps)
+@gradients
+def test_second_order_meta_gradient_against_finite_differences(family, by_hand, inner_steps, inner_gradient):
+    config = replace(SMALL, inner_steps=inner_steps, inner_gradient=inner_gradient)
     policy, params, data = problem(family, config)
 
     def adapted_loss(meta: Params) -> Tensor:
@@ -99,6 +101,42 @@ def test_first_and_second_order_differ(family):
     policy, params, data = problem(family, SMALL)
     second, first = (meta_gradient(replace(SMALL, first_order=o), policy, params, data) for o in (False, True))
     assert (first - second).norm() > 0.02 * second.norm()
+
+
+@families
+def test_lvc_takes_the_step_of_the_policy_gradient_and_differentiates_it_differently(family):
+    configs = [replace(SMALL, inner_gradient=name) for name in ("policy_gradient", "lvc")]
+    policy, params, data = problem(family, SMALL)
+    stacked = expand(params, 3)
+    plain, lvc = (maml_trpo.adapt(config, policy, stacked, data[0], 0.3) for config in configs)
+    for name, value in plain.items():
+        torch.testing.assert_close(lvc[name], value, atol=1e-6, rtol=1e-6)
+    plain, lvc = (meta_gradient(config, policy, params, data) for config in configs)
+    assert (plain - lvc).norm() > 0.02 * plain.norm()
+
+
+def test_the_lvc_hessian_has_the_term_that_the_policy_gradient_leaves_out():
+    # Hessian(-E[pi/pi_old A]) - Hessian(-E[log pi A]) = -E[A grad log pi grad log pi^T] at the acting parameters.
+    config = replace(SMALL, n_tasks=1)
+    policy, params, data = problem(TwoArms(), config)
+    batch = data[0][:1]
+    like = {name: value[None] for name, value in params.items()}
+    vector = flatten(params)
+
+    def loss(name: str):
+        chosen = replace(config, inner_gradient=name)
+        return lambda x: maml_trpo.inner_loss(chosen, policy, batch, unflatten(x, like)).sum()
+
+    lvc, plain = (torch.autograd.functional.hessian(loss(name), vector) for name in ("lvc", "policy_gradient"))
+
+    def log_probs(x: Tensor) -> Tensor:
+        dist = policy.distribution(unflatten(x, like), batch.rollout.obs)
+        return distributions.log_prob(dist, batch.rollout.act)[0].reshape(-1)
+
+    scores = torch.autograd.functional.jacobian(log_probs, vector)
+    weight = (batch.rollout.mask * batch.advantage)[0].reshape(-1) / batch.rollout.mask.sum()
+    # The stored log-probabilities are float32 numbers, so the ratio is one only up to their rounding.
+    torch.testing.assert_close(lvc - plain, -(scores.mT * weight) @ scores, atol=1e-6, rtol=1e-5)
 
 
 def test_the_inner_step_is_part_of_the_meta_gradient():

@@ -134,6 +134,8 @@ def leaves_of(params: Params) -> Params:
 def inner_step(config: Config, policy: MLPPolicy, params: Params, episodes: Episodes, create_graph: bool) -> Params:
     """`params` after one policy-gradient step."""
     log_prob = action_distribution(policy, params, episodes.obs).log_prob(episodes.act)
+    if config.inner_gradient == "lvc":
+        log_prob = (log_prob - distribution(episodes.head, episodes.log_std).log_prob(episodes.act)).exp()
     loss = -(log_prob * episodes.advantage).mean()
     moving = [name for name in params if config.adapt_std or name != "log_std"]
     grads = torch.autograd.grad(loss, [params[name] for name in moving], create_graph=create_graph)

@@ -28,6 +28,8 @@ from metarl.tasks import Tasks, num_tasks
 from metarl.trust_region import Jacobian, Objective, Surrogate, trpo_step
 from metarl.unrolled import unrolled_jacobian
 
+INNER_GRADIENTS = ("lvc", "policy_gradient")
+
 
 @dataclass(frozen=True)
 class Config:
@@ -41,6 +43,10 @@ class Config:
     """Inner gradient steps in training; 0 trains one policy on all tasks jointly, with plain TRPO."""
     inner_lr: float = 0.5
     """Step size of the inner loop. With a Gaussian policy it acts in proportion to 1 / init_std^2."""
+    inner_gradient: str = "lvc"
+    """What the outer loop differentiates of the inner gradient. "policy_gradient": the gradient of log pi * A, as in
+    MAML. "lvc": of the importance-weighted return (low-variance curvature, Rothfuss et al. 2019, section 5): the same
+    step, but its derivative also sees that other parameters would have sampled other episodes."""
     adapt_std: bool = False
     """Whether the inner step moves a Gaussian policy's standard deviation too. It multiplies the noise of the next
     step's gradient: on 2D navigation adaptation over several steps became unstable with it."""
@@ -74,6 +80,8 @@ class Config:
     """Cap on memory: how many tasks keep their graphs between Fisher products (None: all). Same numbers, slower."""
 
     def __post_init__(self) -> None:
+        if self.inner_gradient not in INNER_GRADIENTS:
+            raise ValueError(f"inner_gradient must be one of {INNER_GRADIENTS}, got {self.inner_gradient!r}")
         for name, least in (
             ("n_tasks", 1),
             ("episodes", 1),
@@ -166,15 +174,18 @@ def iteration(
     return replace(state, params=new_params, iteration=state.iteration + 1, env_steps=state.env_steps + steps), stats
 
 
-def inner_loss(policy: Policy, batch: Batch, params: Params) -> Tensor:
-    """The policy-gradient loss of every task on its own data, [K]."""
-    return inner_loss_of(batch, policy.distribution(params, batch.rollout.obs))
+def inner_loss(config: Config, policy: Policy, batch: Batch, params: Params) -> Tensor:
+    """The inner loss of every task on its own data, [K]."""
+    return inner_loss_of(config, batch, policy.distribution(params, batch.rollout.obs))
 
 
-def inner_loss_of(batch: Batch, dist: Distribution) -> Tensor:
+def inner_loss_of(config: Config, batch: Batch, dist: Distribution) -> Tensor:
     """The same as a function of the policy's action distribution."""
-    log_prob = distributions.log_prob(dist, batch.rollout.act)
-    return losses.policy_gradient(log_prob, batch.advantage, batch.rollout.mask)
+    rollout = batch.rollout
+    log_prob = distributions.log_prob(dist, rollout.act)
+    if config.inner_gradient == "lvc":
+        return losses.surrogate(log_prob, rollout.log_prob, batch.advantage, rollout.mask)
+    return losses.policy_gradient(log_prob, batch.advantage, rollout.mask)
 
 
 def adapt(config: Config, policy: Policy, params: Params, batch: Batch, lr: float) -> Params:
@@ -182,7 +193,7 @@ def adapt(config: Config, policy: Policy, params: Params, batch: Batch, lr: floa
 
     def step(chunk: slice) -> Params:
         own = {name: value[chunk] for name, value in params.items()}
-        return sgd_step(own, partial(inner_loss, policy, batch[chunk]), lr, frozen=config.frozen)
+        return sgd_step(own, partial(inner_loss, config, policy, batch[chunk]), lr, frozen=config.frozen)
 
     parts = thread_map(step, chunks(batch))
     return {name: torch.cat([part[name] for part in parts]) for name in params}
@@ -205,13 +216,13 @@ def objective(config: Config, policy: Policy, data: Sequence[Batch], n_tasks: in
 
     def adapted(meta: Params, differentiable: bool) -> tuple[Distribution, Jacobian | None]:
         if differentiable and by_hand and isinstance(policy, MLPPolicy):
-            inner = [(b.rollout.obs, partial(inner_loss_of, b)) for b in train]
+            inner = [(b.rollout.obs, partial(inner_loss_of, config, b)) for b in train]
             second_order = not config.first_order
             return unrolled_jacobian(policy, meta, k, inner, rollout.obs, config.inner_lr, second_order, config.frozen)
         params = expand(meta, k)
         for batch in train:
             create_graph = differentiable and not config.first_order
-            loss = partial(inner_loss, policy, batch)
+            loss = partial(inner_loss, config, policy, batch)
             params = sgd_step(params, loss, config.inner_lr, create_graph, config.frozen)
         return policy.distribution(params, rollout.obs), None
 
