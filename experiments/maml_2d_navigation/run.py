@@ -4,10 +4,11 @@
     python experiments/maml_2d_navigation/run.py report             # table and figure from all trained seeds
 
 Per seed it meta-trains with MAML-TRPO and, with the same settings and number of iterations, one policy on all tasks
-jointly (the paper's "pretrained"). Then MAML, the pretrained and a random initialisation are adapted to the same 100
+jointly (the paper's "pretrained"). Then MAML, the pretrained and a random initialisation are adapted to the same 400
 test goals by the same protocol: 3 inner steps, each on 40 fresh episodes of 100 steps. MAML uses the step size it was
 trained with, then half of it, as the paper does. The other two get the step size from a grid that does best on 40
-validation goals, as in the paper.
+validation goals, as in the paper. "maml_floor" is MAML with a floor under the policy's standard deviation: more
+exploration, more noise.
 """
 
 import argparse
@@ -29,26 +30,31 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 FAMILY = "PointNavigation-v0"
 SETTINGS = {"n_tasks": 20, "episodes": 20, "inner_lr": 0.5}
-ITERATIONS = 200
+VARIANTS: dict[str, dict] = {
+    "maml": {},
+    "maml_floor": {"min_std": 0.7},
+    "pretrained": {"inner_steps": 0},
+    "random": {},
+}
+ITERATIONS = {"maml": 200, "maml_floor": 100, "pretrained": 200, "random": 0}
 STEP_SIZES = (0.5, 0.25, 0.25)
 GRID = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
-TEST = {"n_tasks": 100, "episodes": 40}
+TEST = {"n_tasks": 400, "episodes": 40}
 VALIDATION = {"n_tasks": 40, "episodes": 40, "seed": 987_654_321}
 TEST_SEED = 123_456_789
-METHODS = ("maml", "pretrained", "random")
+METHODS = tuple(VARIANTS)
 PAPER = {"MAML (paper)": (-40.41, -11.68, -3.33, -3.23)}
 """Finn et al. 2017, table 4."""
 
 
 def learner(method: str, seed: int, runs: Path) -> tuple[metarl.MetaLearner, int]:
     """The learner of one method, its training gone on with where it was, and the number of iterations wanted."""
-    inner_steps = 0 if method == "pretrained" else 1
     directory = runs / f"{method}-seed{seed}"
     if (directory / "latest.safetensors").exists():
         made = metarl.MetaLearner.load(directory, device="cpu")
     else:
-        made = metarl.MetaLearner("maml_trpo", FAMILY, seed=seed, device="cpu", inner_steps=inner_steps, **SETTINGS)
-    return made, 0 if method == "random" else ITERATIONS
+        made = metarl.MetaLearner("maml_trpo", FAMILY, seed=seed, device="cpu", **SETTINGS, **VARIANTS[method])
+    return made, ITERATIONS[method]
 
 
 def train(seed: int, runs: Path, methods: Sequence[str]) -> None:
@@ -61,9 +67,11 @@ def train(seed: int, runs: Path, methods: Sequence[str]) -> None:
                        eval_every=10, eval_tasks=40, eval_step_sizes=STEP_SIZES)  # fmt: skip
         wall = time.perf_counter() - began
         best = runs / f"{method}-seed{seed}" / "best.safetensors"
-        if method == "maml":  # the paper uses the best iterate too; ours is chosen on tasks that are not test tasks
+        if method.startswith(
+            "maml"
+        ):  # the paper uses the best iterate too; ours is chosen on tasks that are not test tasks
             made = metarl.MetaLearner.load(best, device="cpu")
-        sizes = STEP_SIZES if method == "maml" else tuned(made)
+        sizes = STEP_SIZES if method.startswith("maml") else tuned(made)
         found = made.evaluate(**TEST, step_sizes=sizes, seed=TEST_SEED)
         save(found, made, method, seed, wall)
         if iterations:
@@ -140,7 +148,7 @@ def draw(curves: dict[str, np.ndarray]) -> None:
         left.plot(k, returns.mean((0, 1)), "o-", color=f"C{i}", label=f"{method} (ours)", markersize=4)
     for name, values in PAPER.items():
         left.plot(range(4), values, "x--", color="0.4", label=name)
-    left.set(xlabel="inner steps", ylabel="mean return", title="100 test goals, 40 episodes each", ylim=(-60, 2))
+    left.set(xlabel="inner steps", ylabel="mean return", title="400 test goals, 40 episodes each", ylim=(-60, 2))
     left.set_xticks(range(4))
     left.legend(frameon=False, fontsize=8)
     for path in sorted(RESULTS.glob("maml-seed*-training.csv")):

@@ -43,7 +43,7 @@ class Config:
     """Inner gradient steps in training; 0 trains one policy on all tasks jointly, with plain TRPO."""
     inner_lr: float = 0.5
     """Step size of the inner loop. With a Gaussian policy it acts in proportion to 1 / init_std^2."""
-    inner_gradient: str = "lvc"
+    inner_gradient: str = "policy_gradient"
     """What the outer loop differentiates of the inner gradient. "policy_gradient": the gradient of log pi * A, as in
     MAML. "lvc": of the importance-weighted return (low-variance curvature, Rothfuss et al. 2019, section 5): the same
     step, but its derivative also sees that other parameters would have sampled other episodes."""
