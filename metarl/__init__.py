@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 
 _EXPORTS = {
     "MetaLearner": "metarl.learner",
-    "AdaptedPolicy": "metarl.learner",
+    "AdaptedPolicy": "metarl.adapted_policy",
     "TaskFamily": "metarl.tasks",
     "Task": "metarl.tasks",
     "Tasks": "metarl.tasks",
@@ -26,8 +26,8 @@ _EXPORTS = {
 __all__ = [*sorted(_EXPORTS), "__version__"]
 
 if TYPE_CHECKING:
+    from metarl.adapted_policy import AdaptedPolicy as AdaptedPolicy
     from metarl.check import check_family as check_family
-    from metarl.learner import AdaptedPolicy as AdaptedPolicy
     from metarl.learner import MetaLearner as MetaLearner
     from metarl.tasks import Task as Task
     from metarl.tasks import TaskFamily as TaskFamily

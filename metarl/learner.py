@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from metarl import algorithms, checkpoint, distributions
-from metarl.adapt import Params, expand
+from metarl import algorithms, checkpoint
+from metarl.adapted_policy import AdaptedPolicy
 from metarl.checkpoint import CheckpointError
 from metarl.evaluate import FINAL, PERIODIC, Evaluation, check_protocol, evaluation_seed
 from metarl.parallel import keep_freed_memory
 from metarl.policies import MLPPolicy, ModulePolicy, Policy
 from metarl.rollout import EnvSampler, Sampler
-from metarl.spaces import Spaces, check_same_spaces, spaces_from_json, spaces_of, spaces_to_json
+from metarl.spaces import Spaces, check_same_spaces, spaces_of
 from metarl.tasks import (
     FamilySpec,
     TaskFamily,
@@ -234,7 +234,7 @@ class MetaLearner:
         step_sizes: Sequence[float] | None = None,
         horizon: int | None = None,
         seed: int | None = None,
-    ) -> "AdaptedPolicy":
+    ) -> AdaptedPolicy:
         """Adapt to one environment; the meta-parameters stay as they are.
 
         Args:
@@ -381,90 +381,3 @@ def _load_family(path: Path, saved: dict[str, Any], given: str | TaskFamily | No
         was, now = ({key: of[key] for key in differing} for of in (saved, found))
         raise CheckpointError(f"{path} is a checkpoint of another family: it was saved with {was}, this one has {now}")
     return family
-
-
-def _with_suffix(path: Path | str) -> Path:
-    path = Path(path)
-    return path if path.suffix == ".safetensors" else path.with_name(path.name + ".safetensors")
-
-
-class AdaptedPolicy:
-    """A policy for one environment, with stable-baselines3's `predict`."""
-
-    def __init__(self, policy: Policy, params: Params, returns: np.ndarray | None = None, seed: int = 0):
-        self.policy, self.params = policy, params
-        self.returns = returns
-        """Mean return before and after each inner step of the adaptation."""
-        self._decode = policy.spaces.decoder()
-        self._stacked = expand(params, 1)
-        self._generator = torch.Generator().manual_seed(seed)
-
-    @torch.no_grad()
-    def predict(
-        self,
-        observation: Any,
-        state: Any = None,
-        episode_start: Any = None,
-        deterministic: bool = False,
-    ) -> tuple[np.ndarray, Any]:
-        """Actions for one observation or a batch of them; `state` and `episode_start` are there for recurrent policies.
-
-        Raises:
-            ValueError: an observation of another shape than the policy's.
-        """
-        space = self.policy.spaces.observation
-        obs = np.asarray(observation)
-        single = obs.shape == (space.shape or ())
-        if not single and obs.shape[1:] != (space.shape or ()):
-            raise ValueError(f"observations have the shape {space.shape} or are a batch of such, got {obs.shape}")
-        x = self.policy.spaces.encode(obs[None] if single else obs)[None]
-        dist = self.policy.distribution(self._stacked, x)
-        if deterministic:
-            action = distributions.mode(dist)[0]
-        elif isinstance(dist, distributions.Gaussian):
-            action = distributions.sample(dist, torch.randn(dist.mean.shape, generator=self._generator))[0]
-        else:
-            action = distributions.sample(dist, torch.rand(*x.shape[:-1], 1, generator=self._generator))[0]
-        out = self._decode(action).numpy().astype(self.policy.spaces.action.dtype)
-        if isinstance(self.policy.spaces.action, gym.spaces.Box):  # float32 rounds the bounds of a float64 space
-            out = np.clip(out, self.policy.spaces.action.low, self.policy.spaces.action.high)
-        return (out[0] if single else out), state
-
-    def save(self, path: Path | str) -> Path:
-        """Write the policy to one file (`.safetensors` is added if missing). -> its path."""
-        path = _with_suffix(path)
-        kind: dict[str, Any] = {"type": type(self.policy).__name__}
-        if isinstance(self.policy, MLPPolicy | ModulePolicy):
-            kind |= {"init_std": self.policy.init_std, "min_std": self.policy.min_std}
-        if isinstance(self.policy, MLPPolicy):
-            kind |= {"hidden": list(self.policy.hidden), "activation": self.policy.activation}
-        returns = None if self.returns is None else [float(x) for x in self.returns]
-        meta = {"kind": "policy", "policy": kind, "spaces": spaces_to_json(self.policy.spaces), "returns": returns}
-        checkpoint.save(path, self.params, meta)
-        return path
-
-    @classmethod
-    def load(cls, path: Path | str, module: nn.Module | None = None) -> "AdaptedPolicy":
-        """The policy that `save` wrote to `path`; `module` is needed if it was one of the user's own.
-
-        Raises:
-            CheckpointError: a damaged file, or no policy.
-        """
-        path = _with_suffix(path)
-        tensors, meta = checkpoint.load(path)
-        if meta.get("kind") != "policy":
-            raise CheckpointError(f"{path} holds a {meta.get('kind')}, not a policy: use MetaLearner.load")
-        spaces, saved = spaces_from_json(meta["spaces"]), meta["policy"]
-        policy: Policy
-        if saved["type"] == MLPPolicy.__name__:
-            hidden = tuple(saved["hidden"])
-            policy = MLPPolicy(spaces, hidden, saved["activation"], saved["init_std"], saved["min_std"])
-        elif module is None:
-            raise CheckpointError(f"{path} holds the parameters of a module of your own: pass it as module=")
-        else:
-            policy = ModulePolicy(spaces, copy.deepcopy(module), saved["init_std"], saved["min_std"])
-        expected = policy.init(torch.Generator())
-        if {n: x.shape for n, x in expected.items()} != {n: x.shape for n, x in tensors.items()}:
-            raise CheckpointError(f"{path} holds the parameters {sorted(tensors)}, the policy has {sorted(expected)}")
-        returns = None if meta["returns"] is None else np.array(meta["returns"])
-        return cls(policy, {name: tensors[name] for name in expected}, returns)

@@ -297,7 +297,7 @@ def test_actions_lie_in_a_space_of_doubles():
     policy = tiny(family).adapt({"steps": 3}, steps=1)
     actions, _ = policy.predict(np.zeros((50, 2), np.float32))
     assert all(family.action_space.contains(action) for action in actions)
-    assert (np.abs(actions) == 0.1).any()
+    assert np.abs(actions).max() > 0.0999999  # some were clipped
 
 
 def test_a_state_is_handed_back(policy):
