@@ -64,6 +64,8 @@ class MLPPolicy:
     init_std: float = 1.0
     """Initial standard deviation of a Gaussian head, in policy units (1 is half the range of a bounded action)."""
     min_std: float = 1e-3
+    input_gain: float = 1.0
+    """Factor on the first layer's initial weights: above 1 where observations are small numbers."""
     output_gain: float = 0.1
     """Factor on the last layer's initial weights: actions near zero at first, whatever the observation."""
 
@@ -75,11 +77,12 @@ class MLPPolicy:
         _check_std(self.init_std, self.min_std)
 
     def init(self, generator: torch.Generator) -> Params:
-        """Xavier-uniform weights, the last layer's times `output_gain`, and zero biases."""
+        """Xavier-uniform weights (the first and the last layer's times their gains) and zero biases."""
         sizes, params = (self.spaces.obs_dim, *self.hidden, self.spaces.act_dim), {}
         for i, (n, m) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
             params[f"w{i}"] = (torch.rand(n, m, generator=generator) * 2 - 1) * math.sqrt(6 / (n + m))
             params[f"b{i}"] = torch.zeros(m)
+        params["w0"] *= self.input_gain
         params[f"w{len(self.hidden)}"] *= self.output_gain
         if not self.spaces.discrete:
             params["log_std"] = _log_std_init(self.spaces, self.init_std)

@@ -524,6 +524,7 @@ def test_a_plain_environment_adapts_as_the_family_does():
         ("damping", -1e-5),
         ("damping", math.nan),
         ("output_gain", 0.0),
+        ("input_gain", 0.0),
     ],
 )
 def test_nonsense_is_refused_with_its_name_and_value(name, value):
@@ -538,9 +539,11 @@ def test_the_edges_of_sense_are_allowed(setting):
 
 
 def test_the_policy_has_the_settings_asked_for():
-    config = Config(hidden=(7, 5), activation="elu", init_std=0.5, min_std=0.1, output_gain=0.7)
+    config = Config(hidden=(7, 5), activation="elu", init_std=0.5, min_std=0.1, input_gain=2.0, output_gain=0.7)
     spaces = setup(Drift(), RUN)[1].spaces
-    assert config.policy(spaces) == MLPPolicy(spaces, (7, 5), "elu", init_std=0.5, min_std=0.1, output_gain=0.7)
+    assert config.policy(spaces) == MLPPolicy(
+        spaces, (7, 5), "elu", init_std=0.5, min_std=0.1, input_gain=2.0, output_gain=0.7
+    )
 
 
 def test_algorithms_are_found_by_name():

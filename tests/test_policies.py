@@ -96,13 +96,15 @@ def test_initial_weights_fill_xavier_s_range_evenly():
     assert abs(w.mean().item()) < 0.01 * bound
 
 
-@pytest.mark.parametrize("gain", [1.0, 0.25])
-def test_the_last_layer_s_initial_weights_have_a_gain_of_their_own(gain):
-    gained, plain = (
-        MLPPolicy(GAUSSIAN, (5, 7), output_gain=g).init(torch.Generator().manual_seed(0)) for g in (gain, 1.0)
-    )
-    assert torch.equal(gained["w2"], gain * plain["w2"])
-    assert torch.equal(gained["w1"], plain["w1"])
+@pytest.mark.parametrize(("setting", "layer"), [("input_gain", "w0"), ("output_gain", "w2")])
+def test_the_first_and_the_last_layer_s_initial_weights_have_gains_of_their_own(setting, layer):
+    def init(gain: float) -> dict:
+        gains = {"input_gain": 1.0, "output_gain": 1.0, setting: gain}
+        return MLPPolicy(GAUSSIAN, (5, 7), **gains).init(torch.Generator().manual_seed(0))
+
+    gained, plain = init(0.25), init(1.0)
+    assert torch.equal(gained.pop(layer), 0.25 * plain.pop(layer))
+    assert all(torch.equal(value, plain[name]) for name, value in gained.items())
 
 
 def test_initial_biases_are_zero():

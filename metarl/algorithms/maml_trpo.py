@@ -64,6 +64,8 @@ class Config:
     """Initial standard deviation of a Gaussian policy."""
     min_std: float = 1e-3
     """Floor of that standard deviation."""
+    input_gain: float = 1.0
+    """Factor on the initial weights of the policy's first layer: above 1 where observations are small numbers."""
     output_gain: float = 0.1
     """Factor on the initial weights of the policy's last layer."""
     max_kl: float = 0.01
@@ -95,7 +97,7 @@ class Config:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
             if value is not None and value != int(value):
                 raise ValueError(f"{name} must be a whole number, got {value}")
-        for name in ("inner_lr", "max_kl", "init_std", "min_std", "output_gain"):
+        for name in ("inner_lr", "max_kl", "init_std", "min_std", "input_gain", "output_gain"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         for name in ("gamma", "gae_lambda"):
@@ -113,7 +115,9 @@ class Config:
 
     def policy(self, spaces: Spaces) -> MLPPolicy:
         """The policy that these settings describe."""
-        return MLPPolicy(spaces, tuple(self.hidden), self.activation, self.init_std, self.min_std, self.output_gain)
+        return MLPPolicy(
+            spaces, tuple(self.hidden), self.activation, self.init_std, self.min_std, self.input_gain, self.output_gain
+        )
 
 
 @dataclass(frozen=True)
