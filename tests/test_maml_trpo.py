@@ -618,3 +618,32 @@ def test_two_arms_an_adapted_policy_comes_to_pull_the_good_one():
     before, after = returns[:3, 1].mean(), returns[-5:, 1].mean()
     assert after > 0.9
     assert after > before + 0.1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Step sizes in units of the standard deviation
+
+
+def test_the_unit_of_the_step_size_is_the_geometric_mean_of_the_floored_standard_deviations():
+    meta = {"log_std": torch.tensor([0.25, 0.01]).log()}
+    assert maml_trpo.lr_unit(Config(lr_in_std=True, min_std=0.04), meta) == pytest.approx(0.1)
+    assert maml_trpo.lr_unit(Config(min_std=0.04), meta) == 1.0
+
+
+def test_a_categorical_policy_has_no_such_unit():
+    assert maml_trpo.lr_unit(Config(lr_in_std=True), {"w0": torch.ones(1)}) == 1.0
+
+
+def test_an_iteration_and_an_evaluation_in_that_unit_are_those_with_the_product():
+    results = []
+    for config in (replace(SMALL, init_std=0.5, inner_lr=0.3, lr_in_std=True), replace(SMALL, init_std=0.5)):
+        config = config if config.lr_in_std else replace(config, inner_lr=0.15)
+        sampler, policy, state = setup(Drift(), config)
+        tasks = sampler.tasks(3, 5, 0, "test")
+        found = maml_trpo.evaluate(config, sampler, policy, state, tasks, 1, 4, [2 * config.inner_lr])
+        new, stats = maml_trpo.iteration(config, sampler, policy, state, 0)
+        results.append((flatten(new.params), found.params[-1]["w0"], stats["return/step_1"]))
+    (in_units, adapted, post), (plain, plain_adapted, plain_post) = results
+    torch.testing.assert_close(in_units, plain, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(adapted, plain_adapted, atol=1e-6, rtol=1e-5)
+    assert post == pytest.approx(plain_post, rel=1e-5)

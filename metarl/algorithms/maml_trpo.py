@@ -7,6 +7,7 @@ One iteration, top to bottom:
     outer step                TRPO on the adapted policies' surrogate, differentiating through the S inner steps
 """
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -43,6 +44,9 @@ class Config:
     """Inner gradient steps in training; 0 trains one policy on all tasks jointly, with plain TRPO."""
     inner_lr: float = 0.5
     """Step size of the inner loop. With a Gaussian policy it acts in proportion to 1 / init_std^2."""
+    lr_in_std: bool = False
+    """Measure the inner step sizes in units of the meta-policy's present standard deviation (the geometric mean over
+    actions). The policy gradient grows as the standard deviation shrinks in training; with this the step does not."""
     inner_gradient: str = "policy_gradient"
     """What the outer loop differentiates of the inner gradient. "policy_gradient": the gradient of log pi * A, as in
     MAML. "lvc": of the importance-weighted return (low-variance curvature, Rothfuss et al. 2019, section 5): the same
@@ -160,10 +164,11 @@ def iteration(
         in_rollouts += time.perf_counter() - before
         data.append(Batch(rollout, advantages(rollout, config.gamma, config.gae_lambda)))
         if step < config.inner_steps:
-            params = adapt(config, policy, params, data[-1], config.inner_lr)
+            params = adapt(config, policy, params, data[-1], config.inner_lr * lr_unit(config, state.params))
 
     objectives = [
-        objective(config, policy, [batch[chunk] for batch in data], config.n_tasks) for chunk in chunks(data[-1])
+        objective(config, policy, [batch[chunk] for batch in data], config.n_tasks, unit=lr_unit(config, state.params))
+        for chunk in chunks(data[-1])
     ]
     kept = None if config.graph_tasks is None else config.graph_tasks * len(objectives) // config.n_tasks
     new_params, outer = trpo_step(
@@ -176,6 +181,13 @@ def iteration(
     stats["policy/entropy"] = losses.masked_mean(distributions.entropy(rollout.dist), rollout.mask).mean().item()
     stats |= {"time/rollout": in_rollouts, "time/update": time.perf_counter() - start - in_rollouts}
     return replace(state, params=new_params, iteration=state.iteration + 1, env_steps=state.env_steps + steps), stats
+
+
+def lr_unit(config: Config, meta: Params) -> float:
+    """What the inner step sizes are multiplied by; a constant of the meta-iteration, not differentiated."""
+    if not config.lr_in_std or "log_std" not in meta:
+        return 1.0
+    return float(meta["log_std"].clamp_min(math.log(config.min_std)).mean().exp())
 
 
 def inner_loss(config: Config, policy: Policy, batch: Batch, params: Params) -> Tensor:
@@ -209,12 +221,16 @@ def chunks(batch: Batch) -> list[slice]:
     return task_chunks(K, T * E, batch.advantage.device)
 
 
-def objective(config: Config, policy: Policy, data: Sequence[Batch], n_tasks: int, by_hand: bool = True) -> Objective:
+def objective(
+    config: Config, policy: Policy, data: Sequence[Batch], n_tasks: int, by_hand: bool = True, unit: float = 1.0
+) -> Objective:
     """The meta-objective of the tasks in `data` (a chunk of `n_tasks`) as a function of the meta-parameters.
 
     `by_hand` takes the derivatives of an MLP from `metarl.unrolled`; without it all are automatic.
+    `unit` multiplies the inner step size (see `lr_unit`).
     """
     *train, last = data
+    lr = config.inner_lr * unit
     rollout, k = last.rollout, last.advantage.shape[0]
     weight = rollout.mask / rollout.mask.sum((1, 2), keepdim=True) / n_tasks
 
@@ -222,12 +238,12 @@ def objective(config: Config, policy: Policy, data: Sequence[Batch], n_tasks: in
         if differentiable and by_hand and isinstance(policy, MLPPolicy):
             inner = [(b.rollout.obs, partial(inner_loss_of, config, b)) for b in train]
             second_order = not config.first_order
-            return unrolled_jacobian(policy, meta, k, inner, rollout.obs, config.inner_lr, second_order, config.frozen)
+            return unrolled_jacobian(policy, meta, k, inner, rollout.obs, lr, second_order, config.frozen)
         params = expand(meta, k)
         for batch in train:
             create_graph = differentiable and not config.first_order
             loss = partial(inner_loss, config, policy, batch)
-            params = sgd_step(params, loss, config.inner_lr, create_graph, config.frozen)
+            params = sgd_step(params, loss, lr, create_graph, config.frozen)
         return policy.distribution(params, rollout.obs), None
 
     def evaluate_at(meta: Params, differentiable: bool) -> Surrogate:
@@ -272,5 +288,5 @@ def evaluate(
         rollouts.append(sampler.collect(tasks, episodes, policy, params[-1], seed, 0, stage))
         if stage < len(step_sizes):
             batch = Batch(rollouts[-1], advantages(rollouts[-1], config.gamma, config.gae_lambda))
-            params.append(adapt(config, policy, params[-1], batch, step_sizes[stage]))
+            params.append(adapt(config, policy, params[-1], batch, step_sizes[stage] * lr_unit(config, state.params)))
     return Adaptation(params, rollouts)
