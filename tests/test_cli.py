@@ -88,7 +88,7 @@ def test_a_second_run_in_the_same_directory_is_refused_and_the_first_left_alone(
 
 
 OTHER = {"hidden": ("3", "5"), "activation": ("relu",), "graph_tasks": ("1",), "inner_steps": ("2",),
-         "gae_lambda": ("0.5",)}  # fmt: skip
+         "gae_lambda": ("0.5",), "inner_gradient": ("lvc",)}  # fmt: skip
 
 
 def other(field: dataclasses.Field) -> tuple[tuple[str, ...], Any]:
@@ -360,7 +360,10 @@ def metarl_command(*argv: str) -> list[str]:
 def test_a_stopped_run_is_saved_says_how_to_go_on_and_ends_as_if_it_had_not_been_stopped(tmp_path, number):
     out = tmp_path / "a run"
     argv = [*TRAIN, "--iterations", "1000000", "--eval-every", "3", "--checkpoint-every", "1000", "--out", str(out)]
-    process = subprocess.Popen(metarl_command(*argv), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        metarl_command(*argv), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background inherits: ignore
+    )  # fmt: skip
     try:
         deadline = time.monotonic() + 120
         while iterations_logged(out) < 4 and process.poll() is None and time.monotonic() < deadline:

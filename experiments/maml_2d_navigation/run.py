@@ -6,8 +6,8 @@
 Per seed it meta-trains with MAML-TRPO and, with the same settings and number of iterations, one policy on all tasks
 jointly (the paper's "pretrained"). Then MAML, the pretrained and a random initialisation are adapted to the same 400
 test goals by the same protocol: 3 inner steps, each on 40 fresh episodes of 100 steps. MAML uses the step size it was
-trained with, then half and a quarter of it (the paper: half of it). The other two get the step size from a grid that does best on 40
-validation goals, as in the paper.
+trained with, then half and a quarter of it (the paper: half of it). The other two get the step size from a grid that
+does best on 40 validation goals, as in the paper.
 """
 
 import argparse

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ from metarl.tasks import Tasks, num_tasks
 from metarl.trust_region import Jacobian, Objective, Surrogate, trpo_step
 from metarl.unrolled import unrolled_jacobian
 
-INNER_GRADIENTS = ("lvc", "policy_gradient")
+INNER_GRADIENTS = ("policy_gradient", "lvc")
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Config:
     lr_in_std: bool = False
     """Measure the inner step sizes in units of the meta-policy's present standard deviation (the geometric mean over
     actions). The policy gradient grows as the standard deviation shrinks in training; with this the step does not."""
-    inner_gradient: str = "policy_gradient"
+    inner_gradient: Literal["policy_gradient", "lvc"] = "policy_gradient"
     """What the outer loop differentiates of the inner gradient. "policy_gradient": the gradient of log pi * A, as in
     MAML. "lvc": of the importance-weighted return (low-variance curvature, Rothfuss et al. 2019, section 5): the same
     step, but its derivative also sees that other parameters would have sampled other episodes."""
