@@ -66,7 +66,7 @@ class MLPPolicy:
     min_std: float = 1e-3
     input_gain: float = 1.0
     """Factor on the first layer's initial weights: above 1 where observations are small numbers."""
-    output_gain: float = 0.1
+    output_gain: float = 0.01
     """Factor on the last layer's initial weights: actions near zero at first, whatever the observation."""
 
     def __post_init__(self) -> None:

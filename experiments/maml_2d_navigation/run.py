@@ -34,7 +34,7 @@ VARIANTS: dict[str, dict] = {
     "pretrained": {"inner_steps": 0},
     "random": {},
 }
-ITERATIONS = {"maml": 150, "pretrained": 150, "random": 0}
+ITERATIONS = {"maml": 120, "pretrained": 120, "random": 0}
 STEP_SIZES = (0.5, 0.25, 0.125)
 GRID = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 TEST = {"n_tasks": 400, "episodes": 40}

@@ -70,7 +70,7 @@ class Config:
     """Floor of that standard deviation."""
     input_gain: float = 1.0
     """Factor on the initial weights of the policy's first layer: above 1 where observations are small numbers."""
-    output_gain: float = 0.1
+    output_gain: float = 0.01
     """Factor on the initial weights of the policy's last layer."""
     max_kl: float = 0.01
     """Largest KL divergence of one meta-update, averaged over states and tasks."""
