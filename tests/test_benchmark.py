@@ -42,7 +42,7 @@ load("reporting")
 loop_reference = load("loop_reference")
 benchmark = load("meta_iteration")
 
-SMALL = Config(n_tasks=3, episodes=2, hidden=(8,), cg_iterations=4)
+SMALL = Config(n_tasks=3, episodes=2, hidden=(8,), cg_iterations=4, output_gain=0.1)
 SEED = 7
 FAMILIES = {
     "gaussian": metarl.make("PointNavigation-v0", horizon=5),

@@ -20,7 +20,7 @@ from metarl.rollout import EnvSampler, Sampler
 from metarl.tasks import task_at
 from metarl.trust_region import flatten, trpo_step, unflatten
 
-SMALL = Config(n_tasks=3, episodes=4, hidden=(3,), inner_lr=0.3, adapt_std=True)
+SMALL = Config(n_tasks=3, episodes=4, hidden=(3,), inner_lr=0.3, adapt_std=True, output_gain=0.1)
 families = pytest.mark.parametrize("family", [Drift(), TwoArms()], ids=["gaussian", "categorical"])
 inner_steps = pytest.mark.parametrize("inner_steps", [0, 1, 2, 3])
 gradients = pytest.mark.parametrize("inner_gradient", maml_trpo.INNER_GRADIENTS)
@@ -233,7 +233,7 @@ def test_the_kl_is_the_weighted_sum_of_the_states_own():
 # ---------------------------------------------------------------------------------------------------------------------
 # One iteration
 
-RUN = Config(n_tasks=4, episodes=5, hidden=(6,), inner_lr=0.1)
+RUN = Config(n_tasks=4, episodes=5, hidden=(6,), inner_lr=0.1, output_gain=0.1)
 
 
 def one(config: Config = RUN, family=None, seed: int = 0, device: str = "cpu", state: State | None = None):
@@ -613,7 +613,7 @@ def test_training_without_inner_steps_does_not_pass_the_blind_bound():
 
 
 def test_two_arms_an_adapted_policy_comes_to_pull_the_good_one():
-    config = Config(n_tasks=10, episodes=20, inner_lr=0.1, hidden=(16,))
+    config = Config(n_tasks=10, episodes=20, inner_lr=0.1, hidden=(16,), output_gain=0.1)
     returns, _ = trained(TwoArms(), config, 25)
     before, after = returns[:3, 1].mean(), returns[-5:, 1].mean()
     assert after > 0.9
