@@ -1,8 +1,8 @@
 """Work on chunks of tasks in threads, and the memory allocator's settings.
 
 PyTorch can spread one operation over the cores or the cores can take different tasks. For the small networks of
-reinforcement learning the second is faster: nothing waits at the end of every operation. The chunks do not depend on the
-number of threads, so the results do not either.
+reinforcement learning the second is faster: nothing waits at the end of every operation. The chunks do not depend on
+the number of threads, so the results do not either.
 """
 
 import contextlib

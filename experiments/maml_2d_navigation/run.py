@@ -11,7 +11,6 @@ those of a grid that do best on 40 validation goals, as in the paper; MAML's fir
 
 import argparse
 import csv
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -61,11 +60,9 @@ def train(seed: int, runs: Path, methods: Sequence[str]) -> None:
     RESULTS.mkdir(exist_ok=True)
     for method in methods:
         made, iterations = learner(method, seed, runs)
-        began = time.perf_counter()
         if made.state.iteration < iterations:
             made.learn(iterations - made.state.iteration, run_dir=runs / f"{method}-seed{seed}", progress_bar=True,
                        eval_every=10, eval_tasks=40, eval_step_sizes=SELECTION_STEP_SIZES)  # fmt: skip
-        wall = time.perf_counter() - began
         best = runs / f"{method}-seed{seed}" / "best.safetensors"
         if method.startswith(
             "maml"
@@ -73,7 +70,7 @@ def train(seed: int, runs: Path, methods: Sequence[str]) -> None:
             made = metarl.MetaLearner.load(best, device="cpu")
         sizes = tuned(made, MAML_GRID if method == "maml" else GRID)
         found = made.evaluate(**TEST, step_sizes=sizes, seed=TEST_SEED)
-        save(found, made, method, seed, wall)
+        save(found, made, method, seed)
         if iterations:
             atomic_write(RESULTS / f"{method}-seed{seed}-training.csv",
                          (runs / f"{method}-seed{seed}" / "metrics.csv").read_bytes())  # fmt: skip
@@ -84,7 +81,7 @@ def tuned(made: metarl.MetaLearner, grid: Sequence[tuple[float, ...]]) -> tuple[
     return max(grid, key=lambda sizes: float(made.evaluate(**VALIDATION, step_sizes=sizes).mean[1:].mean()))
 
 
-def save(found: Evaluation, made: metarl.MetaLearner, method: str, seed: int, wall: float) -> None:
+def save(found: Evaluation, made: metarl.MetaLearner, method: str, seed: int) -> None:
     rows = [{"method": method, "seed": seed, "task": k, "goal_x": found.tasks["goal"][k, 0],
              "goal_y": found.tasks["goal"][k, 1],
              **{f"return_{s}": found.returns[k, s] for s in range(found.returns.shape[1])}}
@@ -96,7 +93,7 @@ def save(found: Evaluation, made: metarl.MetaLearner, method: str, seed: int, wa
     write_json(RESULTS / f"{method}-seed{seed}.json", {
         "method": method, "seed": seed, "iteration": made.state.iteration, "env_steps": made.state.env_steps,
         "step_sizes": list(found.step_sizes), "protocol": {**TEST, "seed": TEST_SEED}, "settings": made.describe(),
-        "wall_seconds_of_last_training_call": round(wall, 1), "threads": torch.get_num_threads(),
+        "threads": torch.get_num_threads(),
         "versions": versions(), "mean": [round(float(x), 3) for x in found.mean],
     })  # fmt: skip
     print(method, "seed", seed, "step sizes", found.step_sizes, "mean return", np.round(found.mean, 2))
