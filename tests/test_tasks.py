@@ -175,7 +175,7 @@ def test_family_that_cannot_be_imported_is_listed_and_does_not_hide_the_others(m
     points = {**tasks_module._entry_points(), "Broken-v0": broken}
     monkeypatch.setattr(tasks_module, "_entry_points", lambda: points)
     listed = metarl.registered()
-    assert listed["Broken-v0"] == "cannot be imported: No module named 'no_such_module'"
+    assert listed["Broken-v0"] == "cannot be imported: ModuleNotFoundError: No module named 'no_such_module'"
     assert listed["PointNavigation-v0"].startswith("A point in the plane")
 
 
