@@ -18,10 +18,19 @@ from metarl.spaces import spaces_from_json, spaces_to_json
 class AdaptedPolicy:
     """A policy for one environment, with stable-baselines3's `predict`."""
 
-    def __init__(self, policy: Policy, params: Params, returns: np.ndarray | None = None, seed: int = 0):
+    def __init__(
+        self,
+        policy: Policy,
+        params: Params,
+        returns: np.ndarray | None = None,
+        seed: int = 0,
+        success_rates: np.ndarray | None = None,
+    ):
         self.policy, self.params = policy, params
         self.returns = returns
         """Mean return before and after each inner step of the adaptation."""
+        self.success_rates = success_rates
+        """Share of episodes with a success, likewise; None where the environment does not report it."""
         self._decode = policy.spaces.decoder()
         self._stacked = expand(params, 1)
         self._generator = torch.Generator().manual_seed(seed)

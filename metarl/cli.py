@@ -291,7 +291,8 @@ def adapt_command(argv: Sequence[str]) -> int:
     )
     assert policy.returns is not None
     for step, value in enumerate(policy.returns):
-        _say(f"return after {step} inner step{'' if step == 1 else 's'}: {value:.2f}")
+        rate = "" if policy.success_rates is None else f", success rate {policy.success_rates[step]:.0%}"
+        _say(f"return after {step} inner step{'' if step == 1 else 's'}: {value:.2f}{rate}")
     _say(f"wrote {policy.save(options.out)}; in Python: metarl.AdaptedPolicy.load(...).predict(observation)")
     return 0
 

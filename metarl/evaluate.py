@@ -34,6 +34,10 @@ class Row:
     iqm: float
     iqm_low: float
     iqm_high: float
+    success: float | None = None
+    """Mean success rate over tasks; None where the environments report no success."""
+    success_low: float | None = None
+    success_high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,8 @@ class Evaluation:
     seed: int
     details: Any = None
     """What the algorithm's `evaluate` returned (all rollouts and parameters), if it was asked for."""
+    success_rates: np.ndarray | None = None
+    """[K, S + 1]: share of each task's episodes in which some step was a success, where environments report it."""
 
     @property
     def mean(self) -> np.ndarray:
@@ -58,22 +64,26 @@ class Evaluation:
 
     def rows(self) -> list[Row]:
         """Mean and interquartile mean over tasks, each with a 95% bootstrap interval (percentiles, 10,000 draws)."""
-        return [_row(step, self.returns[:, step]) for step in range(self.returns.shape[1])]
+        rates = [None] * len(self.returns[0]) if self.success_rates is None else list(self.success_rates.T)
+        return [_row(step, x, rate) for step, (x, rate) in enumerate(zip(self.returns.T, rates, strict=True))]
 
     def table(self, title: str = "") -> Table:
         """`rows` for a terminal."""
         table = Table(title=title or f"{len(self.returns)} test tasks, {self.episodes} episodes each")
-        for name in ("steps", "size", "mean [95% interval]", "interquartile mean [95%]"):
+        last = [] if self.success_rates is None else ["success [95%]"]
+        for name in ("steps", "size", "mean [95% interval]", "interquartile mean [95%]", *last):
             table.add_column(name, justify="right")
         for row in self.rows():
             size = f"{self.step_sizes[row.step - 1]:g}" if row.step else ""
+            rate = [f"{row.success:.0%} \\[{row.success_low:.0%}, {row.success_high:.0%}]"] if last else []
             table.add_row(str(row.step), size, f"{row.mean:.2f} \\[{row.mean_low:.2f}, {row.mean_high:.2f}]",
-                          f"{row.iqm:.2f} \\[{row.iqm_low:.2f}, {row.iqm_high:.2f}]")  # fmt: skip
+                          f"{row.iqm:.2f} \\[{row.iqm_low:.2f}, {row.iqm_high:.2f}]", *rate)  # fmt: skip
         return table
 
     def save(self, directory: Path) -> list[Path]:
-        """Write `adaptation.csv` (one row per number of steps) and `adaptation.json` (also every task's returns)."""
-        rows = [asdict(row) for row in self.rows()]
+        """Write `adaptation.csv` (one row per number of steps) and `adaptation.json` (also every task's returns
+        and, where environments report it, success rates)."""
+        rows = [{name: x for name, x in asdict(row).items() if x is not None} for row in self.rows()]
         text = io.StringIO()
         writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
         writer.writeheader()
@@ -85,6 +95,7 @@ class Evaluation:
             "rows": no_nan, "step_sizes": list(self.step_sizes), "episodes": self.episodes, "seed": self.seed,
             "tasks": {name: value.tolist() for name, value in self.tasks.items()},
             "returns": self.returns.tolist(),
+            **({} if self.success_rates is None else {"success_rates": self.success_rates.tolist()}),
         })  # fmt: skip
         return [csv_path, json_path]
 
@@ -94,8 +105,8 @@ def interquartile_mean(x: np.ndarray, axis: int = -1) -> np.ndarray:
     return scipy.stats.trim_mean(x, 0.25, axis=axis)
 
 
-def _row(step: int, x: np.ndarray) -> Row:
-    def interval(statistic: Any) -> tuple[float, float]:
+def _row(step: int, x: np.ndarray, rate: np.ndarray | None) -> Row:
+    def interval(statistic: Any, x: np.ndarray = x) -> tuple[float, float]:
         if len(x) < 2:
             return float("nan"), float("nan")
         if np.ptp(x) == 0:
@@ -104,7 +115,8 @@ def _row(step: int, x: np.ndarray) -> Row:
                                       rng=np.random.default_rng(0)).confidence_interval  # fmt: skip
         return float(found.low), float(found.high)
 
-    return Row(step, float(x.mean()), *interval(np.mean), float(interquartile_mean(x)), *interval(interquartile_mean))
+    found = (float(x.mean()), *interval(np.mean), float(interquartile_mean(x)), *interval(interquartile_mean))
+    return Row(step, *found, *(() if rate is None else (float(rate.mean()), *interval(np.mean, rate))))
 
 
 def check_protocol(n_tasks: int, episodes: int, step_sizes: Sequence[float]) -> None:

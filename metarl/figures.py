@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+_LABELS = {"return": "mean return", "success": "success rate"}
+
+
 class MissingExtraError(ImportError):
     """An optional package is needed and missing."""
 
@@ -41,31 +44,32 @@ def save_figure(figure: "Figure", path: Path) -> Path:
     return Path(path)
 
 
-def training_curve(axes: "Axes", metrics: Sequence[Mapping[str, Any]]) -> None:
-    """Return before and after adaptation against meta-iterations, from the rows of a run's metrics."""
+def training_curve(axes: "Axes", metrics: Sequence[Mapping[str, Any]], of: str = "return") -> None:
+    """Return (or `of="success"`) before and after adaptation against meta-iterations, from a run's metrics."""
     if not metrics:
         axes.text(0.5, 0.5, "no metrics", ha="center", transform=axes.transAxes)
         return
-    steps = sorted((k for k in metrics[0] if k.startswith("return/step_")), key=lambda k: int(k.rpartition("_")[2]))
+    steps = sorted((k for k in metrics[0] if k.startswith(f"{of}/step_")), key=lambda k: int(k.rpartition("_")[2]))
     iterations = [row["iteration"] for row in metrics]
     for k, name in enumerate(steps):
         label = "before adaptation" if k == 0 else f"after {k} inner step{'s' if k > 1 else ''}"
         axes.plot(iterations, [row[name] for row in metrics], color=_colour(k), label=label, linewidth=1.2)
-    axes.set(xlabel="meta-iteration", ylabel="mean return", title="meta-training (train tasks)")
+    axes.set(xlabel="meta-iteration", ylabel=_LABELS[of], title="meta-training (train tasks)")
     axes.legend(frameon=False, fontsize=8)
 
 
-def adaptation_curve(axes: "Axes", evaluations: Mapping[str, Evaluation]) -> None:
-    """Return against inner steps; the band is the 95% bootstrap interval of the mean over test tasks."""
+def adaptation_curve(axes: "Axes", evaluations: Mapping[str, Evaluation], of: str = "return") -> None:
+    """Return (or `of="success"`) against inner steps; the band is the 95% bootstrap interval of the mean over tasks."""
+    name = {"return": "mean", "success": "success"}[of]
     for i, (label, evaluation) in enumerate(evaluations.items()):
         rows = evaluation.rows()
         k = [row.step for row in rows]
-        axes.plot(k, [row.mean for row in rows], "o-", color=f"C{i}", label=label, markersize=4)
-        axes.fill_between(k, [row.mean_low for row in rows], [row.mean_high for row in rows],
-                          color=f"C{i}", alpha=0.2, linewidth=0)  # fmt: skip
+        mean, low, high = ([getattr(row, name + end) for row in rows] for end in ("", "_low", "_high"))
+        axes.plot(k, mean, "o-", color=f"C{i}", label=label, markersize=4)
+        axes.fill_between(k, low, high, color=f"C{i}", alpha=0.2, linewidth=0)
     axes.set_xticks(range(max(evaluation.returns.shape[1] for evaluation in evaluations.values())))
     n = len(next(iter(evaluations.values())).returns)
-    axes.set(xlabel="inner steps", ylabel="mean return", title=f"adaptation ({n} test tasks)")
+    axes.set(xlabel="inner steps", ylabel=_LABELS[of], title=f"adaptation ({n} test tasks)")
     if len(evaluations) > 1:
         axes.legend(frameon=False, fontsize=8)
 
@@ -96,13 +100,17 @@ def typical_task(evaluation: Evaluation) -> int:
 def evaluation_figure(
     family: TaskFamily, evaluation: Evaluation, metrics: Sequence[Mapping[str, Any]] = ()
 ) -> "Figure":
-    """Training curve (where there are metrics), adaptation curve, and paths (where the family can draw them)."""
+    """Training curve (where there are metrics), adaptation curve, both again for the success rate (where there is
+    one), and paths (where the family can draw them)."""
     drawable = hasattr(family, "draw") and evaluation.details is not None
-    figure, axes = new_figure(1 + bool(metrics) + 2 * drawable)
+    shown = ["return"] if evaluation.success_rates is None else ["return", "success"]
+    logged = [of for of in shown if metrics and f"{of}/step_0" in metrics[0]]
+    figure, axes = new_figure(len(shown) + len(logged) + 2 * drawable)
     rest = list(axes)
-    if metrics:
-        training_curve(rest.pop(0), metrics)
-    adaptation_curve(rest.pop(0), {family.id: evaluation})
+    for of in shown:
+        if of in logged:
+            training_curve(rest.pop(0), metrics, of)
+        adaptation_curve(rest.pop(0), {family.id: evaluation}, of)
     if drawable:
         paths(rest, family, evaluation, typical_task(evaluation))
     return figure

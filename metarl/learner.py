@@ -146,7 +146,10 @@ class MetaLearner:
             tasks = self._test_tasks(eval_tasks, seed)
             curve = self._evaluate(state, self.sampler, tasks, self.config.episodes, sizes, seed)
             mean = curve.returns.mean((0, 2)).tolist()
-            return {f"eval/step_{k}": x for k, x in enumerate(mean)} | {"eval/score": mean[-1]}
+            stats = {f"eval/step_{k}": x for k, x in enumerate(mean)}
+            if (rates := curve.success_rates) is not None:
+                stats |= {f"eval/success_{k}": x for k, x in enumerate(rates.mean(0).tolist())}
+            return stats | {"eval/score": mean[-1]}
 
         def keep(state: Any, best: float | None) -> None:
             self.state, self._best_score = state, best
@@ -223,7 +226,8 @@ class MetaLearner:
             tasks = stack_tasks([validate_task(self.family, task_at(tasks, i)) for i in range(num_tasks(tasks))])
         found = self._evaluate(self.state, self.sampler, tasks, episodes, sizes, seed)
         returns = found.returns.mean(2).cpu().double().numpy()
-        return Evaluation(returns, sizes, episodes, tasks, seed, found if details else None)
+        rates = None if found.success_rates is None else found.success_rates.cpu().double().numpy()
+        return Evaluation(returns, sizes, episodes, tasks, seed, found if details else None, rates)
 
     def adapt(
         self,
@@ -265,7 +269,8 @@ class MetaLearner:
             tasks = stack_tasks([validate_task(self.family, task)])
         found = self._evaluate(self.state, sampler, tasks, episodes, sizes, seed)
         params = {name: value[0].cpu() for name, value in found.params[-1].items()}
-        return AdaptedPolicy(self.policy, params, found.returns[0].mean(-1).cpu().numpy())
+        rates = None if found.success_rates is None else found.success_rates[0].cpu().numpy()
+        return AdaptedPolicy(self.policy, params, found.returns[0].mean(-1).cpu().numpy(), success_rates=rates)
 
     def _evaluate(
         self, state: Any, sampler: Sampler | EnvSampler, tasks: Tasks, episodes: int, sizes: Sequence[float], seed: int

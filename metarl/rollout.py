@@ -30,11 +30,17 @@ class Rollout:
     mask: Tensor  # [K, T, E], 1 while the step counts
     log_prob: Tensor  # [K, T, E], under the policy that acted
     dist: Distribution  # of the policy that acted, [K, T, E, A] (log_std: [K, 1, 1, A])
+    success: Tensor | None = None  # [K, E] bool: any valid step was one; None where no environment reports it
 
     @property
     def returns(self) -> Tensor:
         """Undiscounted return of every episode, [K, E]."""
         return (self.rew * self.mask).sum(1)
+
+    @property
+    def success_rate(self) -> Tensor | None:
+        """Share of each task's episodes with a success, [K]; None where no environment reports it."""
+        return None if self.success is None else self.success.float().mean(1)
 
     @property
     def steps(self) -> int:
@@ -52,14 +58,16 @@ class Rollout:
     def _map(self, function: Callable[[Tensor], Tensor]) -> "Rollout":
         parts = {f.name: getattr(self, f.name) for f in fields(self)}
         dist = type(self.dist)(*(function(x) for x in parts.pop("dist")))
-        return Rollout(**{name: function(value) for name, value in parts.items()}, dist=dist)
+        done: dict[str, Any] = {name: None if x is None else function(x) for name, x in parts.items()}
+        return Rollout(**done, dist=dist)
 
 
 def collect(env: VectorEnv, tasks: Tasks, horizon: int, policy: Policy, params: Params, seeds: Tensor) -> Rollout:
     """Act with `params` [K, ...] in K*E environments for one episode each.
 
     Args:
-        env: any vector environment of `metarl.vector`'s kind; the tensors of one with a `device` stay there.
+        env: any vector environment of `metarl.vector`'s kind; the tensors of one with a `device` stay there. Where
+            its `step` returns `infos["success"]` [N], the rollout has `success`.
         seeds: int64 [K, E]; the episode's environment and its action noise both follow from its seed alone.
 
     Raises:
@@ -95,14 +103,18 @@ def _collect(
     rew, mask = torch.zeros(K, T, E, device=device), torch.zeros(K, T, E, dtype=torch.bool, device=device)
     heads = torch.zeros(K, T, E, spaces.act_dim, device=device)
     alive = torch.ones(K, E, dtype=torch.bool, device=device)
+    success: Tensor | None = None
     for t in range(T):
         x = spaces.encode(raw, device).reshape(K, E, -1)
         dist = policy.distribution(params, x)
         action = distributions.sample(dist, noise[:, :, t])
         command = decode(action.flatten(0, 1))
-        raw, reward, terminated, truncated, _ = env.step(command if tensors else command.numpy())
+        raw, reward, terminated, truncated, infos = env.step(command if tensors else command.numpy())
         obs[:, t], act[:, t], heads[:, t], mask[:, t] = x, action, dist[0], alive
         rew[:, t] = torch.as_tensor(reward, device=device).reshape(K, E)
+        if "success" in infos:
+            now = alive & torch.as_tensor(infos["success"], device=device).reshape(K, E).bool()
+            success = now if success is None else success | now
         alive = alive & ~torch.as_tensor(terminated | truncated, device=device).reshape(K, E)
         if device.type == "cpu" and not alive.any():  # on a GPU the question would cost more than the answer saves
             break
@@ -112,7 +124,7 @@ def _collect(
     _check_finite(env, tasks, rew, obs)
     log_std = dist.log_std.unsqueeze(1) if isinstance(dist, Gaussian) else None
     dist = Categorical(heads) if log_std is None else Gaussian(heads, log_std)
-    return Rollout(obs, act, rew, mask.float(), distributions.log_prob(dist, act), dist)
+    return Rollout(obs, act, rew, mask.float(), distributions.log_prob(dist, act), dist, success)
 
 
 def _check_finite(env: VectorEnv, tasks: Tasks, rew: Tensor, obs: Tensor) -> None:
@@ -181,7 +193,9 @@ class EnvSampler:
             name: torch.cat([getattr(p, name) for p in parts], 2) for name in ("obs", "act", "rew", "mask", "log_prob")
         }
         head = torch.cat([p.dist[0] for p in parts], 2)
-        return Rollout(**merged, dist=type(parts[0].dist)(head, *parts[0].dist[1:])).to(self.device)
+        flags = [p.success for p in parts if p.success is not None]
+        success = torch.cat(flags, 1) if len(flags) == episodes else None
+        return Rollout(**merged, dist=type(parts[0].dist)(head, *parts[0].dist[1:]), success=success).to(self.device)
 
 
 class _SingleEnv(VectorEnv):
@@ -199,6 +213,10 @@ class _SingleEnv(VectorEnv):
 
     def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         self.elapsed += 1
-        obs, reward, terminated, truncated, _ = self.env.step(actions[0])
+        obs, reward, terminated, truncated, info = self.env.step(actions[0])
         over = truncated or self.elapsed >= self.horizon
-        return np.asarray(obs)[None], np.array([reward]), np.array([terminated]), np.array([over]), {}
+        return np.asarray(obs)[None], np.array([reward]), np.array([terminated]), np.array([over]), _success(info)
+
+
+def _success(info: dict[str, Any]) -> dict[str, Any]:
+    return {"success": np.array([bool(info["success"])])} if "success" in info else {}

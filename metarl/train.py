@@ -202,14 +202,19 @@ class _Display:
         post = max((k for k in stats if k.startswith("return/step_")), key=lambda k: int(k.rpartition("_")[2]))
         rollout, update = stats["time/rollout"], stats["time/update"]
         share = rollout / max(rollout + update, 1e-9)
+        last = f"rollout {share:.0%}"
+        if "success/step_0" in stats:  # both do not fit into 80 columns
+            last = f"success {stats['success/step_0']:.0%} → [bold]{stats[post.replace('return', 'success')]:.0%}[/]"
         text = (
             f"return {stats['return/step_0']:.1f} → [bold]{stats[post]:.1f}[/]  "
-            f"{stats['time/steps_per_second']:,.0f} steps/s  rollout {share:.0%}"
+            f"{stats['time/steps_per_second']:,.0f} steps/s  {last}"
         )
         self.progress.update(self.bar, advance=1, description=text)
 
     def evaluated(self, stats: Stats) -> None:
         if self.enabled:
             curve = " → ".join(f"{v:.2f}" for k, v in stats.items() if k.startswith("eval/step_"))
+            rates = " → ".join(f"{v:.0%}" for k, v in stats.items() if k.startswith("eval/success_"))
+            curve += f", success {rates}" if rates else ""
             self.progress.console.print(f"iteration {stats['iteration']:>5}: return on test tasks {curve}",
                                         highlight=False)  # fmt: skip

@@ -150,6 +150,9 @@ class Stops:
     def observation(self, task: Task, t: int) -> float:
         return t
 
+    def info(self, task: Task, t: int, action: np.ndarray) -> dict[str, Any]:
+        return {}
+
     def make(self, task: Task) -> gym.Env:
         return _StopsEnv(self, task)
 
@@ -168,7 +171,17 @@ class _StopsEnv(gym.Env):
         self.family.received.append(np.array(action))
         reward = self.family.reward(self.task, self.t)
         obs = np.full(2, self.family.observation(self.task, self.t), np.float32)
-        return obs, reward, self.t >= int(self.task["steps"]), False, {}
+        info = self.family.info(self.task, self.t, action)
+        return obs, reward, self.t >= int(self.task["steps"]), False, info
+
+
+class Wins(Stops):
+    """Success in exactly one step: the task's last but one, and only after an action with a positive first number."""
+
+    id = "WinsProbe-v0"
+
+    def info(self, task: Task, t: int, action: np.ndarray) -> dict[str, Any]:
+        return {"success": float(t == int(task["steps"]) - 1 and action[0] > 0)}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -208,6 +221,8 @@ def double(data: list[maml_trpo.Batch]) -> list[maml_trpo.Batch]:
     """The same data in float64 (integers stay), for finite differences."""
 
     def convert(value: Any) -> Any:
+        if value is None:
+            return None
         if isinstance(value, tuple):
             return type(value)(*(convert(x) for x in value))
         return value.double() if value.is_floating_point() else value

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from probes import Stops
+from probes import Stops, Wins
 from runs import TINY, contents, iterations_logged, point, rows_without_time, same_params, tiny
 
 from metarl import MetaLearner, parallel
@@ -430,8 +430,11 @@ def documented() -> set[str]:
     }
 
 
-def test_every_logged_number_is_documented_and_nothing_else(whole):
-    assert {generalised(name) for name in RunDirectory(whole).metrics()[0]} == documented()
+def test_every_logged_number_is_documented_and_nothing_else(whole, tmp_path):
+    tiny(Wins()).learn(1, run_dir=tmp_path / "wins", eval_every=1, eval_tasks=2)
+    successes = {"success/step_k", "eval/success_k"}
+    assert {generalised(name) for name in RunDirectory(whole).metrics()[0]} == documented() - successes
+    assert {generalised(name) for name in RunDirectory(tmp_path / "wins").metrics()[0]} == documented()
 
 
 def test_without_a_directory_nothing_is_written(tmp_path, monkeypatch):

@@ -177,6 +177,8 @@ def iteration(
     )  # fmt: skip
     steps = sum(batch.rollout.steps for batch in data)
     stats = {f"return/step_{i}": batch.rollout.returns.mean().item() for i, batch in enumerate(data)}
+    rates = {f"success/step_{i}": batch.rollout.success_rate for i, batch in enumerate(data)}
+    stats |= {name: rate.mean().item() for name, rate in rates.items() if rate is not None}
     stats |= {f"outer/{name}": value for name, value in outer.items()}
     stats["policy/entropy"] = losses.masked_mean(distributions.entropy(rollout.dist), rollout.mask).mean().item()
     stats |= {"time/rollout": in_rollouts, "time/update": time.perf_counter() - start - in_rollouts}
@@ -267,6 +269,12 @@ class Adaptation:
     def returns(self) -> Tensor:
         """[K, steps + 1, E]."""
         return torch.stack([rollout.returns for rollout in self.rollouts], 1)
+
+    @property
+    def success_rates(self) -> Tensor | None:
+        """[K, steps + 1]: share of episodes with a success; None where no environment reports it."""
+        rates = [rate for rollout in self.rollouts if (rate := rollout.success_rate) is not None]
+        return torch.stack(rates, 1) if len(rates) == len(self.rollouts) else None
 
 
 @threads_over_tasks

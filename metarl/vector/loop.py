@@ -16,7 +16,7 @@ class LoopVectorEnv(VectorEnv):
     `reset(seed=..., options={"tasks": tasks})` builds the environments of new tasks; without `tasks` the old ones
     are reset. An episode that ended stays ended: its environment is not stepped again, repeats its last observation
     and earns nothing. Every episode is truncated after `family.horizon` steps; one that terminates there counts as
-    terminated only.
+    terminated only. Where environments report `info["success"]`, `step` returns `infos["success"]` [N] of bools.
     """
 
     def __init__(self, family: TaskFamily, n_tasks: int, episodes: int):
@@ -48,14 +48,20 @@ class LoopVectorEnv(VectorEnv):
     def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         reward = np.zeros(self.num_envs, np.float64)
         self._elapsed += 1
+        success: dict[int, bool] = {}
         for i, env in enumerate(self.envs):
             if self._terminated[i] or self._truncated[i]:
                 continue
-            obs, reward[i], self._terminated[i], truncated, _ = env.step(actions[i])
+            obs, reward[i], self._terminated[i], truncated, info = env.step(actions[i])
+            if "success" in info:
+                success[i] = bool(info["success"])
             self._obs[i] = obs
             cut_off = truncated or self._elapsed >= self.family.horizon
             self._truncated[i] = cut_off and not self._terminated[i]
-        return self._obs.copy(), reward, self._terminated.copy(), self._truncated.copy(), {}
+        return self._obs.copy(), reward, self._terminated.copy(), self._truncated.copy(), self._infos(success)
+
+    def _infos(self, success: dict[int, bool]) -> dict[str, Any]:
+        return {"success": np.array([success.get(i, False) for i in range(self.num_envs)])} if success else {}
 
     def _close_envs(self) -> None:
         for env in self.envs:
