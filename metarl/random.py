@@ -29,18 +29,29 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Te
     return c0, c1, c2, c3
 
 
-def words(seeds: Tensor, start: int, count: int, stream: int) -> Tensor:
-    """32-bit words number `start` to `start + count` of every seed's `stream`. seeds [...] -> int64 [..., count]."""
+def words(seeds: Tensor, start: int | Tensor, count: int, stream: int) -> Tensor:
+    """32-bit words number `start` to `start + count` of every seed's `stream`. seeds [...] -> int64 [..., count].
+
+    `start` may be a tensor [...] with one place for every seed.
+    """
+    if isinstance(start, Tensor):
+        every = torch.arange(count, device=seeds.device) + start[..., None] % 4
+        return _blocks(seeds, start[..., None] // 4 + torch.arange(-(-count // 4) + 1, device=seeds.device),
+                       stream).gather(-1, every)  # fmt: skip
     first, last = start // 4, -(-(start + count) // 4)
-    block = torch.arange(first, last, device=seeds.device)
+    out = _blocks(seeds, torch.arange(first, last, device=seeds.device), stream)
+    return out[..., start - 4 * first : start - 4 * first + count]
+
+
+def _blocks(seeds: Tensor, block: Tensor, stream: int) -> Tensor:
+    """The four words of every block. seeds [...], block [n] or [..., n] -> int64 [..., 4 n]."""
     key = (seeds[..., None] & _MASK, seeds[..., None] >> 32 & _MASK)
     counter = (block & _MASK, block >> 32, torch.full_like(block, stream), torch.zeros_like(block))
-    out = torch.stack(torch.broadcast_tensors(*philox(counter, key)), -1)
-    return out.flatten(-2)[..., start - 4 * first : start - 4 * first + count]
+    return torch.stack(torch.broadcast_tensors(*philox(counter, key)), -1).flatten(-2)
 
 
-def uniform(seeds: Tensor, start: int, count: int, stream: int) -> Tensor:
-    """Uniform float32 numbers in [0, 1), multiples of 2**-24. seeds [...] -> [..., count]."""
+def uniform(seeds: Tensor, start: int | Tensor, count: int, stream: int) -> Tensor:
+    """Uniform float32 numbers in [0, 1), multiples of 2**-24. seeds [...] -> [..., count]; `start` as in `words`."""
     return (words(seeds, start, count, stream) >> 8).to(torch.float32) * 2.0**-24
 
 
@@ -65,9 +76,14 @@ def to_normal(draws: Tensor) -> Tensor:
 def episode_seeds(seed: int, iteration: int, stage: int, n_tasks: int, episodes: int) -> Tensor:
     """The keys of K tasks' episodes in one stage of one meta-iteration: int64 [K, E], each in [0, 2**62)."""
     task, episode = torch.arange(n_tasks)[:, None], torch.arange(episodes)[None, :]
+    return seeds_at(seed, task, episode, torch.tensor(iteration), torch.tensor(stage)).expand(n_tasks, episodes)
+
+
+def seeds_at(seed: int, task: Tensor, episode: Tensor, iteration: Tensor, stage: Tensor) -> Tensor:
+    """The same for any places: int64 tensors that broadcast against each other -> one key for each."""
     key = (torch.tensor(seed & _MASK), torch.tensor(seed >> 32 & _MASK))
-    w = philox((task, episode, torch.tensor(iteration), torch.tensor(stage)), key)
-    return (w[0] | (w[1] & 0x3FFFFFFF) << 32).expand(n_tasks, episodes)
+    w = philox((task, episode, iteration, stage), key)
+    return w[0] | (w[1] & 0x3FFFFFFF) << 32
 
 
 def generator_seed(seed: int, purpose: int) -> int:

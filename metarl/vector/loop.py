@@ -8,6 +8,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from metarl.tasks import TaskFamily, Tasks, num_tasks, task_at
+from metarl.vector.resets import reset_mask
 
 
 class LoopVectorEnv(VectorEnv):
@@ -17,6 +18,8 @@ class LoopVectorEnv(VectorEnv):
     are reset. An episode that ended stays ended: its environment is not stepped again, repeats its last observation
     and earns nothing. Every episode is truncated after `family.horizon` steps; one that terminates there counts as
     terminated only. Where environments report `info["success"]`, `step` returns `infos["success"]` [N] of bools.
+    `options["reset_mask"]`, bool [K*E], resets some of the environments (and gives them new tasks if
+    there are any); the others go on as if nothing had happened.
     """
 
     def __init__(self, family: TaskFamily, n_tasks: int, episodes: int):
@@ -30,19 +33,36 @@ class LoopVectorEnv(VectorEnv):
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         tasks: Tasks | None = (options or {}).get("tasks")
+        mask = reset_mask(options, self.num_envs)
+        if tasks is not None and num_tasks(tasks) != self.n_tasks:
+            raise ValueError(f"this vector environment runs {self.n_tasks} tasks, got {num_tasks(tasks)}")
+        seeds = _seed_list(seed, self.num_envs)
+        if mask is not None:
+            return self._reset_some(mask, seeds, tasks)
         if tasks is not None:
-            if num_tasks(tasks) != self.n_tasks:
-                raise ValueError(f"this vector environment runs {self.n_tasks} tasks, got {num_tasks(tasks)}")
             self._close_envs()
             self.envs = [self.family.make(task_at(tasks, k)) for k in range(self.n_tasks) for _ in range(self.episodes)]
         if not self.envs:
             raise ValueError('the first reset needs options={"tasks": tasks}')
-        seeds = _seed_list(seed, self.num_envs)
         first = [env.reset(seed=s)[0] for env, s in zip(self.envs, seeds, strict=True)]
         self._obs = np.stack([np.asarray(x) for x in first])
         self._terminated = np.zeros(self.num_envs, bool)
         self._truncated = np.zeros(self.num_envs, bool)
-        self._elapsed = 0
+        self._elapsed = np.zeros(self.num_envs, int)
+        return self._obs.copy(), {}
+
+    def _reset_some(
+        self, mask: np.ndarray, seeds: list[int | None], tasks: Tasks | None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        if not self.envs:
+            raise ValueError("the first reset is one of all environments: leave reset_mask out")
+        for i in np.flatnonzero(mask):
+            if tasks is not None:
+                self.envs[i].close()
+                self.envs[i] = self.family.make(task_at(tasks, i // self.episodes))
+            self._obs[i] = self.envs[i].reset(seed=seeds[i])[0]
+        self._terminated[mask] = self._truncated[mask] = False
+        self._elapsed[mask] = 0
         return self._obs.copy(), {}
 
     def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
@@ -56,7 +76,7 @@ class LoopVectorEnv(VectorEnv):
             if "success" in info:
                 success[i] = bool(info["success"])
             self._obs[i] = obs
-            cut_off = truncated or self._elapsed >= self.family.horizon
+            cut_off = truncated or self._elapsed[i] >= self.family.horizon
             self._truncated[i] = cut_off and not self._terminated[i]
         return self._obs.copy(), reward, self._terminated.copy(), self._truncated.copy(), self._infos(success)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from metarl import random
 from metarl.tasks import Task, Tasks, num_tasks, validate_task
+from metarl.vector.resets import reset_mask
 
 State = dict[str, Tensor]
 """The state of many environments: every value [K, E, ...]."""
@@ -77,7 +78,8 @@ class TensorVectorEnv(VectorEnv):
     """K*E environments of a `TensorFamily`, task-major; observations and actions are tensors on `device`.
 
     As `LoopVectorEnv`, to the number: reset(seed=..., options={"tasks": tasks}) changes the tasks, an episode that
-    ended stays ended, and every episode is truncated after `family.horizon` steps.
+    ended stays ended, and every episode is truncated after `family.horizon` steps. `options["reset_mask"]` resets some
+    of the environments; the others go on as if nothing had happened.
     """
 
     def __init__(self, family: TensorFamily, n_tasks: int, episodes: int, device: torch.device | str = "cpu"):
@@ -94,25 +96,53 @@ class TensorVectorEnv(VectorEnv):
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Tensor, dict[str, Any]]:
         tasks: Tasks | None = (options or {}).get("tasks")
-        if tasks is not None:
-            if num_tasks(tasks) != self.n_tasks:
-                raise ValueError(f"this vector environment runs {self.n_tasks} tasks, got {num_tasks(tasks)}")
-            self._task = {name: self._to_device(value) for name, value in tasks.items()}
+        mask = reset_mask(options, self.num_envs)
+        if tasks is not None and num_tasks(tasks) != self.n_tasks:
+            raise ValueError(f"this vector environment runs {self.n_tasks} tasks, got {num_tasks(tasks)}")
+        new_task = None if tasks is None else {name: self._to_device(value) for name, value in tasks.items()}
+        seeds = self._seed_tensor(seed)
+        if mask is not None:
+            return self._reset_some(torch.from_numpy(mask).to(self.device).reshape(seeds.shape), seeds, new_task)
+        self._task = self._task if new_task is None else new_task
         if not self._task:
             raise ValueError('the first reset needs options={"tasks": tasks}')
-        self._seeds = self._seed_tensor(seed)
+        self._seeds = seeds
         self._elapsed, self._block_start = 0, 0
+        self._started: Tensor | None = None  # [K, E]: `_elapsed` when the episode began; None where all are 0
         self._block: Tensor | None = None  # [K, E, steps, step_draws] from step _block_start on
         draws = random.uniform(self._seeds, 0, self.family.reset_draws, random.ENVIRONMENT)
         self._state = self.family.initial(self._task, draws)
         self._over: Tensor | None = None  # [K, E] bool, once an episode has terminated
         return self._observation(), {}
 
+    def _reset_some(self, mask: Tensor, seeds: Tensor, new_task: State | None) -> tuple[Tensor, dict[str, Any]]:
+        """Reset where `mask` [K, E] says so."""
+        if not self._task:
+            raise ValueError("the first reset is one of all environments: leave reset_mask out")
+        if new_task is not None:
+            self._task = {k: torch.where(_like(mask, v), new_task[k], v) for k, v in self._task.items()}
+        self._seeds = torch.where(mask, seeds, self._seeds)
+        draws = random.uniform(self._seeds, 0, self.family.reset_draws, random.ENVIRONMENT)
+        fresh = self.family.initial(self._task, draws)
+        self._state = {k: torch.where(_like(mask, v), fresh[k], v) for k, v in self._state.items()}
+        self._over = None if self._over is None else self._over & ~mask
+        started = torch.zeros_like(self._seeds) if self._started is None else self._started
+        self._started = torch.where(mask, self._elapsed, started)
+        if self._block is not None:
+            done, n = self._elapsed - self._block_start, self.family.step_draws
+            left = self._block.shape[2] - done
+            if left > 0:
+                new = random.uniform(self._seeds[mask], self.family.reset_draws, left * n, random.ENVIRONMENT)
+                self._block[mask, done:] = new.unflatten(-1, (left, n))
+        return self._observation(), {}
+
     def step(self, actions: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
         action = torch.as_tensor(actions, device=self.device).reshape(self._action_shape)
         action = action.long() if self._discrete else action.float()
         state, reward, terminated = self.family.step(self._state, action, self._task, self._step_draws())
-        over = torch.ones_like(reward, dtype=torch.bool) if self._elapsed >= self.family.horizon else self._over
+        over = self._over
+        if (late := self._out_of_time(reward)) is not None:
+            over = late if over is None else late | over
         if over is not None:
             state = {k: torch.where(_like(over, v), self._state[k], v) for k, v in state.items()}
             reward = torch.where(over, 0.0, reward)
@@ -122,8 +152,15 @@ class TensorVectorEnv(VectorEnv):
         self._state = state
         self._elapsed += 1
         ended = torch.zeros_like(reward, dtype=torch.bool) if self._over is None else self._over
-        truncated = ~ended if self._elapsed >= self.family.horizon else torch.zeros_like(ended)
+        late = self._out_of_time(reward)
+        truncated = torch.zeros_like(ended) if late is None else late & ~ended
         return self._observation(), reward.reshape(-1), ended.reshape(-1), truncated.reshape(-1), {}
+
+    def _out_of_time(self, like: Tensor) -> Tensor | None:
+        """[K, E] as `like`: whose horizon is reached. None: nobody's."""
+        if self._started is not None:
+            return self._elapsed - self._started >= self.family.horizon
+        return torch.ones_like(like, dtype=torch.bool) if self._elapsed >= self.family.horizon else None
 
     @property
     def state(self) -> State:
@@ -156,8 +193,10 @@ class TensorVectorEnv(VectorEnv):
         if n == 0:
             return torch.empty(*self._seeds.shape, 0, device=self.device)
         if self._block is None or self._elapsed >= self._block_start + self._block.shape[2]:
-            steps = max(1, min(self.family.horizon - self._elapsed, _DRAW_BLOCK // (n * self.num_envs)))
-            start = self.family.reset_draws + self._elapsed * n
+            own = self._elapsed if self._started is None else self._elapsed - self._started  # steps of its episode
+            longest = self.family.horizon - (own if isinstance(own, int) else 0)
+            steps = max(1, min(longest, _DRAW_BLOCK // (n * self.num_envs)))
+            start = self.family.reset_draws + own * n
             flat = random.uniform(self._seeds, start, steps * n, random.ENVIRONMENT)
             self._block, self._block_start = flat.unflatten(-1, (steps, n)), self._elapsed
         return self._block[:, :, self._elapsed - self._block_start]
