@@ -230,11 +230,11 @@ def step_then(change):
 
 
 def reward_once(self, obs, reward, terminated, truncated):
-    reward[5] += 1e-3 * (self._elapsed == 2)
+    reward[5] += 1e-3 * (self._elapsed[5] == 2)
 
 
 def drift_after_the_end(self, obs, reward, terminated, truncated):
-    obs += 0.1 * self._terminated[:, None] * (self._elapsed > self.family.horizon)
+    obs += 0.1 * self._terminated[:, None] * (self._elapsed > self.family.horizon)[:, None]
 
 
 def pay_after_the_end(self, obs, reward, terminated, truncated):
