@@ -20,8 +20,13 @@ from metarl.tasks import task_at
 from metarl.vector import LoopVectorEnv, TensorFamily, TensorVectorEnv
 
 IDS = [
+    "AcrobotParams-v0",
     "BernoulliBandit-v0",
+    "CartPoleParams-v0",
     "GaussianBandit-v0",
+    "MountainCarContinuousParams-v0",
+    "MountainCarParams-v0",
+    "PendulumParams-v0",
     "PointNavigation-v0",
     "PointNavigationCorners-v0",
     "PointNavigationSparse-v0",
@@ -57,8 +62,7 @@ def one_task(family, seed=0):
 
 def test_the_list_above_is_complete():
     points = importlib.metadata.entry_points(group="metarl.families")
-    modules = {"metarl_envs.bandits", "metarl_envs.point_navigation", "metarl_envs.tabular_mdp"}
-    assert sorted(point.name for point in points if point.module in modules) == IDS
+    assert sorted(point.name for point in points if point.module.startswith("metarl_envs.")) == IDS
 
 
 @pytest.mark.parametrize("id", IDS)
