@@ -440,3 +440,20 @@ def test_draw_shows_the_episodes(id):
         np.testing.assert_allclose(np.stack([x, np.radians(y)], -1), episodes[1][:, [0, 2]])
     else:
         np.testing.assert_allclose(np.stack([x, y], -1), episodes[1])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Learning
+
+
+def test_balancing_is_learned_in_a_few_meta_iterations():
+    """A policy that knows nothing earns about 20 over these tasks; 100 is the most there is."""
+    family = metarl.make("CartPoleParams-v0", horizon=100)
+    learner = metarl.MetaLearner(
+        "maml_trpo", family, seed=0, n_tasks=8, episodes=10, hidden=(32,), max_kl=0.05, inner_lr=0.1
+    )
+    before = learner.evaluate(40, episodes=10, steps=1, seed=1).mean
+    learner.learn(7, eval_every=0)
+    after = learner.evaluate(40, episodes=10, steps=1, seed=1).mean
+    assert max(before) < 25
+    assert min(after) > 55

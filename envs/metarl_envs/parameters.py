@@ -38,7 +38,7 @@ def task_space(parameters: Parameters) -> gym.spaces.Dict:
 
 def default_task(parameters: Parameters) -> Task:
     """Gymnasium's own environment as a task."""
-    return {name: np.float32(p.default).reshape(()) for name, p in parameters.items()}
+    return {name: np.array(p.default, np.float32) for name, p in parameters.items()}
 
 
 def split_ranges(
