@@ -20,15 +20,20 @@ from metarl.tasks import task_at
 from metarl.vector import LoopVectorEnv, TensorFamily, TensorVectorEnv
 
 IDS = [
+    "AcrobotParams-v0",
     "BernoulliBandit-v0",
+    "CartPoleParams-v0",
     "GaussianBandit-v0",
+    "MountainCarContinuousParams-v0",
+    "MountainCarParams-v0",
+    "PendulumParams-v0",
     "PointNavigation-v0",
     "PointNavigationCorners-v0",
     "PointNavigationSparse-v0",
     "TabularMDP-v0",
 ]
 VARIANTS = [
-    *((id, {}) for id in IDS),
+    *((id, {"horizon": 60} if "Params" in id else {}) for id in IDS),  # whole ones: test_classic_control.py
     ("BernoulliBandit-v0", {"arms": 3, "horizon": 4}),
     ("GaussianBandit-v0", {"arms": 2, "horizon": 3, "std": 0.1}),
     ("PointNavigation-v0", {"horizon": 1}),
@@ -57,8 +62,7 @@ def one_task(family, seed=0):
 
 def test_the_list_above_is_complete():
     points = importlib.metadata.entry_points(group="metarl.families")
-    modules = {"metarl_envs.bandits", "metarl_envs.point_navigation", "metarl_envs.tabular_mdp"}
-    assert sorted(point.name for point in points if point.module in modules) == IDS
+    assert sorted(point.name for point in points if point.module.startswith("metarl_envs.")) == IDS
 
 
 @pytest.mark.parametrize("id", IDS)

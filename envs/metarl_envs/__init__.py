@@ -5,6 +5,7 @@ Importing this package makes single environments of them known to Gymnasium, the
     gymnasium.make("metarl_envs:metarl_envs/PointNavigation-v0", goal=(0.3, -0.2), render_mode="rgb_array")
 
 The part before the colon is the module that Gymnasium imports first; whoever has imported it can leave that out.
+A family with a `default_task` (Gymnasium's own constants, where it varies those) needs no parameter named.
 """
 
 import importlib.metadata
@@ -33,7 +34,8 @@ def make_env(family_id: str, render_mode: str | None = None, **kwargs: Any) -> g
 
     taken = inspect.signature(_entry_points()[family_id].load()).parameters
     family: Any = tasks.make(family_id, **{name: value for name, value in kwargs.items() if name in taken})
-    task = tasks.validate_task(family, {name: value for name, value in kwargs.items() if name not in taken})
+    given = {name: value for name, value in kwargs.items() if name not in taken}
+    task = tasks.validate_task(family, {**getattr(family, "default_task", {}), **given})
     return family.make(task) if render_mode is None else family.make(task, render_mode=render_mode)
 
 
