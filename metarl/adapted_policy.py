@@ -60,7 +60,9 @@ class AdaptedPolicy:
         elif isinstance(dist, distributions.Gaussian):
             action = distributions.sample(dist, torch.randn(dist.mean.shape, generator=self._generator))[0]
         else:
-            action = distributions.sample(dist, torch.rand(*x.shape[:-1], 1, generator=self._generator))[0]
+            action = distributions.sample(
+                dist, torch.rand(*x.shape[:-1], self.policy.spaces.noise_dim, generator=self._generator)
+            )[0]
         out = self._decode(action).numpy().astype(self.policy.spaces.action.dtype)
         return (out[0] if single else out), state
 

@@ -18,6 +18,7 @@ import gymnasium as gym
 import numpy as np
 
 from metarl.check_environments import TASKS, Finding, check_environments, raised
+from metarl.spaces import SUPPORTED
 from metarl.tasks import SPLITS, Task, TaskFamily, Tasks, task_at, validate_task
 
 __all__ = ["FamilyError", "Finding", "check_family"]
@@ -70,12 +71,11 @@ def _check_members(family: Any) -> Iterator[Finding]:
         yield Finding("is a class", family.__name__, f"check an instance: check_family({family.__name__}())")
         return
     name = type(family).__name__
-    spaces = gym.spaces.Box, gym.spaces.Discrete
     wanted: dict[str, tuple[Any, str]] = {
         "id": (str, "a name with a version, like 'PointNavigation-v0'"),
         "horizon": ((int, np.integer), "the number of steps after which every episode is cut off"),
-        "observation_space": (spaces, "a Box or a Discrete, which is what policies take"),
-        "action_space": (spaces, "a Box or a Discrete, which is what policies take"),
+        "observation_space": (SUPPORTED, "a Box, Discrete, MultiDiscrete or MultiBinary, which is what policies take"),
+        "action_space": (SUPPORTED, "a Box, Discrete, MultiDiscrete or MultiBinary, which is what policies take"),
         "task_space": (gym.spaces.Dict, "a gymnasium.spaces.Dict with one entry for each task parameter"),
     }
     for member, (kind, meaning) in wanted.items():

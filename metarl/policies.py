@@ -93,7 +93,7 @@ class MLPPolicy:
         x = obs.reshape(obs.shape[0], -1, obs.shape[-1])  # [K, T, E, O] is stored so that this is a view
         out = forward(params, x, self.activation).out
         log_std = floored_log_std(params, self.min_std)
-        return distribution_of(out.reshape(*obs.shape[:-1], out.shape[-1]), log_std)
+        return distribution_of(out.reshape(*obs.shape[:-1], out.shape[-1]), log_std, self.spaces.sizes)
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class ModulePolicy:
         x = obs.reshape(obs.shape[0], -1, obs.shape[-1])
         out = self._forward_vmap(module_params, x) if self.batched else self._forward_loop(module_params, x)
         log_std = floored_log_std(params, self.min_std)
-        return distribution_of(out.reshape(*obs.shape[:-1], out.shape[-1]), log_std)
+        return distribution_of(out.reshape(*obs.shape[:-1], out.shape[-1]), log_std, self.spaces.sizes)
 
     def _call(self, params: Params, x: Tensor) -> Tensor:
         # Buffers go in as copies, or batch norm would write its running statistics into the module. Names are listed

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from metarl import distributions, random
 from metarl.adapt import Params
-from metarl.distributions import Categorical, Distribution, Gaussian
+from metarl.distributions import Distribution, Gaussian
 from metarl.parallel import threads_for
 from metarl.policies import Policy
 from metarl.spaces import spaces_of
@@ -25,7 +25,7 @@ class Rollout:
     """The episodes of K tasks. After an episode's end `mask`, `obs`, `act`, `rew` and `dist`'s first entry are zero."""
 
     obs: Tensor  # [K, T, E, O], as the policy saw them
-    act: Tensor  # [K, T, E, A] in policy units; categorical: [K, T, E] integers
+    act: Tensor  # [K, T, E, A] in policy units; one choice: [K, T, E] integers; several: [K, T, E, D] integers
     rew: Tensor  # [K, T, E]
     mask: Tensor  # [K, T, E], 1 while the step counts
     log_prob: Tensor  # [K, T, E], under the policy that acted
@@ -87,8 +87,8 @@ def _collect(
     params = {name: value.to(device).contiguous() for name, value in params.items()}
     seeds = seeds.to(device)
     noise = (random.uniform if spaces.discrete else random.normal)(
-        seeds, 0, T * (1 if spaces.discrete else spaces.act_dim), random.ACTION
-    ).unflatten(-1, (T, -1))  # [K, E, T, 1 or A]
+        seeds, 0, T * spaces.noise_dim, random.ACTION
+    ).unflatten(-1, (T, -1))  # [K, E, T, 1 or A or D]
 
     raw, _ = env.reset(seed=seeds.reshape(-1), options={"tasks": tasks})  # type: ignore[arg-type]  # one for each
     obs = torch.zeros(K, T, E, spaces.obs_dim, device=device)
@@ -96,7 +96,7 @@ def _collect(
         noise.shape[0],
         T,
         E,
-        *([] if spaces.discrete else [spaces.act_dim]),
+        *spaces.action_shape,
         device=device,
         dtype=torch.int64 if spaces.discrete else torch.float32,
     )
@@ -120,10 +120,10 @@ def _collect(
             break
     rew = torch.where(mask, rew, 0.0)  # a product with the mask would let a NaN through
     obs, heads = (torch.where(mask[..., None], x, 0.0) for x in (obs, heads))
-    act = torch.where(mask if spaces.discrete else mask[..., None], act, torch.zeros_like(act))
+    act = torch.where(mask if act.dim() == 3 else mask[..., None], act, torch.zeros_like(act))
     _check_finite(env, tasks, rew, obs)
-    log_std = dist.log_std.unsqueeze(1) if isinstance(dist, Gaussian) else None
-    dist = Categorical(heads) if log_std is None else Gaussian(heads, log_std)
+    rest = (dist.log_std.unsqueeze(1),) if isinstance(dist, Gaussian) else ()
+    dist = type(dist)(heads, *rest)
     return Rollout(obs, act, rew, mask.float(), distributions.log_prob(dist, act), dist, success)
 
 

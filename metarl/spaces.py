@@ -12,49 +12,114 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 from torch import Tensor
 
-from metarl.distributions import Categorical, Distribution, Gaussian
+from metarl.distributions import Categorical, Distribution, Gaussian, multi_categorical
+
+SUPPORTED = Box, Discrete, MultiDiscrete, MultiBinary
+Space = Box | Discrete | MultiDiscrete | MultiBinary
+
+
+@dataclass(frozen=True)
+class Image:
+    """Images of `height` x `width` pixels, flattened as they came: [height, width, channels], or channels first."""
+
+    height: int
+    width: int
+    channels: int
+    channels_first: bool = False
+
+    def grid(self, x: Tensor) -> Tensor:
+        """Flat images [..., O] -> [..., channels, height, width]."""
+        if self.channels_first:
+            return x.unflatten(-1, (self.channels, self.height, self.width))
+        return x.unflatten(-1, (self.height, self.width, self.channels)).movedim(-1, -3)
 
 
 @dataclass(frozen=True)
 class Spaces:
     """How one family's observations and actions are translated."""
 
-    observation: Box | Discrete
-    action: Box | Discrete
+    observation: Space
+    action: Space
+
+    @property
+    def image(self) -> Image | None:
+        """The shape of an image observation: a Box of three axes and uint8 in [0, 255]; None for any other.
+
+        The shorter one of the first and the last axis has the channels; the last if they are equal.
+        """
+        space = self.observation
+        if not isinstance(space, Box) or space.dtype != np.uint8 or len(space.shape) != 3:
+            return None
+        if space.low.any() or (space.high != 255).any():
+            return None
+        first = space.shape[0] < space.shape[2]
+        channels, height, width = space.shape if first else (space.shape[2], *space.shape[:2])
+        return Image(height, width, channels, first)
 
     @property
     def obs_dim(self) -> int:
         """O: the length of an observation vector."""
-        space = self.observation
-        return int(space.n) if isinstance(space, Discrete) else int(np.prod(space.shape))
+        if isinstance(self.observation, Discrete | MultiDiscrete):
+            return sum(_choices(self.observation))
+        return int(np.prod(self.observation.shape))
 
     @property
     def act_dim(self) -> int:
-        """A: action dimensions, or the number of choices."""
-        return int(self.action.n) if isinstance(self.action, Discrete) else int(np.prod(self.action.shape))
+        """A: action dimensions, or the number of logits: one for every choice."""
+        return int(np.prod(self.action.shape)) if isinstance(self.action, Box) else sum(_choices(self.action))
 
     @property
     def discrete(self) -> bool:
         """Whether actions are choices (a categorical policy) or vectors (a Gaussian one)."""
-        return isinstance(self.action, Discrete)
+        return not isinstance(self.action, Box)
+
+    @property
+    def action_shape(self) -> tuple[int, ...]:
+        """The shape of one action of the policy: (A,) for a Box, () for one choice, (D,) for D choices."""
+        if isinstance(self.action, Discrete):
+            return ()
+        return (self.act_dim,) if isinstance(self.action, Box) else (len(_choices(self.action)),)
+
+    @property
+    def noise_dim(self) -> int:
+        """How many random numbers one action takes: uniform ones for choices, normal ones for a Box."""
+        return int(np.prod(self.action_shape))
+
+    @property
+    def sizes(self) -> tuple[int, ...] | None:
+        """Of a MultiDiscrete or MultiBinary action: how many values each of its D choices has. None for others."""
+        return _choices(self.action) if isinstance(self.action, MultiDiscrete | MultiBinary) else None
 
     def encode(self, obs: Any, device: torch.device | str = "cpu") -> Tensor:
-        """Raw observations of N environments -> float32 [N, O]; a Discrete one becomes a one-hot vector."""
-        x = torch.as_tensor(obs, device=device)
-        if isinstance(self.observation, Discrete):
-            index = x.reshape(-1).long() - int(self.observation.start)
-            return torch.nn.functional.one_hot(index, self.obs_dim).float()
-        return x.reshape(x.shape[0], self.obs_dim).float()
+        """Raw observations of N environments -> float32 [N, O].
+
+        A Discrete one becomes a one-hot vector, a MultiDiscrete one several, one after the other; images are scaled
+        to [0, 1] and flattened, other boxes flattened.
+        """
+        space, x = self.observation, torch.as_tensor(obs, device=device)
+        if isinstance(space, Discrete | MultiDiscrete):
+            sizes = _choices(space)
+            index = x.reshape(-1, len(sizes)).long() - torch.as_tensor(_start(space), device=device)
+            hot = [torch.nn.functional.one_hot(index[:, d], n) for d, n in enumerate(sizes)]
+            return torch.cat(hot, -1).float()
+        x = x.reshape(x.shape[0], self.obs_dim).float()
+        return x / 255 if self.image is not None else x
 
     def decoder(self, device: torch.device | str = "cpu") -> Callable[[Tensor], Tensor]:
-        """The function from the policy's actions, [N] or [N, A] on `device`, to what the environments take."""
+        """The function from the policy's actions, [N], [N, A] or [N, D] on `device`, to what the environments take."""
         space = self.action
         if isinstance(space, Discrete):
             start = int(space.start)
             return lambda action: action + start if start else action
+        if not isinstance(space, Box):
+            offset, kind = (
+                torch.as_tensor(_start(space), device=device),
+                torch.from_numpy(np.empty(0, space.dtype)).dtype,
+            )
+            return lambda action: (action + offset).to(kind).reshape(-1, *space.shape)
         centre, scale, low, high = (x.to(device) for x in self._bounds())
         return lambda action: torch.clamp(centre + scale * action, low, high).reshape(-1, *space.shape)
 
@@ -68,11 +133,29 @@ class Spaces:
         return centre, scale, low, high
 
 
+def _choices(space: Space) -> tuple[int, ...]:
+    """How many values each of a space's independent choices has."""
+    if isinstance(space, Discrete):
+        return (int(space.n),)
+    if isinstance(space, MultiDiscrete):
+        return tuple(int(n) for n in space.nvec.reshape(-1))
+    return (2,) * int(np.prod(space.shape))
+
+
+def _start(space: Space) -> np.ndarray:
+    """The lowest value of each choice, int64 [D]."""
+    start = getattr(space, "start", np.zeros(space.shape or ()))
+    return np.asarray(start, np.int64).reshape(-1)
+
+
 def _inner_float32(box: Box) -> tuple[np.ndarray, np.ndarray]:
     """The bounds in float32, rounded inwards: what is clipped to them lies inside a float64 Box too."""
     low, high = (x.reshape(-1).astype(np.float32) for x in (box.low, box.high))
     low = np.where(low < box.low.reshape(-1), np.nextafter(low, np.float32(np.inf)), low)
     return low, np.where(high > box.high.reshape(-1), np.nextafter(high, np.float32(-np.inf)), high)
+
+
+_SUPPORTED_NAMES = "Box, Discrete, MultiDiscrete and MultiBinary"
 
 
 def spaces_of(source: Any) -> Spaces:
@@ -83,47 +166,47 @@ def spaces_of(source: Any) -> Spaces:
     """
     name = getattr(source, "id", None) or type(source).__name__
     observation, action = source.observation_space, source.action_space
-    if not isinstance(observation, Box | Discrete):
+    if not isinstance(observation, SUPPORTED):
         raise ValueError(
-            f"{name} has the observation space {observation}; supported are Box and Discrete: flatten it "
+            f"{name} has the observation space {observation}; supported are {_SUPPORTED_NAMES}: flatten it "
             "with gymnasium.wrappers.FlattenObservation"
         )
-    if not isinstance(action, Box | Discrete):
-        raise ValueError(f"{name} has the action space {action}; supported are Box and Discrete")
+    if not isinstance(action, SUPPORTED):
+        raise ValueError(f"{name} has the action space {action}; supported are {_SUPPORTED_NAMES}")
     if isinstance(action, Box) and not np.issubdtype(action.dtype, np.floating):
         raise ValueError(f"{name} has the action space {action}; a Box of actions must hold floats")
     return Spaces(observation, action)
 
 
 def check_same_spaces(name: str, spaces: Spaces, env: gym.Env) -> None:
-    """Raise ValueError unless `env` has the observation and action space that a policy was made for."""
+    """Raise ValueError unless `env` has the observation and action space that a policy was made for.
+
+    Bounds of actions must agree, since actions are scaled by them; those of observations only in whether it is an
+    image, since nothing else is scaled.
+    """
     for what, ours, theirs in (
         ("observation", spaces.observation, env.observation_space),
         ("action", spaces.action, env.action_space),
     ):
-        same_kind = type(ours) is type(theirs) and ours.shape == theirs.shape
-        same = same_kind and (
-            _same_choices(ours, theirs) if isinstance(ours, Discrete) else _same_bounds(ours, theirs, what)
-        )
-        if not same:
+        if not (type(ours) is type(theirs) and ours.shape == theirs.shape and _same_values(ours, theirs, what)):
             raise ValueError(f"the policy was made for {name} with {what} space {ours}, this environment has {theirs}")
 
 
-def _same_choices(ours: Discrete, theirs: gym.Space) -> bool:
-    assert isinstance(theirs, Discrete)
-    return bool(ours.n == theirs.n and ours.start == theirs.start)
+def _same_values(ours: Space, theirs: Any, what: str) -> bool:
+    if not isinstance(ours, Box):
+        return _choices(ours) == _choices(theirs) and np.array_equal(_start(ours), _start(theirs))
+    if what == "observation":
+        return Spaces(ours, ours).image == Spaces(theirs, theirs).image
+    return bool(np.allclose(ours.low, theirs.low) and np.allclose(ours.high, theirs.high))
 
 
-def _same_bounds(ours: Box, theirs: gym.Space, what: str) -> bool:
-    # Actions are scaled by their bounds; observations are not, so theirs may differ.
-    assert isinstance(theirs, Box)
-    return what == "observation" or (np.allclose(ours.low, theirs.low) and np.allclose(ours.high, theirs.high))
+def distribution_of(output: Tensor, log_std: Tensor | None, sizes: tuple[int, ...] | None = None) -> Distribution:
+    """A network's output [K, ..., A] as a distribution.
 
-
-def distribution_of(output: Tensor, log_std: Tensor | None) -> Distribution:
-    """A network's output as a distribution: Gaussian where there is a `log_std` [K, A], else categorical."""
+    Gaussian where there is a `log_std` [K, A]; else categorical, over several choices where there are `sizes`.
+    """
     if log_std is None:
-        return Categorical(output)
+        return Categorical(output) if sizes is None else multi_categorical(sizes)(output)
     return Gaussian(output, log_std.reshape(log_std.shape[0], *[1] * (output.dim() - 2), log_std.shape[-1]))
 
 
@@ -137,16 +220,26 @@ def spaces_from_json(data: dict[str, Any]) -> Spaces:
     return Spaces(_space_from_json(data["observation"]), _space_from_json(data["action"]))
 
 
-def _space_to_json(space: Box | Discrete) -> dict[str, Any]:
+def _space_to_json(space: Space) -> dict[str, Any]:
     if isinstance(space, Discrete):
         return {"type": "Discrete", "n": int(space.n), "start": int(space.start)}
+    if isinstance(space, MultiDiscrete):
+        own = {"nvec": space.nvec.tolist(), "start": space.start.tolist(), "dtype": str(space.dtype)}
+        return {"type": "MultiDiscrete", **own}
+    if isinstance(space, MultiBinary):
+        return {"type": "MultiBinary", "shape": list(space.shape)}
     bounds = {name: [str(x) for x in getattr(space, name).reshape(-1).tolist()] for name in ("low", "high")}
     return {"type": "Box", "shape": list(space.shape), "dtype": str(space.dtype), **bounds}
 
 
-def _space_from_json(data: dict[str, Any]) -> Box | Discrete:
+def _space_from_json(data: dict[str, Any]) -> Space:
     if data["type"] == "Discrete":
         return Discrete(data["n"], start=data["start"])
+    if data["type"] == "MultiDiscrete":
+        return MultiDiscrete(np.array(data["nvec"]), dtype=np.dtype(data["dtype"]).type, start=np.array(data["start"]))
+    if data["type"] == "MultiBinary":
+        shape = data["shape"]
+        return MultiBinary(shape[0] if len(shape) == 1 else shape)
     dtype = np.dtype(data["dtype"])
     low, high = (
         np.array([float(x) for x in data[name]]).astype(dtype).reshape(data["shape"]) for name in ("low", "high")

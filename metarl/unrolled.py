@@ -42,7 +42,7 @@ class _InnerStep:
             self.heads.append(params["log_std"].detach().requires_grad_())
         with torch.enable_grad():
             log_std = floored_log_std({"log_std": self.heads[1]}, policy.min_std) if "log_std" in params else None
-            dist = distribution_of(self.heads[0].reshape(*obs.shape[:-1], A), log_std)
+            dist = distribution_of(self.heads[0].reshape(*obs.shape[:-1], A), log_std, policy.spaces.sizes)
             self.head_grads = torch.autograd.grad(loss(dist).sum(), self.heads, create_graph=second_order)
         self.hessian = mlp.Hessian.at(tape, self.head_grads[0].detach())
         self.gradient = self.hessian.gradient
@@ -98,7 +98,7 @@ def unrolled_jacobian(
     log_std = floored_log_std(params, policy.min_std)
     # As automatic differentiation has it for a clamp.
     open_floor = params["log_std"] >= math.log(policy.min_std) if log_std is not None else None
-    dist = distribution_of(tape.out.reshape(*obs.shape[:-1], -1), log_std)
+    dist = distribution_of(tape.out.reshape(*obs.shape[:-1], -1), log_std, policy.spaces.sizes)
     dist = type(dist)(*(x.detach().requires_grad_() for x in dist))
 
     def jvp(v: Tensor) -> list[Tensor]:

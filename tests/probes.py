@@ -6,7 +6,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 from torch import Tensor
 
 from metarl.adapt import Params, expand
@@ -109,6 +109,36 @@ class TwoArms(TensorFamily):
 
     def step(self, state: State, action: Tensor, task: State, draws: Tensor) -> tuple[State, Tensor, Tensor | None]:
         return state, (action == task["good"]).to(draws.dtype), torch.ones_like(action, dtype=torch.bool)
+
+
+class Locks(TensorFamily):
+    """Two dials to be set as the task's code says; the reward is the share of dials that are right, and an episode
+    ends when both are. The observation shows how they were set before. A policy that cannot adapt gets each of them
+    right as often as a guess does."""
+
+    id = "LocksProbe-v0"
+    horizon = 3
+
+    def __init__(self, dials: MultiDiscrete | MultiBinary | None = None) -> None:
+        space = MultiDiscrete([3, 2], start=[1, -1]) if dials is None else dials
+        self.observation_space = self.action_space = space
+        self.sizes = np.asarray(getattr(space, "nvec", np.full(space.shape, 2)))
+        self.start = np.asarray(getattr(space, "start", np.zeros(space.shape, np.int64)))
+        self.task_space = gym.spaces.Dict({"code": MultiDiscrete(self.sizes, start=self.start)})
+
+    def sample(self, n: int, rng: np.random.Generator, split: str = "train") -> Tasks:
+        places = np.unravel_index(np.arange(n) % self.sizes.prod(), tuple(self.sizes))
+        return {"code": np.stack(places, -1) + self.start}
+
+    def initial(self, task: State, draws: Tensor) -> State:
+        return {"dials": torch.as_tensor(self.start, device=draws.device).expand(*draws.shape[:-1], -1)}
+
+    def observe(self, state: State, task: State) -> Tensor:
+        return state["dials"]
+
+    def step(self, state: State, action: Tensor, task: State, draws: Tensor) -> tuple[State, Tensor, Tensor | None]:
+        right = action == task["code"]
+        return {"dials": action}, right.to(draws.dtype).mean(-1), right.all(-1)
 
 
 class Signs(TwoArms):

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from probes import Drift, TwoArms, double, random_params, setup, stages
+from probes import Drift, Locks, TwoArms, double, random_params, setup, stages
 
 from metarl.adapt import expand, sgd_step
 from metarl.algorithms import maml_trpo
@@ -115,7 +115,7 @@ def test_the_gradient_of_expanded_parameters_is_the_sum_over_tasks():
 # ---------------------------------------------------------------------------------------------------------------------
 # On real data
 
-families = pytest.mark.parametrize("family", [Drift(), TwoArms()], ids=["gaussian", "categorical"])
+families = pytest.mark.parametrize("family", [Drift(), TwoArms(), Locks()], ids=["gaussian", "categorical", "several"])
 CONFIG = maml_trpo.Config(n_tasks=4, episodes=5, hidden=(6,), inner_lr=0.3, adapt_std=True)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.spaces import MultiDiscrete
+from gymnasium.spaces import Text
 from probes import Stops, TwoArms
 from runs import TINY, contents, point, tiny
 
@@ -20,7 +20,7 @@ class Wheels(Stops):
 
     def __init__(self) -> None:
         super().__init__()
-        self.action_space = MultiDiscrete([2, 3])
+        self.action_space = Text(3)
 
 
 class Pixels(Stops):
@@ -84,7 +84,7 @@ CASES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "task parameter that is no number": (
         adapt({"goal": ["a", "b"]}), ["'goal'", "float32", "got ['a', 'b']"]),
     "action space that is not supported": (
-        learn(Wheels()), ["StopsProbe-v0", "MultiDiscrete([2 3])", "supported are Box and Discrete"]),
+        learn(Wheels()), ["StopsProbe-v0", "Text(1, 3", "supported are Box, Discrete, MultiDiscrete and MultiBinary"]),
     "observation space that is not supported": (
         learn(Pixels()), ["StopsProbe-v0", "Dict('camera': Box", "gymnasium.wrappers.FlattenObservation"]),
     "no tasks": (

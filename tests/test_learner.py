@@ -8,8 +8,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from gymnasium.spaces import Box, Discrete, MultiBinary
-from probes import PointGoal, Signs, Stops, TwoArms
+from gymnasium.spaces import Box, Discrete, MultiBinary, Text
+from probes import Locks, PointGoal, Signs, Stops, TwoArms
 from runs import TINY, Walk, point, same_params, tiny
 from scipy.stats import norm
 from torch import nn
@@ -280,6 +280,19 @@ def test_discrete_actions(deterministic):
     assert set(batch.tolist()) == ({int(batch[0])} if deterministic else {0, 1})
 
 
+@pytest.mark.parametrize("deterministic", [True, False])
+@pytest.mark.parametrize("family", [Locks(), Locks(MultiBinary(2))], ids=["several", "binary"])
+def test_actions_of_several_choices(family, deterministic):
+    task = {name: value[0] for name, value in family.sample(1, np.random.default_rng(0)).items()}
+    policy, space = tiny(family).adapt(task, steps=1), family.action_space
+    action, _ = policy.predict(space.sample(), deterministic=deterministic)
+    assert space.contains(action)
+    assert action.dtype == space.dtype
+    batch, _ = policy.predict(np.stack([family.start] * 60), deterministic=deterministic)
+    assert batch.shape == (60, 2)
+    assert len(np.unique(batch, axis=0)) == (1 if deterministic else family.sizes.prod())
+
+
 def test_discrete_observations():
     family = metarl.make("TabularMDP-v0", horizon=3)
     learner = tiny(family)
@@ -415,7 +428,11 @@ def test_a_policy_is_loaded_by_the_name_it_was_saved_under(tmp_path, policy):
     assert same_params(AdaptedPolicy.load(tmp_path / "p.v2").params, policy.params)
 
 
-@pytest.mark.parametrize("family", [TwoArms(), Signs(), metarl.make("TabularMDP-v0", horizon=3)], ids=lambda f: f.id)
+@pytest.mark.parametrize(
+    "family",
+    [TwoArms(), Signs(), Locks(), Locks(MultiBinary(2)), metarl.make("TabularMDP-v0", horizon=3)],
+    ids=lambda f: f.id,
+)
 def test_policies_of_other_spaces_come_back(tmp_path, family):
     task = {name: value[0] for name, value in family.sample(1, np.random.default_rng(0)).items()}
     policy = tiny(family).adapt(task, steps=1)
@@ -459,10 +476,10 @@ def test_a_learner_of_an_algorithm_that_is_gone_is_refused_by_name(tmp_path, mon
 # What makes no sense
 
 
-class MultiBinaryActions(Stops):
+class TextActions(Stops):
     def __init__(self) -> None:
         super().__init__()
-        self.action_space = MultiBinary(3)
+        self.action_space = Text(3)
 
 
 class Sentences(Stops):
@@ -475,7 +492,7 @@ class Sentences(Stops):
     ("arguments", "message"),
     [({"algorithm": "maml_trop"}, "no algorithm is called 'maml_trop'; did you mean 'maml_trpo'"),
      ({"family": "PointNavigatoin-v0"}, "family is called 'PointNavigatoin-v0'; did you mean 'PointNavigation-v0'"),
-     ({"family": MultiBinaryActions()}, r"StopsProbe-v0 has the action space MultiBinary\(3\); supported are Box"),
+     ({"family": TextActions()}, r"StopsProbe-v0 has the action space Text\(1, 3.*; supported are Box"),
      ({"family": Sentences()}, r"StopsProbe-v0 has the observation space Text.*FlattenObservation"),
      ({"seed": -3}, "seed must not be negative, got -3"),
      ({"inner_lrr": 0.1}, "maml_trpo has no setting 'inner_lrr'; did you mean 'inner_lr'"),

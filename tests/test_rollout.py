@@ -6,10 +6,10 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
-from probes import Drift, PointGoal, Stops, TwoArms, random_params
+from probes import Drift, Locks, PointGoal, Stops, TwoArms, random_params
 
 from metarl import distributions, random
 from metarl.algorithms.maml_trpo import Config
@@ -44,7 +44,9 @@ def assert_same(a: Rollout, b: Rollout, **tolerance: float) -> None:
     torch.testing.assert_close(tuple(a.dist), tuple(b.dist), **tolerance)
 
 
-families = pytest.mark.parametrize("family", [Drift(), TwoArms()], ids=["gaussian", "categorical"])
+families = pytest.mark.parametrize(
+    "family", [Drift(), TwoArms(), Locks(), Locks(MultiBinary(2))], ids=["gaussian", "categorical", "several", "binary"]
+)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -139,6 +141,18 @@ def test_a_choice_is_counted_from_the_start_of_the_action_space():
     r = roll(family, 1, 40)
     assert (r.act[0, 0] + 4).tolist() == [int(a) for a in family.received]
     assert r.act[0, 0].unique().tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("space", [MultiDiscrete([3, 2], start=[4, -1]), MultiBinary((2, 1))], ids=str)
+def test_several_choices_reach_the_environment_in_its_units(space):
+    family = Stops()
+    family.action_space = space
+    r = roll(family, 1, 40)
+    assert all(space.contains(action) for action in family.received)
+    start = getattr(space, "start", np.zeros(space.shape, np.int64))
+    want = torch.tensor(np.array(family.received) - start).reshape(40, 2)
+    assert torch.equal(r.act[0, 0], want.long())
+    assert len(r.act[0, 0].unique(dim=0)) == int(np.prod(r.dist.sizes)), "every combination came up"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from probes import Drift, TwoArms, double, linearise, setup, stages
+from probes import Drift, Locks, TwoArms, double, linearise, setup, stages
 from torch import Tensor
 
 from metarl.adapt import Params
@@ -99,7 +99,7 @@ def meta_objective(family, by_hand: bool = False, **settings) -> tuple[Objective
     return maml_trpo.objective(config, policy, data, 3, by_hand), params
 
 
-families = pytest.mark.parametrize("family", [Drift(), TwoArms()], ids=["gaussian", "categorical"])
+families = pytest.mark.parametrize("family", [Drift(), TwoArms(), Locks()], ids=["gaussian", "categorical", "several"])
 orders = pytest.mark.parametrize("first_order", [False, True], ids=["second", "first"])
 
 

@@ -90,7 +90,7 @@ class TensorVectorEnv(VectorEnv):
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self.metadata = {"autoreset_mode": AutoresetMode.DISABLED}
-        self._discrete = isinstance(family.action_space, gym.spaces.Discrete)
+        self._discrete = not isinstance(family.action_space, gym.spaces.Box)
         self._action_shape = (n_tasks, episodes, *(family.action_space.shape or ()))
         self._task: State = {}
 
