@@ -147,9 +147,7 @@ class MujocoFamily(abc.ABC):
         return model
 
     def _gymnasium_env(self, render_mode: str | None) -> gym.Env:
-        return gym.make(
-            self.env_id, self.horizon, disable_env_checker=True, render_mode=render_mode, **self.env_kwargs
-        )
+        return gym.make(self.env_id, self.horizon, disable_env_checker=True, render_mode=render_mode, **self.env_kwargs)
 
 
 class TaskEnv(gym.Wrapper):
