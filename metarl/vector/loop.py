@@ -59,7 +59,7 @@ class LoopVectorEnv(VectorEnv):
         for i in np.flatnonzero(mask):
             if tasks is not None:
                 self.envs[i].close()
-                self.envs[i] = self.family.make(task_at(tasks, i // self.episodes))
+                self.envs[i] = self.family.make(task_at(tasks, int(i) // self.episodes))
             self._obs[i] = self.envs[i].reset(seed=seeds[i])[0]
         self._terminated[mask] = self._truncated[mask] = False
         self._elapsed[mask] = 0

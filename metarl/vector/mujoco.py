@@ -1,0 +1,325 @@
+"""Gymnasium's MuJoCo environments as task families: all K*E of them advanced by a pool of threads, to the last bit.
+
+Every thread owns one `MjData`. An environment is one row of a contiguous array, MuJoCo's integration state, which the
+thread puts into its `MjData`, advances by one control step (MuJoCo runs without Python's lock) and takes out again.
+Observations and rewards are then computed for all environments at once.
+
+`mujoco.rollout` does the first part without Python, but starts the constraint solver cold in every call and does not
+say where it ended. Gymnasium carries that warm start over from step to step; without it, a half cheetah's trajectory
+differs from Gymnasium's in the tenth digit after one step and altogether after a hundred. The integration state holds
+it.
+"""
+
+import abc
+import functools
+import threading
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.utils import seeding
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from metarl.parallel import pool, workers
+from metarl.tasks import Task, Tasks, num_tasks, task_at, validate_task
+
+_CHUNKS_PER_THREAD = 4  # environments do not take equally long: whoever is done early takes another chunk
+
+
+class MissingExtraError(ImportError):
+    """A package of an extra is not installed."""
+
+
+@functools.cache
+def import_mujoco() -> ModuleType:
+    """The `mujoco` package. Raises MissingExtraError, with the command to install it, where there is none."""
+    try:
+        import mujoco
+    except ImportError as error:
+        raise MissingExtraError(
+            f"this task family runs on MuJoCo, which cannot be imported ({error}); "
+            "install it with: pip install metarl-torch[mujoco]"
+        ) from error
+    return mujoco
+
+
+class Physics:
+    """What N environments look like after a control step: views of one buffer, overwritten by the next step.
+
+    Attributes:
+        qpos, qvel: positions [N, nq] and velocities [N, nv] of the joints, float64.
+        ctrl: the controls [N, nu] of the step that led here.
+        fields: further arrays of `MjData` [N, ...], those that `MujocoFamily.fields` names. As in Gymnasium, they
+            belong to the state before the last simulation step of the control step.
+    """
+
+    def __init__(self, qpos: np.ndarray, qvel: np.ndarray, ctrl: np.ndarray, fields: dict[str, np.ndarray]):
+        self.qpos, self.qvel, self.ctrl, self.fields = qpos, qvel, ctrl, fields
+
+
+class MujocoFamily(abc.ABC):
+    """A task family made from one of Gymnasium's MuJoCo environments. Write the abstract methods.
+
+    The reward is written twice: `plain_reward` from what Gymnasium's own step returns, for the plain environment, and
+    `reward` for many environments at once. `check_family` and the tests hold the two together.
+
+    Args:
+        horizon: steps after which an episode is cut off.
+    """
+
+    id: str
+    horizon: int
+    observation_space: gym.Space
+    action_space: gym.Space
+    task_space: gym.spaces.Dict
+    hidden_task: ClassVar[bool] = True
+    env_id: ClassVar[str]
+    """The Gymnasium environment, like `HalfCheetah-v5`."""
+    env_kwargs: ClassVar[dict[str, Any]] = {}
+    """What `gymnasium.make` gets beside the id."""
+    fields: ClassVar[tuple[str, ...]] = ()
+    """Arrays of `MjData` that `observe` or `reward` need beside qpos and qvel."""
+    changes_model: ClassVar[bool] = False
+    """Whether `change_model` does anything; every task then has a model of its own."""
+
+    def __init__(self, horizon: int):
+        if horizon < 1:
+            raise ValueError(f"horizon must be at least 1, got {horizon}")
+        self.horizon = horizon
+        import_mujoco()
+        env = self._gymnasium_env(None)
+        plain: Any = env.unwrapped
+        self.observation_space, self.action_space = env.observation_space, env.action_space
+        self.dt, self.frame_skip = float(plain.dt), int(plain.frame_skip)
+        self.init_qpos, self.init_qvel = plain.init_qpos.copy(), plain.init_qvel.copy()
+        self.model: Any = plain.model
+        env.close()
+
+    @abc.abstractmethod
+    def sample(self, n: int, rng: np.random.Generator, split: str = "train") -> Tasks:
+        """`n` tasks, each value [n, ...]. Use `metarl.split_rng(rng, split)` to keep the splits apart."""
+
+    @abc.abstractmethod
+    def initial(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """The first qpos [nq] and qvel [nv], with the very draws of Gymnasium's `reset_model`."""
+
+    @abc.abstractmethod
+    def observe(self, physics: Physics) -> np.ndarray:
+        """Observations [N, O], as Gymnasium computes them."""
+
+    @abc.abstractmethod
+    def reward(self, before: Physics, after: Physics, action: np.ndarray, task: Tasks) -> np.ndarray:
+        """Rewards [N] of one step. `action` [N, A] has the caller's float type, `task` values are [N, ...]."""
+
+    @abc.abstractmethod
+    def plain_reward(self, reward: float, info: dict[str, Any], action: np.ndarray, task: Task) -> float:
+        """The same for one environment, from the `reward` and `info` of Gymnasium's step."""
+
+    def terminated(self, physics: Physics) -> np.ndarray | None:
+        """Which episodes end here [N]; None where none ever does."""
+        return None
+
+    def change_model(self, model: Any, task: Task) -> None:  # noqa: B027  # a hook: most families change nothing
+        """Write the task's parameters into an `MjModel` (see `changes_model`)."""
+
+    def make(self, task: Task, render_mode: str | None = None) -> gym.Env:
+        """The plain Gymnasium environment of one task."""
+        task = validate_task(self, task)
+        env = self._gymnasium_env(render_mode)
+        self.change_model(env.unwrapped.model, task)  # type: ignore[attr-defined]
+        return TaskEnv(env, self, task)
+
+    def make_vector(self, n_tasks: int, episodes: int, device: torch.device | str = "cpu") -> "MujocoVectorEnv":
+        """K*E environments as one, task-major; they run on the CPU whatever the device."""
+        return MujocoVectorEnv(self, n_tasks, episodes)
+
+    def task_model(self, task: Task) -> Any:
+        """The `MjModel` of a task."""
+        if not self.changes_model:
+            return self.model
+        env = self._gymnasium_env(None)
+        model = env.unwrapped.model  # type: ignore[attr-defined]
+        self.change_model(model, task)
+        return model
+
+    def _gymnasium_env(self, render_mode: str | None) -> gym.Env:
+        return gym.make(self.env_id, self.horizon, disable_env_checker=True, render_mode=render_mode, **self.env_kwargs)
+
+
+class TaskEnv(gym.Wrapper):
+    """One of Gymnasium's environments with the reward of a family's task."""
+
+    def __init__(self, env: gym.Env, family: MujocoFamily, task: Task):
+        super().__init__(env)
+        self.family, self.task = family, task
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        reward = self.family.plain_reward(float(reward), info, action, self.task)
+        return obs, float(reward), bool(terminated), bool(truncated), info
+
+
+class MujocoVectorEnv(VectorEnv):
+    """K*E environments of a `MujocoFamily`, task-major, advanced by a pool of threads.
+
+    As `LoopVectorEnv`, to the last bit and with any number of threads: reset(seed=..., options={"tasks": tasks})
+    changes the tasks, an episode that ended stays ended, and every episode is truncated after `family.horizon` steps.
+
+    Args:
+        threads: by default as many as PyTorch uses when this is built.
+    """
+
+    def __init__(self, family: MujocoFamily, n_tasks: int, episodes: int, threads: int | None = None):
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads must be at least 1, got {threads}")
+        self.family, self.n_tasks, self.episodes = family, n_tasks, episodes
+        self.num_envs = n_tasks * episodes
+        self.single_observation_space, self.single_action_space = family.observation_space, family.action_space
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self.metadata = {"autoreset_mode": AutoresetMode.DISABLED}
+        self.threads = workers() if threads is None else threads
+        self._simulator = _Simulator(family, self.num_envs)
+        self._task: Tasks = {}
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        tasks: Tasks | None = (options or {}).get("tasks")
+        if tasks is not None:
+            if num_tasks(tasks) != self.n_tasks:
+                raise ValueError(f"this vector environment runs {self.n_tasks} tasks, got {num_tasks(tasks)}")
+            self._set_tasks(tasks)
+        if not self._task:
+            raise ValueError('the first reset needs options={"tasks": tasks}')
+        generators = [seeding.np_random(s)[0] for s in self._seed_list(seed)]
+        starts = [self.family.initial(generator) for generator in generators]
+        self._simulator.set_start(np.stack([qpos for qpos, _ in starts]), np.stack([qvel for _, qvel in starts]))
+        self._everywhere(self._simulator.forward, list(range(self.num_envs)))
+        self._terminated = np.zeros(self.num_envs, bool)
+        self._elapsed = 0
+        self._obs = self.family.observe(self._simulator.physics())
+        return self._obs.copy(), {}
+
+    def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        actions = np.asarray(actions).reshape(self.num_envs, -1)
+        reward = np.zeros(self.num_envs)
+        alive = np.flatnonzero(~self._terminated) if self._elapsed < self.family.horizon else np.empty(0, int)
+        self._elapsed += 1
+        if len(alive):
+            rows = slice(None) if len(alive) == self.num_envs else alive
+            before = self._simulator.physics(rows, copy=True)
+            self._simulator.set_controls(rows, actions[rows])
+            self._everywhere(self._simulator.advance, alive.tolist())
+            after = self._simulator.physics(rows)
+            task = {name: value[rows] for name, value in self._task.items()}
+            reward[rows] = self.family.reward(before, after, actions[rows], task)
+            self._obs[rows] = self.family.observe(after)
+            ended = self.family.terminated(after)
+            if ended is not None:
+                self._terminated[rows] = ended
+        truncated = ~self._terminated if self._elapsed >= self.family.horizon else np.zeros(self.num_envs, bool)
+        return self._obs.copy(), reward, self._terminated.copy(), truncated, {}
+
+    def _set_tasks(self, tasks: Tasks) -> None:
+        self._task = {name: np.repeat(np.asarray(value), self.episodes, 0) for name, value in tasks.items()}
+        if self.family.changes_model:
+            models = [self.family.task_model(task_at(tasks, k)) for k in range(self.n_tasks)]
+            self._simulator.models = [model for model in models for _ in range(self.episodes)]
+
+    def _everywhere(self, function: Any, rows: list[int]) -> None:
+        """`function(rows)`, the rows shared out among the threads."""
+        if self.threads == 1:
+            function(rows)
+            return
+        size = -(-len(rows) // (self.threads * _CHUNKS_PER_THREAD))
+        list(pool(self.threads).map(function, [rows[i : i + size] for i in range(0, len(rows), size)]))
+
+    def _seed_list(self, seed: Any) -> list[int]:
+        if seed is None:
+            return [int(s) for s in self.np_random.integers(2**62, size=self.num_envs)]
+        if isinstance(seed, int):
+            super().reset(seed=seed)
+            return [seed + i for i in range(self.num_envs)]
+        seeds = [int(s) for s in np.asarray(seed).reshape(-1)]
+        if len(seeds) != self.num_envs:
+            raise ValueError(f"expected one seed for each of {self.num_envs} environments, got {len(seeds)}")
+        return seeds
+
+
+class _Simulator:
+    """N environments' integration states [N, S], and the threads' `MjData` that advance them."""
+
+    def __init__(self, family: MujocoFamily, n: int):
+        self._mujoco = mujoco = import_mujoco()
+        model, kinds = family.model, mujoco.mjtState
+        self.models = [model] * n
+        self._frame_skip, self._contact_forces = family.frame_skip, "cfrc_ext" in family.fields
+        self._spec = int(kinds.mjSTATE_INTEGRATION)
+        self._state = np.zeros((n, mujoco.mj_stateSize(model, self._spec)))
+        self._qpos, self._qvel, self._ctrl = (
+            self._columns(kind) for kind in (kinds.mjSTATE_QPOS, kinds.mjSTATE_QVEL, kinds.mjSTATE_CTRL)
+        )
+        example = mujoco.MjData(model)
+        self._fields = {name: np.zeros((n, *getattr(example, name).shape)) for name in family.fields}
+        self._local = threading.local()
+
+    def _columns(self, kind: Any) -> slice:
+        """Where in a row one part of the state is: the parts follow one another in the order of their bits."""
+        bit, size = int(kind), self._mujoco.mj_stateSize
+        start = size(self.models[0], self._spec & (bit - 1))
+        return slice(start, start + size(self.models[0], bit))
+
+    def physics(self, rows: Any = slice(None), copy: bool = False) -> Physics:
+        """The environments `rows`."""
+        state = self._state[rows]
+        fields = {name: value[rows] for name, value in self._fields.items()}
+        if copy and isinstance(rows, slice):  # anything else has copied already
+            state, fields = state.copy(), {name: value.copy() for name, value in fields.items()}
+        return Physics(state[:, self._qpos], state[:, self._qvel], state[:, self._ctrl], fields)
+
+    def set_start(self, qpos: np.ndarray, qvel: np.ndarray) -> None:
+        """Positions and velocities [N, ...] for `forward`."""
+        self._state[:, self._qpos], self._state[:, self._qvel] = qpos, qvel
+
+    def set_controls(self, rows: Any, ctrl: np.ndarray) -> None:
+        """The controls of the environments `rows`."""
+        self._state[rows, self._ctrl] = ctrl
+
+    def forward(self, rows: Sequence[int]) -> None:
+        """Begin episodes as Gymnasium does: everything at its default but the positions and velocities."""
+        mujoco, (data, views) = self._mujoco, self._data()
+        for i in rows:
+            model, row = self.models[i], self._state[i]
+            mujoco.mj_resetData(model, data)
+            data.qpos[:], data.qvel[:] = row[self._qpos], row[self._qvel]
+            mujoco.mj_forward(model, data)
+            mujoco.mj_getState(model, data, row, self._spec)
+            for name, view in views:
+                self._fields[name][i] = view
+
+    def advance(self, rows: Sequence[int]) -> None:
+        """One control step."""
+        mujoco, (data, views) = self._mujoco, self._data()
+        put, step, take, spec, frame_skip = (
+            mujoco.mj_setState, mujoco.mj_step, mujoco.mj_getState, self._spec, self._frame_skip
+        )  # fmt: skip
+        for i in rows:
+            model, row = self.models[i], self._state[i]
+            put(model, data, row, spec)
+            step(model, data, frame_skip)
+            take(model, data, row, spec)
+            if views:
+                if self._contact_forces:
+                    mujoco.mj_rnePostConstraint(model, data)
+                for name, view in views:
+                    self._fields[name][i] = view
+
+    def _data(self) -> Any:
+        """This thread's `MjData` and its arrays that are asked for."""
+        if not hasattr(self._local, "data"):
+            data = self._mujoco.MjData(self.models[0])
+            self._local.data = data, [(name, getattr(data, name)) for name in self._fields]
+        return self._local.data
