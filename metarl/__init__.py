@@ -21,6 +21,8 @@ _EXPORTS = {
     "TensorFamily": "metarl.vector.tensor",
     "make_vector": "metarl.vector",
     "check_family": "metarl.check",
+    "from_gymnasium": "metarl.gymnasium_family",
+    "visible": "metarl.visible_family",
 }
 
 __all__ = [*sorted(_EXPORTS), "__version__"]
@@ -28,6 +30,7 @@ __all__ = [*sorted(_EXPORTS), "__version__"]
 if TYPE_CHECKING:
     from metarl.adapted_policy import AdaptedPolicy as AdaptedPolicy
     from metarl.check import check_family as check_family
+    from metarl.gymnasium_family import from_gymnasium as from_gymnasium
     from metarl.learner import MetaLearner as MetaLearner
     from metarl.tasks import Task as Task
     from metarl.tasks import TaskFamily as TaskFamily
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
     from metarl.tasks import split_rng as split_rng
     from metarl.vector import make_vector as make_vector
     from metarl.vector.tensor import TensorFamily as TensorFamily
+    from metarl.visible_family import visible as visible
 
 
 def __getattr__(name: str) -> Any:

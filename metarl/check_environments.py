@@ -13,6 +13,7 @@ from metarl.tasks import Task, TaskFamily, stack_tasks
 from metarl.vector import make_vector
 
 TASKS, EPISODES = 3, 2  # environments that are stepped
+LARGEST_SEED = 2**62 - 1  # see random.episode_seeds
 _TOLERANCE = 1e-4  # a batched function may round otherwise than a single one
 
 
@@ -95,6 +96,11 @@ def _check_environment(
     elif (step := _first_difference(played[0], fresh)) is not None:
         remedy = "let the task alone decide what make builds; what else varies belongs into task_space"
         yield Finding(f"a second environment of the same task differs at step {step}", f"make of task {k}", remedy)
+    try:
+        env.reset(seed=LARGEST_SEED)
+    except Exception as error:
+        remedy = "episodes have seeds below 2**62; where a generator takes smaller ones only, use seed % 2**31"
+        yield Finding(raised(error), f"reset of task {k} with seed {LARGEST_SEED}", remedy)
     if fresh_env is env:
         yield Finding("make returns the same object twice", where, "build a new environment in every call of make")
     fresh_env.close()

@@ -133,7 +133,8 @@ def _train(name: str, options: TrainOptions, config: Any) -> int:
 
     _set_threads(options.threads)
     family = make(options.family, **_parse_kwargs(options.family_kwargs))
-    out = options.out or Path("runs") / f"{options.family}-{name}-seed{options.seed}"
+    family_name = options.family.replace(":", "-").replace("/", "-")
+    out = options.out or Path("runs") / f"{family_name}-{name}-seed{options.seed}"
     settings = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     learner = MetaLearner(name, family, seed=options.seed, device=options.device, **settings)
     if options.iterations < 1:

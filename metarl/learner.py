@@ -243,7 +243,7 @@ class MetaLearner:
 
         Args:
             task: a task of the family, or a plain Gymnasium environment with the same spaces (it need not belong
-                to any family).
+                to any family). Where the family has its own wrappers, `wrap`, they are put around it.
             steps: inner steps, by default as many as in training (at least 1).
             episodes: episodes for every step, by default as in training.
             step_sizes: one size for every step; by default the training's for all.
@@ -263,8 +263,11 @@ class MetaLearner:
         sampler: Sampler | EnvSampler = self.sampler
         tasks: Tasks = {"env": np.zeros(1)}
         if isinstance(task, gym.Env):
-            check_same_spaces(self.family.id, self.policy.spaces, task)
-            sampler = EnvSampler(task, horizon or _time_limit(task) or self.family.horizon, self.device)
+            limit = horizon or _time_limit(task) or self.family.horizon
+            wrap = getattr(self.family, "wrap", None)
+            env = task if wrap is None else wrap(task)
+            check_same_spaces(self.family.id, self.policy.spaces, env)
+            sampler = EnvSampler(env, limit, self.device)
         else:
             tasks = stack_tasks([validate_task(self.family, task)])
         found = self._evaluate(self.state, sampler, tasks, episodes, sizes, seed)

@@ -6,6 +6,8 @@ process. `Tasks` is the batched form, every value with the task axis K in front.
 
 import dataclasses
 import difflib
+import functools
+import importlib
 import importlib.metadata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -21,6 +23,8 @@ Tasks = dict[str, np.ndarray]
 
 SPLITS = ("train", "test")
 ENTRY_POINT_GROUP = "metarl.families"
+GYMNASIUM, VISIBLE = "gym", "visible"
+"""Prefixes of ids: `gym:Pendulum-v1` is a Gymnasium environment, `visible:ID` a family with its tasks visible."""
 
 
 @runtime_checkable
@@ -34,6 +38,7 @@ class TaskFamily(Protocol):
     - `hidden_task` (default True): whether the first observation says nothing about the task.
     - `shared_splits` (default False): the tasks are a finite set, and training and testing draw from the same one.
       Without it `check_family` refuses a family whose splits have a task in common.
+    - `wrap(env)`: a plain environment with the wrappers that the family's own have (see `MetaLearner.adapt`).
     - `draw(axes, task, observations)`: draw some episodes of one task on matplotlib axes. `observations` is a list
       with one float array [T_e, O] per episode, its valid steps only (see `metarl.figures`).
     """
@@ -191,17 +196,31 @@ def _factory(id: str) -> Callable[..., TaskFamily]:
     return points[id].load()
 
 
+def _gymnasium_factory(env_id: str) -> Callable[..., TaskFamily]:
+    # By name: this module is below the one that has it.
+    return functools.partial(importlib.import_module("metarl.gymnasium_family").from_gymnasium, env_id)
+
+
 def make(id: str, **kwargs: Any) -> TaskFamily:
     """Build the family registered as `id`.
+
+    `gym:ID` makes a Gymnasium environment's, `kwargs` being the arguments of `metarl.from_gymnasium`; `visible:ID`
+    the family `ID` with its tasks visible (see `metarl.visible`).
 
     Raises:
         ValueError: no family has this id (the message names the nearest), or it refuses `kwargs`.
     """
-    factory = _factory(id)
+    prefix, _, rest = id.partition(":")
+    if prefix == VISIBLE and rest:
+        return importlib.import_module("metarl.visible_family").visible(make(rest, **kwargs))
+    gymnasium = prefix == GYMNASIUM and bool(rest)
+    factory = _gymnasium_factory(rest) if gymnasium else _factory(id)
     try:
         family = factory(**kwargs)
     except TypeError as error:
         raise ValueError(f"{id} cannot be made with {kwargs}: {error}") from error
+    if gymnasium:  # writes its own specification
+        return family
     object.__setattr__(family, "spec", FamilySpec(id, kwargs))
     return family
 

@@ -13,8 +13,8 @@ ROOT = Path(metarl.__file__).parent
 
 LAYERS = [
     {"distributions", "tasks", "random", "adapt", "losses", "parallel"},
-    {"spaces", "mlp"},
-    {"policies", "vector", "vector.loop", "vector.mujoco", "vector.resets", "vector.tensor"},
+    {"spaces", "mlp", "places", "priors", "visible_family"},
+    {"policies", "vector", "vector.loop", "vector.mujoco", "vector.resets", "vector.tensor", "gymnasium_family"},
     {"rollout", "check", "check_environments"},
     {"advantages", "trust_region", "unrolled"},
     {"algorithms", "algorithms.maml_trpo"},
