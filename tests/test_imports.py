@@ -12,9 +12,9 @@ import metarl
 ROOT = Path(metarl.__file__).parent
 
 LAYERS = [
-    {"distributions", "tasks", "random", "adapt", "losses", "parallel"},
+    {"distributions", "tasks", "random", "adapt", "losses", "parallel", "worker"},
     {"spaces", "mlp"},
-    {"policies", "vector", "vector.loop", "vector.tensor"},
+    {"policies", "vector", "vector.automatic", "vector.loop", "vector.process", "vector.tensor"},
     {"rollout", "check", "check_environments"},
     {"advantages", "trust_region", "unrolled"},
     {"algorithms", "algorithms.maml_trpo"},

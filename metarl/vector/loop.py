@@ -37,7 +37,7 @@ class LoopVectorEnv(VectorEnv):
             self.envs = [self.family.make(task_at(tasks, k)) for k in range(self.n_tasks) for _ in range(self.episodes)]
         if not self.envs:
             raise ValueError('the first reset needs options={"tasks": tasks}')
-        seeds = _seed_list(seed, self.num_envs)
+        seeds = seed_list(seed, self.num_envs)
         first = [env.reset(seed=s)[0] for env, s in zip(self.envs, seeds, strict=True)]
         self._obs = np.stack([np.asarray(x) for x in first])
         self._terminated = np.zeros(self.num_envs, bool)
@@ -66,7 +66,7 @@ class LoopVectorEnv(VectorEnv):
         self._close_envs()
 
 
-def _seed_list(seed: Any, n: int) -> list[int | None]:
+def seed_list(seed: Any, n: int) -> list[int | None]:
     """Gymnasium's convention: None, one seed (environment i gets seed + i), or one per environment."""
     if seed is None:
         return [None] * n
