@@ -1,6 +1,9 @@
 """Worker processes: the numbers of the loop to the last bit, and no way to leave a process behind."""
 
+import contextlib
 import gc
+import importlib
+import json
 import os
 import re
 import signal
@@ -71,13 +74,22 @@ def gone(find: Callable[[], list[int]], seconds: float = 10.0) -> bool:
     return True
 
 
+def own_files() -> list[str]:
+    """The open pipes and nameless files of this process."""
+    links = []
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            links.append(os.readlink(entry))
+    return [link for link in links if "pipe:" in link or "memfd:metarl" in link]
+
+
 @pytest.fixture(autouse=True)
 def no_process_left() -> Iterator[None]:
-    files = len(os.listdir("/proc/self/fd"))
+    before = len(own_files())
     yield
     gc.collect()
     assert workers_of(os.getpid()) == []
-    assert len(os.listdir("/proc/self/fd")) <= files
+    assert len(own_files()) <= before
 
 
 @pytest.fixture
@@ -237,6 +249,7 @@ def test_close_ends_the_processes_and_may_be_called_twice(start):
     env = start(Noisy())
     env.reset(seed=0, options={"tasks": tasks_of(Noisy())})
     assert len(workers_of(os.getpid())) == 2  # the control
+    assert any("memfd:metarl" in link for link in own_files())
     env.close()
     assert workers_of(os.getpid()) == []
     env.close()
@@ -587,3 +600,44 @@ def test_the_command_line_passes_workers_down(tmp_path, monkeypatch):
     assert cli.run(["train", "--resume", run, "--iterations", "2", "--no-progress", "--workers", "2"]) == 0
     assert cli.run(["evaluate", run, "--tasks", "2", "--no-figures", "--workers", "4", "--steps", "1"]) == 0
     assert asked == [3, 2, 4]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The benchmark
+
+
+def load_benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
+    folder = Path(__file__).parents[1] / "experiments" / "benchmarks"
+    if not folder.exists():
+        pytest.skip("the benchmarks are not part of this copy")
+    monkeypatch.syspath_prepend(str(folder))
+    return importlib.import_module("process_backend")
+
+
+def test_the_benchmark_measures_every_way_and_reports_those_that_fail(monkeypatch, tmp_path):
+    benchmark = load_benchmark(monkeypatch)
+    real = benchmark.start
+
+    def start(way, *more):
+        if way == "subproc":
+            raise OSError("too many processes")
+        return real(way, *more)
+
+    monkeypatch.setattr(benchmark, "start", start)
+    benchmark.main(["--only", "cheap", "--sizes", "3", "--repeats", "1", "--seconds", "0.01", "--out", str(tmp_path)])
+    rows = {row["way"]: row for row in json.loads((tmp_path / "process_backend.json").read_text())["rows"]}
+    assert list(rows) == ["automatic", "loop", "processes", "sync", "async", "subproc"]
+    assert rows.pop("subproc")["failed"] == "OSError: too many processes"
+    for row in rows.values():
+        assert row["failed"] is None
+        assert row["env-steps per second"] == pytest.approx(3000 / row["ms per step"])
+        assert row["ratio"] == pytest.approx(row["ms per step"] / rows["automatic"]["ms per step"])
+
+
+def test_the_benchmark_s_environments_never_end(monkeypatch):
+    benchmark = load_benchmark(monkeypatch)
+    env = benchmark.OneTask("CartPole-v1").make()
+    env.reset(seed=0)
+    steps = [env.step(1) for _ in range(50)]  # always to the right: it falls after ten
+    assert not any(terminated or truncated for _, _, terminated, truncated, _ in steps)
+    assert all(env.observation_space.contains(obs) for obs, *_ in steps)
