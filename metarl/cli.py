@@ -54,6 +54,8 @@ class TrainOptions:
     """auto (the GPU where there is one), cpu or cuda."""
     threads: int | None = None
     """CPU threads; by default as many as there are cores."""
+    workers: int | None = None
+    """Processes for environments without a batched form; 0 is none. By default as many as pay, at most --threads."""
     family_kwargs: tuple[str, ...] = ()
     """Arguments of the family, like arms=10 horizon=1."""
     eval_every: int = 10
@@ -80,6 +82,8 @@ class ResumeOptions:
     """auto (the GPU where there is one), cpu or cuda."""
     threads: int | None = None
     """CPU threads; by default as many as there are cores."""
+    workers: int | None = None
+    """Processes for environments without a batched form; 0 is none. By default as many as pay, at most --threads."""
     progress: bool = True
     """Show progress."""
 
@@ -136,7 +140,7 @@ def _train(name: str, options: TrainOptions, config: Any) -> int:
     family_name = options.family.replace(":", "-").replace("/", "-")
     out = options.out or Path("runs") / f"{family_name}-{name}-seed{options.seed}"
     settings = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    learner = MetaLearner(name, family, seed=options.seed, device=options.device, **settings)
+    learner = MetaLearner(name, family, seed=options.seed, device=options.device, workers=options.workers, **settings)
     if options.iterations < 1:
         raise UsageError(f"--iterations must be at least 1, got {options.iterations}")
     schedule = {k: getattr(options, k) for k in ("eval_every", "eval_tasks", "eval_step_sizes", "checkpoint_every")}
@@ -150,7 +154,7 @@ def _resume(options: ResumeOptions) -> int:
 
     _set_threads(options.threads)
     settings = read_json(options.resume / CONFIG)
-    learner = MetaLearner.load(options.resume, device=options.device)
+    learner = MetaLearner.load(options.resume, device=options.device, workers=options.workers)
     total = settings["iterations"] if options.iterations is None else options.iterations
     remaining = total - learner.state.iteration
     if remaining <= 0:
@@ -169,6 +173,8 @@ def _learn(learner: Any, iterations: int, out: Path, progress: bool, schedule: d
         _say(f"stopped after iteration {learner.state.iteration}, which is saved. Go on with:\n"
              f"  metarl train --resume {shlex.quote(str(out))}")  # fmt: skip
         return 130
+    finally:
+        learner.close()
     _say(f"done: {learner.state.iteration} iterations, {learner.state.env_steps:,} environment steps. Next:\n"
          f"  metarl evaluate {shlex.quote(str(out))}")  # fmt: skip
     return 0
@@ -223,6 +229,8 @@ class EvaluateOptions:
     """auto (the GPU where there is one), cpu or cuda."""
     threads: int | None = None
     """CPU threads; by default as many as there are cores."""
+    workers: int | None = None
+    """Processes for environments without a batched form; 0 is none. By default as many as pay, at most --threads."""
     out: Path | None = None
     """Where the results go; by default evaluation/ in the run directory."""
     figures: bool = True
@@ -235,7 +243,7 @@ def evaluate_command(argv: Sequence[str]) -> int:
     from metarl.train import RunDirectory
 
     _set_threads(options.threads)
-    learner = _load(options.run, options.checkpoint, options.device)
+    learner = _load(options.run, options.checkpoint, options.device, options.workers)
     directory = options.run if options.run.is_dir() else options.run.parent
     out = options.out or directory / "evaluation"
     with rich.console.Console().status(f"adapting to {options.tasks} test tasks"):
@@ -298,17 +306,17 @@ def adapt_command(argv: Sequence[str]) -> int:
     return 0
 
 
-def _load(run: Path, checkpoint: str, device: str) -> Any:
+def _load(run: Path, checkpoint: str, device: str, workers: int | None = None) -> Any:
     from metarl.learner import MetaLearner
     from metarl.train import BEST, LATEST
 
     if not run.is_dir():
-        return MetaLearner.load(run, device=device)
+        return MetaLearner.load(run, device=device, workers=workers)
     files = {"best": BEST, "latest": LATEST}
     if checkpoint not in files:
         raise UsageError(f"--checkpoint must be one of {list(files)}, got {checkpoint!r}")
     path = run / files[checkpoint]
-    return MetaLearner.load(path if path.exists() else run / LATEST, device=device)
+    return MetaLearner.load(path if path.exists() else run / LATEST, device=device, workers=workers)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -69,6 +69,8 @@ class MetaLearner:
         seed: with the config, determines every number of the run.
         device: `"auto"`, `"cpu"` or `"cuda"`.
         policy: an `nn.Module` from [N, O] to [N, A] to adapt instead of the MLP that the config describes.
+        workers: processes that step environments; None chooses, 0 steps them in this one (see `metarl.make_vector`).
+            The results do not depend on it. Processes end with the learner, or with `close`.
         config: settings of the algorithm, fields of its `Config`.
 
     Raises:
@@ -83,6 +85,7 @@ class MetaLearner:
         seed: int = 0,
         device: str | torch.device = "auto",
         policy: nn.Module | None = None,
+        workers: int | None = None,
         **config: Any,
     ):
         self.algorithm = algorithm
@@ -94,9 +97,19 @@ class MetaLearner:
         spaces = spaces_of(self.family)
         self.policy: Policy = self.config.policy(spaces) if policy is None else self._adapt_module(policy, spaces)
         self.state = self._module.init(self.config, self.policy, seed, self.device)
-        self.sampler = Sampler(self.family, self.device)
+        self.sampler = Sampler(self.family, self.device, workers)
         self._best_score: float | None = None
         self._run_dir: Path | None = None  # the run that this learner is the state of
+
+    def close(self) -> None:
+        """Close the environments and end their processes; whatever needs them later makes new ones."""
+        self.sampler.close()
+
+    def __enter__(self) -> "MetaLearner":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _adapt_module(self, module: nn.Module, spaces: Spaces) -> ModulePolicy:
         return ModulePolicy(spaces, copy.deepcopy(module).to("cpu"), self.config.init_std, self.config.min_std)
@@ -317,6 +330,7 @@ class MetaLearner:
         *,
         device: str | torch.device = "auto",
         policy: nn.Module | None = None,
+        workers: int | None = None,
     ) -> "MetaLearner":
         """The learner as it was saved; training goes on bit for bit.
 
@@ -324,6 +338,7 @@ class MetaLearner:
             path: a checkpoint, or a run's directory (its latest state).
             family: needed unless the learner's family came from `metarl.make`.
             policy: needed if the learner had a module of its own.
+            workers: processes that step environments, as in a new learner.
 
         Raises:
             CheckpointError: a damaged file, or a checkpoint of another family or policy.
@@ -341,7 +356,7 @@ class MetaLearner:
         own = _load_family(path, meta["family"], family)
         try:
             name, seed = meta["algorithm"], meta["seed"]
-            learner = cls(name, own, seed=seed, device=found_device, policy=policy, **meta["config"])
+            learner = cls(name, own, seed=seed, device=found_device, policy=policy, workers=workers, **meta["config"])
             like = learner.state
             learner.state = checkpoint.unpack_state(type(like), tensors, meta["state"], like, learner.device)
         except ValueError as error:

@@ -144,11 +144,17 @@ def _check_finite(env: VectorEnv, tasks: Tasks, rew: Tensor, obs: Tensor) -> Non
 
 
 class Sampler:
-    """Draws a family's tasks and rolls policies out in them; keeps its vector environments for the whole run."""
+    """Draws a family's tasks and rolls policies out in them; keeps its vector environments for the whole run.
 
-    def __init__(self, family: TaskFamily, device: torch.device | str = "cpu"):
+    Args:
+        workers: of `metarl.make_vector`: None chooses, 0 steps environments one by one, n uses n processes.
+    """
+
+    def __init__(self, family: TaskFamily, device: torch.device | str = "cpu", workers: int | None = None):
         spaces_of(family)
-        self.family, self.device = family, torch.device(device)
+        if workers is not None and workers < 0:
+            raise ValueError(f"workers must not be negative, got {workers}")
+        self.family, self.device, self.workers = family, torch.device(device), workers
         self._envs: dict[tuple[int, int], VectorEnv] = {}
 
     def tasks(self, n: int, seed: int, iteration: int, split: str = "train") -> Tasks:
@@ -166,11 +172,11 @@ class Sampler:
     def _env(self, n_tasks: int, episodes: int) -> VectorEnv:
         key = (n_tasks, episodes)
         if key not in self._envs:
-            self._envs[key] = make_vector(self.family, n_tasks, episodes, self.device)
+            self._envs[key] = make_vector(self.family, n_tasks, episodes, self.device, self.workers)
         return self._envs[key]
 
     def close(self) -> None:
-        """Close the environments."""
+        """Close the environments and end their processes; `collect` makes new ones."""
         for env in self._envs.values():
             env.close()
         self._envs = {}

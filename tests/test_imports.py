@@ -12,9 +12,12 @@ import metarl
 ROOT = Path(metarl.__file__).parent
 
 LAYERS = [
-    {"distributions", "tasks", "random", "adapt", "losses", "parallel"},
+    {"distributions", "tasks", "random", "adapt", "losses", "parallel", "worker"},
     {"spaces", "mlp", "places", "priors", "visible_family"},
-    {"policies", "vector", "vector.loop", "vector.mujoco", "vector.resets", "vector.tensor", "gymnasium_family"},
+    {
+        *("policies", "gymnasium_family", "vector", "vector.automatic", "vector.loop", "vector.mujoco"),
+        *("vector.process", "vector.resets", "vector.tensor"),
+    },
     {"rollout", "check", "check_environments"},
     {"advantages", "trust_region", "unrolled"},
     {"algorithms", "algorithms.maml_trpo"},

@@ -36,7 +36,7 @@ class LoopVectorEnv(VectorEnv):
         mask = reset_mask(options, self.num_envs)
         if tasks is not None and num_tasks(tasks) != self.n_tasks:
             raise ValueError(f"this vector environment runs {self.n_tasks} tasks, got {num_tasks(tasks)}")
-        seeds = _seed_list(seed, self.num_envs)
+        seeds = seed_list(seed, self.num_envs)
         if mask is not None:
             return self._reset_some(mask, seeds, tasks)
         if tasks is not None:
@@ -92,7 +92,7 @@ class LoopVectorEnv(VectorEnv):
         self._close_envs()
 
 
-def _seed_list(seed: Any, n: int) -> list[int | None]:
+def seed_list(seed: Any, n: int) -> list[int | None]:
     """Gymnasium's convention: None, one seed (environment i gets seed + i), or one per environment."""
     if seed is None:
         return [None] * n

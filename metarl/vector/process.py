@@ -1,0 +1,298 @@
+"""Any Gymnasium environments in worker processes, many in each, with everything exchanged in shared memory."""
+
+import contextlib
+import os
+import pickle
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import weakref
+from typing import Any
+
+import cloudpickle
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from metarl import worker
+from metarl.tasks import TaskFamily, Tasks, num_tasks, task_at
+from metarl.vector.loop import seed_list
+
+TIMEOUT = 300.0
+"""Seconds that importing the family, or one call of make, reset or step of one environment, may take."""
+
+_GRACE = 5.0  # seconds for environments to close
+_DOING = {worker.MAKE_PHASE: "make", worker.RESET_PHASE: "reset", worker.STEP_PHASE: "step"}
+
+
+class WorkerError(RuntimeError):
+    """A worker process raised, hung or died. The message has the task, the episode, the step and the traceback."""
+
+
+class ProcessVectorEnv(VectorEnv):
+    """As `LoopVectorEnv`, to the last bit, with the environments shared out over worker processes.
+
+    The processes start at the first reset and live until `close`, the end of this object or of the interpreter; new
+    tasks do not restart them. After an error they are gone, and the next `reset` with tasks starts new ones. They
+    never run the main module again, so scripts need no `if __name__ == "__main__"`.
+
+    Args:
+        workers: how many processes; no more are started than there are environments.
+        timeout: seconds that importing the family, or one call of one environment's method, may take.
+
+    Raises:
+        ValueError: nonsense, spaces that are not arrays, or a family that cannot be sent to another process.
+        OSError: the system is not POSIX.
+        WorkerError: in reset or step, when a worker fails.
+    """
+
+    def __init__(self, family: TaskFamily, n_tasks: int, episodes: int, workers: int, timeout: float = TIMEOUT):
+        if workers < 1 or not timeout > 0:
+            raise ValueError(f"need workers >= 1 and timeout > 0, got {workers} and {timeout}")
+        if os.name != "posix":
+            raise OSError(f"worker processes need a POSIX system, this one is {sys.platform}; use workers=0")
+        self.family, self.n_tasks, self.episodes = family, n_tasks, episodes
+        self.num_envs = n_tasks * episodes
+        self.workers, self.timeout = min(workers, self.num_envs), timeout
+        self.single_observation_space, self.single_action_space = family.observation_space, family.action_space
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self.metadata = {"autoreset_mode": AutoresetMode.DISABLED}
+        self._sizes = (self.num_envs, self.workers, _array_shape(family, "observation"), _array_shape(family, "action"))
+        self._pickled = _pickle_family(family)
+        self._pool: _Pool | None = None
+        self._elapsed = -1  # steps since the last reset; -1: none so far
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        tasks: Tasks | None = (options or {}).get("tasks")
+        if self.closed:
+            raise ValueError("this vector environment is closed")
+        if tasks is not None and num_tasks(tasks) != self.n_tasks:
+            raise ValueError(f"this vector environment runs {self.n_tasks} tasks, got {num_tasks(tasks)}")
+        if tasks is None and self._pool is None:
+            raise ValueError('the first reset needs options={"tasks": tasks}, and so does one after an error')
+        seeds = seed_list(seed, self.num_envs)
+        try:
+            self._elapsed = -1
+            if tasks is not None:
+                self._tasks = tasks
+                self._pool = self._pool or self._start()
+            assert self._pool is not None
+            self._exchange(worker.RESET, pickle.dumps((tasks, self.episodes, seeds)))
+            # NumPy's rule for the common type, as in np.stack of all of them
+            obs_type = np.result_type(*(np.dtype(x.decode()) for x in self._pool.shared.obs_type))
+            self._exchange(worker.OBSERVATION_TYPE, obs_type.str.encode())
+            self._pool.obs = self._pool.shared.observations(obs_type)
+        except BaseException:  # Ctrl-C too: workers that have not answered yet would answer the next question
+            self._stop()
+            raise
+        self._elapsed = 0
+        return self._pool.obs.copy(), {}
+
+    def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        if self._pool is None:
+            raise ValueError('call reset with options={"tasks": tasks} first')
+        actions, shared = np.asarray(actions), self._pool.shared
+        wanted = (self.num_envs, *shared.action_shape)
+        if actions.shape != wanted or actions.dtype.hasobject:
+            raise ValueError(f"expected actions of shape {wanted}, got {actions.dtype} of shape {actions.shape}")
+        try:
+            if self._pool.actions is None or self._pool.actions.dtype != actions.dtype:
+                self._exchange(worker.ACTION_TYPE, actions.dtype.str.encode())
+                self._pool.actions = shared.actions(actions.dtype)
+            self._pool.actions[...] = actions
+            self._elapsed += 1
+            self._exchange(worker.STEP)
+        except BaseException:
+            self._stop()
+            raise
+        reported = shared.success >= 0
+        infos = {"success": shared.success > 0} if reported.any() else {}
+        return self._pool.obs.copy(), shared.reward.copy(), shared.terminated.copy(), shared.truncated.copy(), infos
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """End the workers; their environments are closed."""
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # The workers
+
+    def _start(self) -> "_Pool":
+        self._pool = _Pool(self._sizes)
+        self._finalizer = weakref.finalize(self, self._pool.close)  # at the end of the interpreter too
+        start = [str(entry) for entry in sys.path], self._sizes, self.family.horizon, self._pickled
+        self._exchange(worker.START, pickle.dumps(start))
+        return self._pool
+
+    def _stop(self) -> None:
+        if self._pool is not None:
+            self._pool.kill()
+            self._finalizer.detach()
+            self._pool = None
+
+    def _exchange(self, command: bytes, message: bytes | None = None) -> None:
+        """Send every worker the command and wait until all have done it."""
+        assert self._pool is not None
+        try:
+            self._pool.exchange(command, message, self.timeout)
+        except _Failure as failure:
+            raise WorkerError(self._explain(failure)) from None
+
+    def _explain(self, failure: "_Failure") -> str:
+        at, log = failure.at, failure.log.strip()
+        if at == worker.IMPORTING:
+            what = "importing the family"
+            log += ("" if "ModuleNotFoundError" not in log and "AttributeError" not in log else
+                    "\nWorkers find the family by importing its module: it must be found on sys.path. "
+                    "workers=0 does without processes.")  # fmt: skip
+        else:
+            phase, i = divmod(at, self.num_envs)
+            k, e = divmod(i, self.episodes)
+            step = f" {self._elapsed - 1}" if phase == worker.STEP_PHASE else ""
+            what = f"{_DOING[phase]}{step} of episode {e} of task {k} = {task_at(self._tasks, k)}"
+        return (
+            f"{self.family.id}: a worker process {failure.how} in {what}. Its traceback:\n\n{log or '(it left none)'}"
+        )
+
+
+class _Failure(Exception):
+    def __init__(self, how: str, at: int, log: str):
+        self.how, self.at, self.log = how, at, log
+
+
+class _Pool:
+    """Worker processes, the memory shared with them and the pipes to and from them."""
+
+    def __init__(self, sizes: tuple[int, int, tuple[int, ...], tuple[int, ...]]):
+        self.owner = os.getpid()
+        self.processes: list[subprocess.Popen] = []
+        self.commands: list[int] = []
+        self.replies: dict[int, int] = {}  # file -> worker
+        self.obs: np.ndarray
+        self.actions: np.ndarray | None = None
+        self.shared_files = [memory, self.messages] = [_nameless_file(), _nameless_file()]
+        self.logs = [_nameless_file() for _ in range(sizes[1])]
+        self.shared = worker.Shared(memory, *sizes)
+        self.poll = select.poll()
+        try:
+            for index in range(sizes[1]):
+                self.shared.at[index] = worker.IMPORTING
+                self._start(index)
+        except BaseException:
+            self.kill()
+            raise
+
+    def _start(self, index: int) -> None:
+        command, self_command = os.pipe()
+        self_reply, reply = os.pipe()
+        self.commands.append(self_command)
+        self.replies[self_reply] = index
+        self.poll.register(self_reply, select.POLLIN)
+        files = (command, reply, *self.shared_files, self.logs[index])
+        path = [str(entry) for entry in sys.path]
+        code = (f"import sys; sys.path[:] = {path!r}; "
+                f"from metarl.worker import main; main{(self.owner, index, *files)}")  # fmt: skip
+        optimize = ["-" + "O" * sys.flags.optimize] if sys.flags.optimize else []
+        one_thread = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}
+        try:
+            # A session of its own keeps a terminal's Ctrl-C away and gathers what the environments start.
+            self.processes.append(subprocess.Popen(
+                [sys.executable, *optimize, "-c", code], stdin=subprocess.DEVNULL, pass_fds=files,
+                env=os.environ | one_thread, start_new_session=True,
+            ))  # fmt: skip
+        finally:
+            os.close(command)
+            os.close(reply)
+
+    def exchange(self, command: bytes, message: bytes | None, timeout: float) -> None:
+        """Send `command` to all and wait for the answers. Raises _Failure for the first worker that fails."""
+        if message is not None:
+            worker.post(self.messages, message)
+        for file in self.commands:
+            with contextlib.suppress(BrokenPipeError):  # reading its answer will show that it is gone
+                os.write(file, command)
+        waiting = set(self.replies)
+        seen: list[int] = []
+        while waiting:
+            ready = self.poll.poll(min(1000.0, 250.0 * timeout))
+            for file, _ in ready:
+                answer = os.read(file, 1)
+                if answer != worker.DONE:
+                    raise self._failure(self.replies[file], "raised" if answer else "")
+                waiting.discard(file)
+            if not ready:
+                at = self.shared.at.tolist()
+                if at != seen:  # somebody has moved on
+                    seen, since = at, time.monotonic()
+                elif time.monotonic() - since > timeout:
+                    raise self._failure(self.replies[min(waiting)], f"has not answered for {timeout:g} seconds")
+
+    def _failure(self, index: int, how: str) -> _Failure:
+        process, log = self.processes[index], self.logs[index]
+        if not how:
+            status = process.wait()
+            how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
+        elif how != "raised":
+            process.send_signal(signal.SIGUSR1)  # it writes its traceback
+            end = time.monotonic() + 2.0
+            while not os.fstat(log).st_size and time.monotonic() < end:
+                time.sleep(0.05)
+            time.sleep(0.05)
+        return _Failure(how, self.shared.at[index], os.pread(log, os.fstat(log).st_size, 0).decode(errors="replace"))
+
+    def close(self) -> None:
+        """Let the workers close their environments; kill those that take too long."""
+        if self.owner == os.getpid():  # a forked copy of this process must leave them alone
+            for file in self.commands:
+                with contextlib.suppress(BrokenPipeError):
+                    os.write(file, worker.CLOSE)
+            end = time.monotonic() + _GRACE
+            for process in self.processes:
+                try:
+                    process.wait(max(0.0, end - time.monotonic()))
+                except subprocess.TimeoutExpired:
+                    break
+        self.kill()
+
+    def kill(self) -> None:
+        """End the workers and whatever their environments started, at once."""
+        if self.owner == os.getpid():
+            for process in self.processes:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        for file in (*self.commands, *self.replies, *self.logs, *self.shared_files):
+            os.close(file)
+        self.processes, self.commands, self.replies, self.logs, self.shared_files = [], [], {}, [], []
+
+
+def _nameless_file() -> int:
+    """A file that is gone with its last user, in memory where the system can."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("metarl")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+def _array_shape(family: TaskFamily, which: str) -> tuple[int, ...]:
+    space = getattr(family, f"{which}_space")
+    if space.shape is None or space.dtype is None:
+        raise ValueError(f"{family.id} has the {which} space {space}; worker processes exchange arrays only: "
+                         "use workers=0")  # fmt: skip
+    return tuple(space.shape)
+
+
+def _pickle_family(family: TaskFamily) -> bytes:
+    # cloudpickle takes what the main script, a notebook or a function defined along; the rest is imported.
+    try:
+        return cloudpickle.dumps(family)
+    except Exception as error:
+        raise ValueError(
+            f"{family.id} cannot be sent to worker processes: {type(error).__name__}: {error}. Keep plain data in the "
+            "family and open everything else in make(task), or use workers=0"
+        ) from error
