@@ -95,7 +95,7 @@ def spaces_of(source: Any) -> Spaces:
     return Spaces(observation, action)
 
 
-def check_same_spaces(name: str, spaces: Spaces, env: gym.Env) -> None:
+def check_same_spaces(name: str, spaces: Spaces, env: Any) -> None:
     """Raise ValueError unless `env` has the observation and action space that a policy was made for."""
     for what, ours, theirs in (
         ("observation", spaces.observation, env.observation_space),
