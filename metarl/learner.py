@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +97,8 @@ class MetaLearner:
         spaces = spaces_of(self.family)
         if start is not None:
             check_same_spaces("another environment", start.policy.spaces, self.family)
-            policy = start.policy.module if isinstance(start.policy, ModulePolicy) else None
-        self.policy: Policy = self.config.policy(spaces) if policy is None else self._adapt_module(policy, spaces)
+        module = _module_of(policy)
+        self.policy: Policy = self.config.policy(spaces) if module is None else self._adapt_module(module, spaces)
         self.state = self._module.init(self.config, self.policy, seed, self.device)
         if start is not None:
             params = {name: start.params[name].to(self.device, copy=True) for name in self.state.params}
@@ -148,7 +148,8 @@ class MetaLearner:
         check_protocol(eval_tasks, self.config.episodes, sizes)
         schedule = {"eval_every": eval_every, "eval_tasks": eval_tasks, "eval_step_sizes": list(eval_step_sizes),
                     "checkpoint_every": checkpoint_every}  # fmt: skip
-        step, hooks = self._step, None
+        step: Callable[[Any], tuple[Any, Stats]] = self._step
+        hooks = None
         if isinstance(callback, list | tuple) or hasattr(callback, "init_callback"):
             from metarl.callbacks import Hooks
 
@@ -361,6 +362,12 @@ class MetaLearner:
         learner._best_score = meta["best_score"]
         learner._run_dir = path.parent.resolve()
         return learner
+
+
+def _module_of(policy: nn.Module | AdaptedPolicy | None) -> nn.Module | None:
+    if isinstance(policy, AdaptedPolicy):
+        return policy.policy.module if isinstance(policy.policy, ModulePolicy) else None
+    return policy
 
 
 def _settings_of(start: AdaptedPolicy, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -176,14 +176,14 @@ class PolicyExtractor(BaseFeaturesExtractor):
     def forward(self, observations: Tensor) -> Tensor:
         """Observations as stable-baselines3 preprocesses them [N, ...] -> [N, A]."""
         x = observations.movedim(-3, -1) if self.transposed else observations
-        space = self.policy.spaces.observation
-        x = x if isinstance(space, Discrete) else self.policy.spaces.encode(x, x.device)
+        spaces = self.policy.spaces
+        x = spaces.encode(x, x.device) if isinstance(spaces.observation, Box) else x
         params = dict(zip(self.names, self.weights, strict=True)) | {k: v.to(x.device) for k, v in self.rest.items()}
         return self.policy.distribution(expand(params, 1), x[None])[0][0]
 
 
 @torch.no_grad()
-def _fill(theirs: ActorCriticPolicy, policy: Policy, params: Params) -> None:
+def _fill(theirs: Any, policy: Policy, params: Params) -> None:
     """Copy `params` into a stable-baselines3 policy of the right architecture."""
     A = policy.spaces.act_dim
     centre, scale = _scale(policy.spaces)
@@ -252,6 +252,7 @@ def from_sb3(
     theirs = model.policy if isinstance(model, BaseAlgorithm) else model
     _check_expressible(theirs)
     spaces = _our_spaces(theirs, env)
+    net: Any = theirs
     squashed = isinstance(theirs, TD3Policy)
     if squashed and std is None:
         raise ValueError(
@@ -273,7 +274,7 @@ def from_sb3(
         assert vec_normalize is not None
         params = _normalised(params, vec_normalize)
     hidden = tuple(params[f"b{i}"].shape[0] for i in range(len(params) // 2 - 1))
-    policy = MLPPolicy(spaces, hidden, _activation(theirs.mlp_extractor.policy_net) or "tanh", min_std=floor)
+    policy = MLPPolicy(spaces, hidden, _activation(net.mlp_extractor.policy_net) or "tanh", min_std=floor)
     return AdaptedPolicy(policy, params if log_std is None else params | {"log_std": log_std})
 
 
@@ -294,6 +295,8 @@ def _check_expressible(theirs: Any) -> None:
 def _our_spaces(theirs: BasePolicy, env: Any) -> Spaces:
     """The spaces of `env`, or the model's own."""
     found = spaces_of(theirs)
+    if isinstance(theirs, ActorCriticPolicy) and theirs.action_net.out_features != found.act_dim:
+        raise ValueError(f"a policy with the action space {found.action} cannot be converted")
     if env is None:
         return found
     spaces = spaces_of(env)
@@ -312,7 +315,7 @@ def _log_std(theirs: Any, spaces: Spaces, std: float | None) -> Tensor:
     return torch.full((spaces.act_dim,), math.log(std))
 
 
-def _mlp_params(theirs: ActorCriticPolicy, spaces: Spaces) -> Params | None:
+def _mlp_params(theirs: Any, spaces: Spaces) -> Params | None:
     """The parameters of a plain MLP in policy units; None if the policy is anything else."""
     plain = type(theirs.pi_features_extractor) is FlattenExtractor and not is_image_space(spaces.observation)
     layers = list(theirs.mlp_extractor.policy_net)
@@ -362,14 +365,14 @@ class _Actor(nn.Module):
 
     def _observations(self, theirs: Any, spaces: Spaces) -> None:
         space = spaces.observation
-        self.shape = None if isinstance(space, Discrete) else space.shape
+        self.shape: Any = space.shape if isinstance(space, Box) else None
         self.transposed = self.shape is not None and theirs.observation_space.shape != self.shape
         self.factor = 1.0
         if is_image_space(space):  # they divide by 255 or not, `encode` too
-            brightest = float(spaces.encode(np.full((1, *space.shape), 255, np.uint8)).max())
+            brightest = float(spaces.encode(np.full((1, *self.shape), 255, np.uint8)).max())
             self.factor = (1.0 if theirs.normalize_images else 255.0) / brightest
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Any) -> Tensor:
         """[N, O] -> [N, A]."""
         x = x if self.shape is None else self.factor * x.unflatten(-1, self.shape)
         x = x.movedim(-1, -3) if self.transposed else x

@@ -17,7 +17,7 @@ from metarl import random
 from metarl.tasks import SPLITS, Task, TaskFamily, Tasks, make, task_at, validate_task
 from metarl.vector import make_vector
 
-RESAMPLE = "resample"
+RESAMPLE: Literal["resample"] = "resample"
 _STAGE = 0x5B3  # keeps the episodes' seeds apart from those of meta-training
 
 
@@ -94,7 +94,7 @@ class FamilyVecEnv(VecEnv):
         self._tasks: Tasks = {}  # of all environments, each value [n_envs, ...]
         self._episode = np.full(n_envs, -1)
         self._succeeded = np.zeros(n_envs, bool)
-        self._seed, self._new_seed = seed, None
+        self._seed, self._new_seed = seed, -1  # -1: none
         self._masks_work = False
         self._obs_start, self._act_start = (_start(s) for s in (family.observation_space, family.action_space))
         super().__init__(n_envs, _from_zero(family.observation_space), _from_zero(family.action_space))
@@ -105,22 +105,21 @@ class FamilyVecEnv(VecEnv):
     def seed(self, seed: int | None = None) -> list[int | None]:
         """From the next `reset` on the episodes are those of `seed`, counted from the first again."""
         super().seed(seed)
-        assert self._seeds[0] is not None
-        self._new_seed = self._seeds[0]
+        self._new_seed = int(self._seeds[0])  # type: ignore[arg-type]  # `seed` has set it
         return self._seeds
 
     def reset(self) -> np.ndarray:
         if any(self._options):
             raise ValueError(f"environments of {self.family.id} take no reset options, got {self._options}")
-        if self._new_seed is not None:
-            self._seed, self._new_seed = self._new_seed, None
+        if self._new_seed >= 0:
+            self._seed, self._new_seed = self._new_seed, -1
             self._episode[:] = -1
             self._pools.clear()
         self._reset_seeds()
         return self._begin(np.ones(self.num_envs, bool))
 
     def step_async(self, actions: np.ndarray) -> None:
-        self._actions = actions + self._act_start if self._act_start else actions
+        self._actions = np.asarray(actions) + self._act_start if self._act_start else np.asarray(actions)
 
     def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
         raw, reward, terminated, truncated, more = self.vector.step(self._actions)
@@ -231,7 +230,7 @@ class FamilyVecEnv(VecEnv):
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: Any = None) -> list[bool]:
         from stable_baselines3.common.env_util import is_wrapped
 
-        envs = getattr(self.vector, "envs", None)
+        envs: Any = getattr(self.vector, "envs", None)
         return [bool(envs) and is_wrapped(envs[i], wrapper_class) for i in self._get_indices(indices)]
 
     def _single(self, what: str) -> list[gym.Env]:
