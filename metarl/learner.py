@@ -68,13 +68,15 @@ class MetaLearner:
         family: a family's id, or any object that is one (see `metarl.TaskFamily`).
         seed: with the config, determines every number of the run.
         device: `"auto"`, `"cpu"` or `"cuda"`.
-        policy: an `nn.Module` from [N, O] to [N, A] to adapt instead of the MLP that the config describes.
+        policy: an `nn.Module` from [N, O] to [N, A] to adapt instead of the MLP that the config describes; or a policy
+            to start from (`metarl.sb3.from_sb3(model)`, `AdaptedPolicy.load(path)`): its network and its parameters.
         workers: processes that step environments; None chooses, 0 steps them in this one (see `metarl.make_vector`).
             The results do not depend on it. Processes end with the learner, or with `close`.
         config: settings of the algorithm, fields of its `Config`.
 
     Raises:
-        ValueError: an unknown algorithm, family or setting, or spaces that are not supported.
+        ValueError: an unknown algorithm, family or setting, spaces that are not supported, or a policy that was made
+            for others.
     """
 
     def __init__(
@@ -84,19 +86,26 @@ class MetaLearner:
         *,
         seed: int = 0,
         device: str | torch.device = "auto",
-        policy: nn.Module | None = None,
+        policy: nn.Module | AdaptedPolicy | None = None,
         workers: int | None = None,
         **config: Any,
     ):
         self.algorithm = algorithm
         self._module = algorithms.get(algorithm)
-        self.config = make_config(algorithm, config)
+        start = policy if isinstance(policy, AdaptedPolicy) else None
+        self.config = make_config(algorithm, config if start is None else _settings_of(start, config))
         self.family = make(family) if isinstance(family, str) else family
         self.seed = _checked_seed(seed)
         self.device = resolve_device(device)
         spaces = spaces_of(self.family)
-        self.policy: Policy = self.config.policy(spaces) if policy is None else self._adapt_module(policy, spaces)
+        if start is not None:
+            check_same_spaces("another environment", start.policy.spaces, self.family)
+        module = _module_of(policy)
+        self.policy: Policy = self.config.policy(spaces) if module is None else self._adapt_module(module, spaces)
         self.state = self._module.init(self.config, self.policy, seed, self.device)
+        if start is not None:
+            params = {name: start.params[name].to(self.device, copy=True) for name in self.state.params}
+            self.state = dataclasses.replace(self.state, params=params)
         self.sampler = Sampler(self.family, self.device, workers)
         self._best_score: float | None = None
         self._run_dir: Path | None = None  # the run that this learner is the state of
@@ -122,7 +131,7 @@ class MetaLearner:
         iterations: int,
         *,
         run_dir: Path | str | None = None,
-        callback: Callable[[Stats], bool | None] | None = None,
+        callback: Any = None,
         progress_bar: bool = False,
         eval_every: int = 10,
         eval_tasks: int = 20,
@@ -134,7 +143,8 @@ class MetaLearner:
         Args:
             run_dir: where metrics and checkpoints go (nothing is written without it). A directory that holds
                 another run is refused; one that holds this learner's own is continued.
-            callback: called with every iteration's statistics; returning False stops the training.
+            callback: called with every iteration's statistics; returning False stops the training. Or a callback of
+                stable-baselines3, or a list of both kinds (docs/stable_baselines3.md says which work).
             progress_bar: show iteration, returns, speed and time left.
             eval_every: evaluate on test tasks after so many iterations, and after the last; 0 never does.
             eval_tasks: test tasks of such an evaluation.
@@ -151,6 +161,13 @@ class MetaLearner:
         check_protocol(eval_tasks, self.config.episodes, sizes)
         schedule = {"eval_every": eval_every, "eval_tasks": eval_tasks, "eval_step_sizes": list(eval_step_sizes),
                     "checkpoint_every": checkpoint_every}  # fmt: skip
+        step: Callable[[Any], tuple[Any, Stats]] = self._step
+        hooks = None
+        if isinstance(callback, list | tuple) or hasattr(callback, "init_callback"):
+            from metarl.callbacks import Hooks
+
+            hooks = Hooks(self, callback)
+            step, callback = hooks.around(self._step), hooks.after_iteration
         run = None if run_dir is None else self._open_run(RunDirectory(run_dir), iterations, schedule)
         logger = None if run is None else run.open_logger(self.state.iteration)
 
@@ -172,12 +189,16 @@ class MetaLearner:
             self._write(run.path / name, state, best)
 
         try:
+            if hooks is not None:
+                hooks.start(logger, iterations)
             train(
-                self.state, self._step, iterations, self.state.iteration,
+                self.state, step, iterations, self.state.iteration,
                 keep=keep, evaluate=evaluate if eval_every else None, eval_every=max(1, eval_every),
                 save=None if run is None else save, checkpoint_every=checkpoint_every, logger=logger,
                 best=self._best_score, callback=callback, progress_bar=progress_bar,
             )  # fmt: skip
+            if hooks is not None:
+                hooks.end()
         finally:
             if logger is not None:
                 logger.close()
@@ -329,7 +350,7 @@ class MetaLearner:
         family: str | TaskFamily | None = None,
         *,
         device: str | torch.device = "auto",
-        policy: nn.Module | None = None,
+        policy: nn.Module | AdaptedPolicy | None = None,
         workers: int | None = None,
     ) -> "MetaLearner":
         """The learner as it was saved; training goes on bit for bit.
@@ -337,7 +358,7 @@ class MetaLearner:
         Args:
             path: a checkpoint, or a run's directory (its latest state).
             family: needed unless the learner's family came from `metarl.make`.
-            policy: needed if the learner had a module of its own.
+            policy: needed if the learner had a module of its own, alone or in the policy that it started from.
             workers: processes that step environments, as in a new learner.
 
         Raises:
@@ -364,6 +385,26 @@ class MetaLearner:
         learner._best_score = meta["best_score"]
         learner._run_dir = path.parent.resolve()
         return learner
+
+
+def _module_of(policy: nn.Module | AdaptedPolicy | None) -> nn.Module | None:
+    if isinstance(policy, AdaptedPolicy):
+        return policy.policy.module if isinstance(policy.policy, ModulePolicy) else None
+    return policy
+
+
+def _settings_of(start: AdaptedPolicy, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings `given`, with those that the policy to start from determines."""
+    if not isinstance(start.policy, MLPPolicy | ModulePolicy):
+        raise ValueError(f"a learner cannot start from a {type(start.policy).__name__}")
+    own: dict[str, Any] = {"min_std": start.policy.min_std}
+    if isinstance(start.policy, MLPPolicy):
+        own |= {"hidden": start.policy.hidden, "activation": start.policy.activation}
+    for name in own.keys() & given.keys():
+        if (list(given[name]) != list(own[name])) if name == "hidden" else given[name] != own[name]:
+            raise ValueError(f"{name}={given[name]!r} contradicts the policy to start from, which has {own[name]!r}: "
+                             "leave it out")  # fmt: skip
+    return {**given, **own}
 
 
 def _checked_seed(seed: int) -> int:

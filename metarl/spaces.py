@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
@@ -178,7 +177,7 @@ def spaces_of(source: Any) -> Spaces:
     return Spaces(observation, action)
 
 
-def check_same_spaces(name: str, spaces: Spaces, env: gym.Env) -> None:
+def check_same_spaces(name: str, spaces: Spaces, env: Any) -> None:
     """Raise ValueError unless `env` has the observation and action space that a policy was made for.
 
     Bounds of actions must agree, since actions are scaled by them; those of observations only in whether it is an

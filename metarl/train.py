@@ -15,6 +15,7 @@ import csv
 import importlib.metadata
 import importlib.util
 import io
+import numbers
 import platform
 import time
 from collections.abc import Callable
@@ -104,6 +105,10 @@ def _metrics_writer(path: Path, rows: list[dict[str, Any]]) -> Any:
             self.file = path.open("a", newline="")
 
         def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+            # Callbacks may log pictures and words, and at other times.
+            key_values = {key: value for key, value in key_values.items() if isinstance(value, numbers.Real)}
+            if "iteration" not in key_values:
+                return
             if key_values.keys() - set(self.columns):
                 self.file.close()
                 self.start([*RunDirectory(path.parent).metrics(), dict(key_values)])

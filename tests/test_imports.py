@@ -21,9 +21,9 @@ LAYERS = [
     {"rollout", "check", "check_environments"},
     {"advantages", "trust_region", "unrolled"},
     {"algorithms", "algorithms.maml_trpo"},
-    {"evaluate", "figures", "checkpoint", "train", "adapted_policy"},
+    {"evaluate", "figures", "checkpoint", "train", "adapted_policy", "callbacks"},
     {"learner"},
-    {"cli", "sb3"},
+    {"cli", "sb3", "sb3.policies", "sb3.vec_env"},
 ]
 """From the bottom up. A module may import from lower layers and from its own; a new module belongs into one of them."""
 

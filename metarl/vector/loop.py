@@ -56,7 +56,7 @@ class LoopVectorEnv(VectorEnv):
     ) -> tuple[np.ndarray, dict[str, Any]]:
         if not self.envs:
             raise ValueError("the first reset is one of all environments: leave reset_mask out")
-        for i in np.flatnonzero(mask):
+        for i in np.flatnonzero(mask).tolist():
             if tasks is not None:
                 self.envs[i].close()
                 self.envs[i] = self.family.make(task_at(tasks, int(i) // self.episodes))

@@ -1,0 +1,9 @@
+"""To and from stable-baselines3: policies both ways, and task families as its vector environments.
+
+`docs/stable_baselines3.md` has examples. Nothing else in this package imports this one.
+"""
+
+from metarl.sb3.policies import from_sb3, to_sb3
+from metarl.sb3.vec_env import FamilyVecEnv, as_vec_env
+
+__all__ = ["FamilyVecEnv", "as_vec_env", "from_sb3", "to_sb3"]

@@ -1,0 +1,108 @@
+"""Resetting some of the environments: the tensor backend equals the loop, and the others notice nothing."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from probes import Drift, Stops
+
+from metarl import random
+from metarl.vector import LoopVectorEnv, make_vector
+from metarl.vector import tensor as tensor_module
+
+K, E, STEPS = 3, 2, 20
+N = K * E
+
+
+def play(env: Any, family: Any, masks: dict[int, np.ndarray], new_tasks: bool) -> list[tuple[np.ndarray, ...]]:
+    """Observations, rewards and flags of `STEPS` steps; before step t the environments in masks[t] are reset."""
+    rng, out = np.random.default_rng(3), []
+    actions = rng.uniform(-0.5, 0.5, (STEPS, N, 2)).astype(np.float32)
+    env.reset(seed=list(range(N)), options={"tasks": family.sample(K, np.random.default_rng(0))})
+    for t in range(STEPS):
+        if t in masks:
+            options: dict[str, Any] = {"reset_mask": masks[t]}
+            if new_tasks:
+                options["tasks"] = family.sample(K, np.random.default_rng(t))
+            obs, _ = env.reset(seed=[1000 * t + i for i in range(N)], options=options)
+            out.append((np.asarray(obs),))
+        out.append(tuple(np.asarray(x) for x in env.step(actions[t])[:4]))
+    return out
+
+
+MASKS = {t: np.random.default_rng(t).random(N) < 0.4 for t in (1, 2, 5, 6, 11, 12, 17)}
+MASKS[9] = np.ones(N, bool)
+
+
+@pytest.mark.parametrize("new_tasks", [False, True])
+@pytest.mark.parametrize("block", [None, N * 3 * 3])  # all draws at once, and three steps at a time
+def test_the_tensor_backend_equals_the_loop(new_tasks, block, monkeypatch):
+    if block is not None:
+        monkeypatch.setattr(tensor_module, "_DRAW_BLOCK", block)
+    family: Any = Drift()
+    fast = play(make_vector(family, K, E), family, MASKS, new_tasks)
+    slow = play(LoopVectorEnv(family, K, E), family, MASKS, new_tasks)
+    assert len(fast) == len(slow) == STEPS + len(MASKS)
+    for a, b in zip(fast, slow, strict=True):
+        for x, y in zip(a, b, strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-6)
+    ends = np.array([step[2] | step[3] for step in fast if len(step) == 4])
+    assert ends[:-1].any() and not ends.all() and (ends[:-1] & ~ends[1:]).any()  # some ended, and began again
+
+
+@pytest.mark.parametrize("backend", [make_vector, LoopVectorEnv])
+def test_the_others_notice_nothing(backend):
+    family: Any = Drift()
+    mask = np.array([False, True, False, True, False, False])
+    with_reset = [step for step in play(backend(family, K, E), family, {3: mask, 4: mask}, True) if len(step) == 4]
+    without = play(backend(family, K, E), family, {}, True)
+    same = [np.array_equal(a[0][~mask], b[0][~mask]) and np.array_equal(a[1][~mask], b[1][~mask])
+            for a, b in zip(with_reset, without, strict=True)]  # fmt: skip
+    assert all(same)
+    assert not np.array_equal(with_reset[3][0][mask], without[3][0][mask])
+
+
+def test_a_reset_episode_has_its_whole_horizon_again():
+    family: Any = Stops()
+    family.sample = lambda n, rng, split="train": {"steps": np.full(n, 6)}
+    family.horizon = 5
+    env = LoopVectorEnv(family, K, E)
+    env.reset(options={"tasks": family.sample(K, None)})
+    mask = np.arange(N) == 2
+    for t in range(7):
+        if t == 2:
+            env.reset(options={"reset_mask": mask})
+        truncated = env.step(np.zeros((N, 2)))[3]
+        assert truncated.tolist() == [t >= 4 if i != 2 else t >= 6 for i in range(N)]
+
+
+@pytest.mark.parametrize("backend", [make_vector, LoopVectorEnv])
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [(np.ones(N - 1, bool), r"bool \[6\]"), (np.ones(N), "float64"), (np.zeros(N, bool), "names no environment")],
+)
+def test_wrong_masks_are_refused(backend, mask, message):
+    family: Any = Drift()
+    env = backend(family, K, E)
+    env.reset(options={"tasks": family.sample(K, np.random.default_rng(0))})
+    with pytest.raises(ValueError, match=message):
+        env.reset(options={"reset_mask": mask})
+
+
+@pytest.mark.parametrize("backend", [make_vector, LoopVectorEnv])
+def test_the_first_reset_is_one_of_all(backend):
+    family: Any = Drift()
+    options = {"tasks": family.sample(K, np.random.default_rng(0)), "reset_mask": np.arange(N) == 0}
+    with pytest.raises(ValueError, match="leave reset_mask out"):
+        backend(family, K, E).reset(options=options)
+
+
+def test_numbers_from_a_place_of_ones_own_are_those_of_that_place():
+    seeds = random.episode_seeds(1, 0, 0, 3, 4)
+    start = torch.arange(12).reshape(3, 4) * 5 + 2
+    got = random.uniform(seeds, start, 7, random.ENVIRONMENT)
+    for k in range(3):
+        for e in range(4):
+            want = random.uniform(seeds[k, e], int(start[k, e]), 7, random.ENVIRONMENT)
+            assert torch.equal(got[k, e], want)
