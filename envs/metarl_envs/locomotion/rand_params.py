@@ -23,7 +23,7 @@ class _RandParams(MujocoFamily):
 
     def __init__(self, horizon: int):
         super().__init__(horizon)
-        boxes = {}
+        boxes: dict[str, gym.Space] = {}
         for name, (array, base) in PARAMETERS.items():
             low, high = base**-SCALE_LIMIT, base**SCALE_LIMIT
             boxes[name] = gym.spaces.Box(low, high, getattr(self.model, array).shape, np.float64)
