@@ -11,6 +11,7 @@ it.
 """
 
 import abc
+import copy
 import functools
 import threading
 from collections.abc import Sequence
@@ -91,7 +92,7 @@ class MujocoFamily(abc.ABC):
             raise ValueError(f"horizon must be at least 1, got {horizon}")
         self.horizon = horizon
         import_mujoco()
-        env = self._gymnasium_env(None)
+        env = self.gymnasium_env()
         plain: Any = env.unwrapped
         self.observation_space, self.action_space = env.observation_space, env.action_space
         self.dt, self.frame_skip = float(plain.dt), int(plain.frame_skip)
@@ -126,10 +127,13 @@ class MujocoFamily(abc.ABC):
     def change_model(self, model: Any, task: Task) -> None:  # noqa: B027  # a hook: most families change nothing
         """Write the task's parameters into an `MjModel` (see `changes_model`)."""
 
+    def place(self, qpos: np.ndarray, task: Tasks) -> None:  # noqa: B027
+        """Write the tasks into the first positions [N, nq]; `make` must return environments that do so too."""
+
     def make(self, task: Task, render_mode: str | None = None) -> gym.Env:
         """The plain Gymnasium environment of one task."""
         task = validate_task(self, task)
-        env = self._gymnasium_env(render_mode)
+        env = self.gymnasium_env(render_mode)
         self.change_model(env.unwrapped.model, task)  # type: ignore[attr-defined]
         return TaskEnv(env, self, task)
 
@@ -141,12 +145,12 @@ class MujocoFamily(abc.ABC):
         """The `MjModel` of a task."""
         if not self.changes_model:
             return self.model
-        env = self._gymnasium_env(None)
-        model = env.unwrapped.model  # type: ignore[attr-defined]
+        model = copy.deepcopy(self.model)
         self.change_model(model, task)
         return model
 
-    def _gymnasium_env(self, render_mode: str | None) -> gym.Env:
+    def gymnasium_env(self, render_mode: str | None = None) -> gym.Env:
+        """Gymnasium's environment as it is."""
         return gym.make(self.env_id, self.horizon, disable_env_checker=True, render_mode=render_mode, **self.env_kwargs)
 
 
@@ -196,7 +200,9 @@ class MujocoVectorEnv(VectorEnv):
             raise ValueError('the first reset needs options={"tasks": tasks}')
         generators = [seeding.np_random(s)[0] for s in self._seed_list(seed)]
         starts = [self.family.initial(generator) for generator in generators]
-        self._simulator.set_start(np.stack([qpos for qpos, _ in starts]), np.stack([qvel for _, qvel in starts]))
+        qpos, qvel = np.stack([qpos for qpos, _ in starts]), np.stack([qvel for _, qvel in starts])
+        self.family.place(qpos, self._task)
+        self._simulator.set_start(qpos, qvel)
         self._everywhere(self._simulator.forward, list(range(self.num_envs)))
         self._terminated = np.zeros(self.num_envs, bool)
         self._elapsed = 0
@@ -210,7 +216,7 @@ class MujocoVectorEnv(VectorEnv):
         self._elapsed += 1
         if len(alive):
             rows = slice(None) if len(alive) == self.num_envs else alive
-            before = self._simulator.physics(rows, copy=True)
+            before = self._simulator.physics(rows, own=True)
             self._simulator.set_controls(rows, actions[rows])
             self._everywhere(self._simulator.advance, alive.tolist())
             after = self._simulator.physics(rows)
@@ -272,11 +278,11 @@ class _Simulator:
         start = size(self.models[0], self._spec & (bit - 1))
         return slice(start, start + size(self.models[0], bit))
 
-    def physics(self, rows: Any = slice(None), copy: bool = False) -> Physics:
-        """The environments `rows`."""
+    def physics(self, rows: Any = slice(None), own: bool = False) -> Physics:
+        """The environments `rows`; `own` that the next step does not overwrite."""
         state = self._state[rows]
         fields = {name: value[rows] for name, value in self._fields.items()}
-        if copy and isinstance(rows, slice):  # anything else has copied already
+        if own and isinstance(rows, slice):  # anything else has copied already
             state, fields = state.copy(), {name: value.copy() for name, value in fields.items()}
         return Physics(state[:, self._qpos], state[:, self._qvel], state[:, self._ctrl], fields)
 

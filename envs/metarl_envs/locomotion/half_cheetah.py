@@ -7,6 +7,7 @@ import numpy as np
 
 from metarl.tasks import Task, Tasks, split_rng
 from metarl.vector.mujoco import MujocoFamily, Physics
+from metarl_envs.locomotion.first_state import normal_velocities
 
 
 class HalfCheetahDir(MujocoFamily):
@@ -48,7 +49,7 @@ class HalfCheetahDir(MujocoFamily):
         return {"forward": split_rng(rng, split).integers(2, size=n)}
 
     def initial(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        return initial(self, rng)
+        return normal_velocities(self, rng, 0.1)
 
     def observe(self, physics: Physics) -> np.ndarray:
         return observe(physics)
@@ -102,7 +103,7 @@ class HalfCheetahVel(MujocoFamily):
         return {"velocity": split_rng(rng, split).uniform(0.0, self.max_velocity, n)}
 
     def initial(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        return initial(self, rng)
+        return normal_velocities(self, rng, 0.1)
 
     def observe(self, physics: Physics) -> np.ndarray:
         return observe(physics)
@@ -125,12 +126,6 @@ class HalfCheetahVel3(HalfCheetahVel):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What they have in common
-
-
-def initial(family: MujocoFamily, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """`HalfCheetahEnv.reset_model`'s draws: uniform positions, normal velocities."""
-    qpos = family.init_qpos + rng.uniform(-0.1, 0.1, family.init_qpos.shape)
-    return qpos, family.init_qvel + 0.1 * rng.standard_normal(family.init_qvel.shape)
 
 
 def observe(physics: Physics) -> np.ndarray:
