@@ -29,8 +29,8 @@ from metarl.tasks import task_at
 START, RESET, OBSERVATION_TYPE, ACTION_TYPE, STEP, CLOSE = (bytes([code]) for code in b"SROAsC")
 DONE, FAILED = b".", b"!"
 
-IMPORTING, MAKE_PHASE, RESET_PHASE, STEP_PHASE = -1, 0, 1, 2
-"""What a worker is busy with: `Shared.at` holds IMPORTING or phase * N + environment."""
+WAITING, IMPORTING, MAKE_PHASE, RESET_PHASE, STEP_PHASE = -2, -1, 0, 1, 2
+"""What a worker is busy with: `Shared.at` holds WAITING, IMPORTING or phase * N + environment."""
 
 _LENGTH = struct.Struct("<Q")
 _ITEM = 16  # bytes kept free for a number of an observation or action, whatever its type; unused ones cost nothing

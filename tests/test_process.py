@@ -332,6 +332,16 @@ def check_trouble(where: str, trouble: str, start: Callable[..., ProcessVectorEn
         env.step(np.zeros((6, 2), np.float32))
 
 
+def test_a_worker_that_is_killed_between_two_steps_is_an_error_too(start):
+    env = start(Noisy())
+    env.reset(seed=0, options={"tasks": tasks_of(Noisy())})
+    env.step(np.zeros((6, 2), np.float32))
+    os.kill(workers_of(os.getpid())[0], signal.SIGKILL)
+    with pytest.raises(WorkerError, match=r"ended by SIGKILL .*wait for its next command"):
+        env.step(np.zeros((6, 2), np.float32))
+    assert workers_of(os.getpid()) == []
+
+
 def test_after_an_error_new_tasks_start_anew(start):
     family = Failing("step", "raise")
     env = start(family)
@@ -365,7 +375,7 @@ def test_a_family_that_workers_cannot_import_is_an_error_that_says_so(start, mon
     module.Nowhere = family  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
     env = start(family())
-    with pytest.raises(WorkerError, match=r"(?s)importing the family.*metarl_test_nowhere.*sys.path"):
+    with pytest.raises(WorkerError, match=r"(?s)import of the family.*metarl_test_nowhere.*sys.path"):
         env.reset(seed=0, options={"tasks": tasks_of(Noisy())})
 
 

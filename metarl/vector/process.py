@@ -145,8 +145,10 @@ class ProcessVectorEnv(VectorEnv):
 
     def _explain(self, failure: "_Failure") -> str:
         at, log = failure.at, failure.log.strip()
-        if at == worker.IMPORTING:
-            what = "importing the family"
+        if at == worker.WAITING:
+            what = "the wait for its next command, outside any environment"
+        elif at == worker.IMPORTING:
+            what = "the import of the family"
             log += ("" if "ModuleNotFoundError" not in log and "AttributeError" not in log else
                     "\nWorkers find the family by importing its module: it must be found on sys.path. "
                     "workers=0 does without processes.")  # fmt: skip
@@ -181,7 +183,6 @@ class _Pool:
         self.poll = select.poll()
         try:
             for index in range(sizes[1]):
-                self.shared.at[index] = worker.IMPORTING
                 self._start(index)
         except BaseException:
             self.kill()
@@ -213,6 +214,8 @@ class _Pool:
         """Send `command` to all and wait for the answers. Raises _Failure for the first worker that fails."""
         if message is not None:
             worker.post(self.messages, message)
+        for index in range(len(self.commands)):
+            self.shared.at[index] = worker.IMPORTING if command == worker.START else worker.WAITING
         for file in self.commands:
             with contextlib.suppress(BrokenPipeError):  # reading its answer will show that it is gone
                 os.write(file, command)
