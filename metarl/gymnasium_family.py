@@ -7,6 +7,7 @@ family = from_gymnasium("Pendulum-v1", {"g": Box(5.0, 15.0)})
 print(family)
 """
 
+import copy
 import importlib
 import json
 import warnings
@@ -156,7 +157,7 @@ class GymnasiumFamily:
         keywords = {name: x for name, x in values.items() if self.where[name] == KEYWORD}
         env = self._with_wrappers(TimeLimit(self._plain(keywords, render_mode), self.horizon))
         for name, value in self._attributes(env, values).items():
-            setattr(env.unwrapped, name, value)
+            setattr(env.unwrapped, name, copy.copy(value))
         if self.configure is not None:
             self.configure(env.unwrapped, values)
         return env
@@ -234,7 +235,7 @@ class GymnasiumFamily:
             if name not in found and name not in options and name not in attributes:
                 hint = did_you_mean(name, [*keywords, *options, *attributes])
                 raise ValueError(
-                    f"{self._env_id} has no parameter {name!r}{hint if '?' in hint else ''} Keywords of its "
+                    f"{self._env_id} has no parameter {name!r}{hint if '?' in hint else '.'} Keywords of its "
                     f"constructor: {keywords}; options of reset: {options}; attributes: {attributes}. One that was not "
                     'found can be named in where=, one that none of these is in where={...: "configure"}'
                 )
@@ -356,7 +357,7 @@ class TaskEnv(gym.Wrapper):
             self.env = self._rebuild()
         self._used = True
         for name, value in self._attributes.items():
-            setattr(self.unwrapped, name, value)
+            setattr(self.unwrapped, name, copy.copy(value))  # an array may be changed in place by steps
         options = {**self._options, **(options or {})} if self._options else options
         return self.env.reset(seed=None if seed is None else seed % SEEDS, options=options)
 

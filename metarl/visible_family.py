@@ -24,7 +24,8 @@ def visible(family: TaskFamily) -> "VisibleFamily":
     """The same family with the task's parameters appended to the observation, which becomes one flat vector.
 
     A number with bounds is scaled so that [-1, 1] is its range, one without both bounds stays as it is; a choice
-    becomes a one-hot vector. The parameters follow in the order of `task_space`.
+    becomes a one-hot vector, and an image (uint8) is flattened and scaled to [0, 1]. The parameters follow in the
+    order of `task_space`.
 
     Raises:
         ValueError: the family is visible already, or its observations or parameters are neither numbers nor choices.
@@ -125,6 +126,8 @@ class _Part:
             self._centre = finite_low / 2 + finite_high / 2
             half = finite_high / 2 - finite_low / 2
             self._scale = np.where(half > 0, half, 1.0)  # a parameter with one possible value becomes 0
+            self._divisor = 255.0 if not scaled and space.dtype == np.uint8 else 1.0  # images, to [0, 1]
+            self._scale *= self._divisor
             self.low, self.high = (((x - self._centre) / self._scale).astype(np.float32) for x in (low, high))
             self._sizes: tuple[int, ...] = ()
         elif isinstance(space, Discrete | MultiDiscrete):
@@ -153,7 +156,7 @@ class _Part:
             index = values.reshape(len(values), -1).long() - torch.as_tensor(self._start, device=values.device)
             hot = [torch.nn.functional.one_hot(index[:, i], n) for i, n in enumerate(self._sizes)]
             return torch.cat(hot, -1).float()
-        return values.reshape(len(values), -1).float()  # observations are not scaled
+        return values.reshape(len(values), -1).float() / self._divisor  # only observations come as tensors
 
 
 class VisibleEnv(gym.Wrapper):

@@ -1,6 +1,7 @@
 """Gymnasium's and other people's environments as task families."""
 
 import pickle
+import sys
 import warnings
 
 import gymnasium as gym
@@ -138,6 +139,14 @@ def test_numbers_come_as_python_numbers_and_arrays_as_the_attribute_had_them():
     assert env.pair == (1, 0)
 
 
+def test_an_array_that_steps_change_in_place_is_whole_again_after_a_reset():
+    env = toy({"vector": Box(0.0, 1.0, (2,))}).make({"vector": [0.25, 0.5]})
+    for _ in range(3):
+        env.unwrapped.vector += 1
+        env.reset(seed=0)
+        assert env.unwrapped.vector.tolist() == [0.25, 0.5]
+
+
 @pytest.mark.parametrize(
     ("parameters", "more", "message"),
     [
@@ -250,6 +259,21 @@ def test_check_family_finds_seeds_that_are_refused():
     assert "raises ValueError: Seed must be" in str(check_family(family, raise_problems=False)[0])
     family.legacy = False
     assert check_family(family) == []
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("gymnasium.envs.box2d")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "Box2D", None)
+    with pytest.raises(ValueError, match=r"LunarLander-v3 cannot be made: .*gymnasium\[box2d\]"):
+        from_gymnasium("LunarLander-v3", {"gravity": Box(-11.0, -5.0)})
+
+
+def test_it_can_be_rendered():
+    pytest.importorskip("pygame")
+    env = pendulums().make({"g": 9.0}, render_mode="rgb_array")
+    env.reset(seed=0)
+    assert env.render().shape == (500, 500, 3)
 
 
 def test_the_splits_draw_separately_from_one_distribution():

@@ -101,6 +101,18 @@ def test_what_is_appended():
     assert space.low.tolist()[1:4] == [-1, -1, -np.inf] and space.high.tolist()[1:4] == [1, 1, np.inf]
 
 
+def test_images_are_flattened_and_scaled():
+    family = Lines()
+    family.observation_space = Box(0, 255, (2, 1, 2), np.uint8)
+    family = visible(family)
+    image = np.array([[[[0, 51]], [[102, 255]]]], np.uint8)
+    shown = family.append(image, np.array([[0.5]], np.float32))
+    np.testing.assert_allclose(shown, [[0, 0.2, 0.4, 1, 0.5]], rtol=1e-6)
+    same = family.append(torch.from_numpy(image), torch.tensor([[0.5]]))
+    np.testing.assert_allclose(same.numpy(), shown, rtol=1e-6)
+    assert family.observation_space == Box(np.array([0, 0, 0, 0, -1], np.float32), np.ones(5, np.float32))
+
+
 def test_new_tasks_are_described_anew_and_stay_through_a_reset_without_tasks():
     family = visible(HIDDEN["point"]())
     env = make_vector(family, 2, 1)
