@@ -500,6 +500,17 @@ def test_attributes_and_methods():
     assert [t["steps"] for t in one.get_attr("task")] == [3, 3]
 
 
+def test_a_new_task_is_taken_up_by_each_when_its_episode_ends():
+    env = as_vec_env(Drift(), 2, [{**TASK, "steps": 3}, {**TASK, "steps": 5}])
+    env.reset()
+    env.set_attr("task", {**TASK, "steps": 8})
+    steps = []
+    for _ in range(5):
+        env.step(np.zeros((2, 2), np.float32))
+        steps.append([int(task["steps"]) for task in env.get_attr("task")])
+    assert steps == [[3, 5], [3, 5], [8, 5], [8, 5], [8, 8]]
+
+
 def test_single_environments_are_reached_where_there_are_any():
     env = as_vec_env(Stops(), 2)
     env.reset()
