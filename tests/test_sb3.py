@@ -174,6 +174,13 @@ def test_a_converted_learner_trains_on(algorithm, tmp_path):
     assert again.num_timesteps == 10
 
 
+def test_an_environment_can_be_set_later():
+    learner = tiny()
+    model = to_sb3(learner, n_steps=16, batch_size=16, device="cpu")
+    model.set_env(as_vec_env(learner.family, 1))
+    assert model.learn(32).num_timesteps == 32
+
+
 @pytest.mark.parametrize(
     ("spaces", "keywords", "message"),
     [
@@ -493,6 +500,17 @@ def test_attributes_and_methods():
     assert [t["steps"] for t in one.get_attr("task")] == [3, 3]
 
 
+def test_a_new_task_is_taken_up_by_each_when_its_episode_ends():
+    env = as_vec_env(Drift(), 2, [{**TASK, "steps": 3}, {**TASK, "steps": 5}])
+    env.reset()
+    env.set_attr("task", {**TASK, "steps": 8})
+    steps = []
+    for _ in range(5):
+        env.step(np.zeros((2, 2), np.float32))
+        steps.append([int(task["steps"]) for task in env.get_attr("task")])
+    assert steps == [[3, 5], [3, 5], [8, 5], [8, 5], [8, 8]]
+
+
 def test_single_environments_are_reached_where_there_are_any():
     env = as_vec_env(Stops(), 2)
     env.reset()
@@ -531,6 +549,19 @@ def test_a_vector_environment_that_cannot_reset_single_ones_is_found_out():
     env.reset()
     with pytest.raises(ValueError, match="cannot reset single environments"):
         deque((env.step(np.zeros((4, 2), np.float32)) for _ in range(8)), maxlen=0)
+
+
+def test_an_episode_with_a_success_in_any_step_is_one():
+    family: Any = point(3)
+    fast, flags = family.make_vector(2, 1), iter([[0, 1], [1, 0], [0, 0], [0, 0], [1, 0], [0, 0]])
+    family.make_vector = lambda *_: SimpleNamespace(
+        reset=fast.reset, step=lambda actions: (*fast.step(actions)[:4], {"success": np.array(next(flags))})
+    )
+    env = as_vec_env(family, 2)
+    env.reset()
+    infos = [env.step(np.zeros((2, 2), np.float32))[3] for _ in range(6)]
+    assert [[info.get("is_success") for info in step] for step in infos[1:3]] == [[None, None], [True, True]]
+    assert [info["is_success"] for info in infos[5]] == [True, False]
 
 
 def test_their_wrappers_count_and_normalise():

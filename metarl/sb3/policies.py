@@ -369,7 +369,7 @@ class _Actor(nn.Module):
         self.transposed = self.shape is not None and theirs.observation_space.shape != self.shape
         self.factor = 1.0
         if is_image_space(space):  # they divide by 255 or not, `encode` too
-            brightest = float(spaces.encode(np.full(space.shape or (), 255, np.uint8)[None]).max())
+            brightest = float(spaces.encode(np.full((1, *(space.shape or ())), 255, np.uint8)).max())
             self.factor = (1.0 if theirs.normalize_images else 255.0) / brightest
 
     def forward(self, x: Any) -> Tensor:
