@@ -18,7 +18,7 @@ LAYERS = [
     {"rollout", "check", "check_environments"},
     {"advantages", "trust_region", "unrolled"},
     {"algorithms", "algorithms.maml_trpo"},
-    {"evaluate", "figures", "checkpoint", "train", "adapted_policy"},
+    {"evaluate", "figures", "checkpoint", "train", "adapted_policy", "render"},
     {"learner"},
     {"cli", "sb3"},
 ]
