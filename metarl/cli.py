@@ -1,4 +1,4 @@
-"""The command line: `metarl train`, `evaluate`, `adapt`, `list`."""
+"""The command line: `metarl train`, `evaluate`, `adapt`, `render`, `list`."""
 
 import dataclasses
 import os
@@ -25,6 +25,7 @@ OVERVIEW = """metarl: policies that learn to adapt
   metarl train --resume RUN                 go on with an interrupted run
   metarl evaluate RUN [options]             adaptation curve on test tasks: table, CSV, JSON, PNG
   metarl adapt RUN --task NAME=VALUE        adapt to one environment and save the policy
+  metarl render RUN [--task NAME=VALUE]     film an episode before and after adaptation
   metarl list                               algorithms and task families
 
 Each takes --help; `metarl train ALGORITHM --help` lists the algorithm's settings."""
@@ -306,6 +307,53 @@ def adapt_command(argv: Sequence[str]) -> int:
     return 0
 
 
+@dataclasses.dataclass(frozen=True)
+class RenderOptions:
+    """Film an episode before and after adaptation to one environment."""
+
+    run: tyro.conf.Positional[Path]
+    """Run directory, or one checkpoint file."""
+    task: tuple[str, ...] = ()
+    """The environment's parameters, like goal=0.3,-0.2; by default a test task."""
+    checkpoint: str = "best"
+    """Which state of a run: best (by its periodic evaluations) or latest."""
+    steps: int | None = None
+    """Inner steps; by default as many as in training."""
+    step_sizes: tuple[float, ...] = ()
+    """One step size for every step (then --steps is not needed); by default the training's for all."""
+    episodes: int | None = None
+    """Episodes for every step of the adaptation; by default as in training."""
+    seed: int = 0
+    """Of the test task and the episode that is filmed."""
+    stochastic: bool = False
+    """Draw actions from the policy instead of taking their mean."""
+    out: Path | None = None
+    """An .mp4 or .gif file; by default adaptation.mp4 in the run directory."""
+
+
+def render_command(argv: Sequence[str]) -> int:
+    options = _parse(RenderOptions, "metarl render", argv)
+    from metarl.render import film
+    from metarl.tasks import parse_task, task_at
+
+    learner = _load(options.run, options.checkpoint, "cpu")
+    directory = options.run if options.run.is_dir() else options.run.parent
+    if options.task:
+        task = parse_task(learner.family, options.task)
+    else:
+        task = task_at(learner.sampler.tasks(1, options.seed, 0, split="test"), 0)
+        _say("task: " + "; ".join(f"{name}={value}" for name, value in task.items()))
+    sizes = options.step_sizes or None
+    before = learner.adapt(task, steps=0, episodes=options.episodes)
+    after = learner.adapt(task, steps=options.steps, step_sizes=sizes, episodes=options.episodes)
+    steps = len(after.returns) - 1
+    policies = {"before": before, f"after {steps} step{'' if steps == 1 else 's'}": after}
+    path = film(learner.family, task, policies, options.out or directory / "adaptation.mp4",
+                seed=options.seed, deterministic=not options.stochastic)  # fmt: skip
+    _say(f"wrote {path}")
+    return 0
+
+
 def _load(run: Path, checkpoint: str, device: str, workers: int | None = None) -> Any:
     from metarl.learner import MetaLearner
     from metarl.train import BEST, LATEST
@@ -342,7 +390,8 @@ def list_command(argv: Sequence[str]) -> int:
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    "train": train_command, "evaluate": evaluate_command, "adapt": adapt_command, "list": list_command,
+    "train": train_command, "evaluate": evaluate_command, "adapt": adapt_command,
+    "render": render_command, "list": list_command,
 }  # fmt: skip
 
 

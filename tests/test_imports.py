@@ -21,7 +21,7 @@ LAYERS = [
     {"rollout", "check", "check_environments"},
     {"advantages", "trust_region", "unrolled"},
     {"algorithms", "algorithms.maml_trpo"},
-    {"evaluate", "figures", "checkpoint", "train", "adapted_policy", "callbacks"},
+    {"evaluate", "figures", "checkpoint", "train", "adapted_policy", "callbacks", "render"},
     {"learner"},
     {"cli", "sb3", "sb3.policies", "sb3.vec_env"},
 ]
