@@ -12,6 +12,7 @@ from metarl import checkpoint, distributions
 from metarl.adapt import Params, expand
 from metarl.checkpoint import CheckpointError
 from metarl.policies import MLPPolicy, ModulePolicy, Policy
+from metarl.policies_cnn import CNNPolicy
 from metarl.spaces import spaces_from_json, spaces_to_json
 
 
@@ -61,10 +62,12 @@ class AdaptedPolicy:
         """Write the policy to one file (`.safetensors` is added if missing). -> its path."""
         path = _with_suffix(path)
         kind: dict[str, Any] = {"type": type(self.policy).__name__}
-        if isinstance(self.policy, MLPPolicy | ModulePolicy):
+        if isinstance(self.policy, MLPPolicy | CNNPolicy | ModulePolicy):
             kind |= {"init_std": self.policy.init_std, "min_std": self.policy.min_std}
-        if isinstance(self.policy, MLPPolicy):
+        if isinstance(self.policy, MLPPolicy | CNNPolicy):
             kind |= {"hidden": list(self.policy.hidden), "activation": self.policy.activation}
+        if isinstance(self.policy, CNNPolicy):
+            kind |= {"channels": list(self.policy.channels)}
         returns = None if self.returns is None else [float(x) for x in self.returns]
         meta = {"kind": "policy", "policy": kind, "spaces": spaces_to_json(self.policy.spaces), "returns": returns}
         checkpoint.save(path, self.params, meta)
@@ -83,9 +86,10 @@ class AdaptedPolicy:
             raise CheckpointError(f"{path} holds a {meta.get('kind')}, not a policy: use MetaLearner.load")
         spaces, saved = spaces_from_json(meta["spaces"]), meta["policy"]
         policy: Policy
-        if saved["type"] == MLPPolicy.__name__:
-            hidden = tuple(saved["hidden"])
-            policy = MLPPolicy(spaces, hidden, saved["activation"], saved["init_std"], saved["min_std"])
+        if saved["type"] in (MLPPolicy.__name__, CNNPolicy.__name__):
+            rest = tuple(saved["hidden"]), saved["activation"], saved["init_std"], saved["min_std"]
+            convolutional = saved["type"] == CNNPolicy.__name__
+            policy = CNNPolicy(spaces, tuple(saved["channels"]), *rest) if convolutional else MLPPolicy(spaces, *rest)
         elif module is None:
             raise CheckpointError(f"{path} holds the parameters of a module of your own: pass it as module=")
         else:

@@ -17,7 +17,7 @@ from metarl.adapted_policy import AdaptedPolicy
 from metarl.checkpoint import CheckpointError
 from metarl.evaluate import FINAL, PERIODIC, Evaluation, check_protocol, evaluation_seed
 from metarl.parallel import keep_freed_memory
-from metarl.policies import MLPPolicy, ModulePolicy, Policy
+from metarl.policies import ModulePolicy, Policy
 from metarl.rollout import EnvSampler, Sampler
 from metarl.spaces import Spaces, check_same_spaces, spaces_of
 from metarl.tasks import (
@@ -68,7 +68,7 @@ class MetaLearner:
         family: a family's id, or any object that is one (see `metarl.TaskFamily`).
         seed: with the config, determines every number of the run.
         device: `"auto"`, `"cpu"` or `"cuda"`.
-        policy: an `nn.Module` from [N, O] to [N, A] to adapt instead of the MLP that the config describes.
+        policy: an `nn.Module` from [N, O] to [N, A] to adapt instead of the network that the config describes.
         config: settings of the algorithm, fields of its `Config`.
 
     Raises:
@@ -327,7 +327,7 @@ class MetaLearner:
         tensors, meta = checkpoint.load(path)
         if meta.get("kind") != "learner":
             raise CheckpointError(f"{path} holds a {meta.get('kind')}, not a learner")
-        if (policy is None) != (meta["policy"] == MLPPolicy.__name__):
+        if (policy is None) == (meta["policy"] == ModulePolicy.__name__):
             remedy = "pass that module as policy=" if policy is None else "leave policy= out"
             raise CheckpointError(f"{path} was saved by a learner with a policy of type {meta['policy']}: {remedy}")
         own = _load_family(path, meta["family"], family)

@@ -1,7 +1,7 @@
 """Rolling policies out: all tasks and episodes at once, every random number from a key."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import gymnasium as gym
@@ -15,7 +15,7 @@ from metarl.adapt import Params
 from metarl.distributions import Distribution, Gaussian
 from metarl.parallel import threads_for
 from metarl.policies import Policy
-from metarl.spaces import spaces_of
+from metarl.spaces import Image, spaces_of
 from metarl.tasks import TaskFamily, Tasks, num_tasks, task_at
 from metarl.vector import make_vector
 
@@ -30,6 +30,7 @@ class Rollout:
     mask: Tensor  # [K, T, E], 1 while the step counts
     log_prob: Tensor  # [K, T, E], under the policy that acted
     dist: Distribution  # of the policy that acted, [K, T, E, A] (log_std: [K, 1, 1, A])
+    image: Image | None = None  # what the observations are images of
 
     @property
     def returns(self) -> Tensor:
@@ -50,9 +51,11 @@ class Rollout:
         return self._map(lambda x: x.to(device))
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "Rollout":
-        parts = {f.name: getattr(self, f.name) for f in fields(self)}
-        dist = type(self.dist)(*(function(x) for x in parts.pop("dist")))
-        return Rollout(**{name: function(value) for name, value in parts.items()}, dist=dist)
+        tensors: dict[str, Any] = {
+            f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)
+        }
+        dist = type(self.dist)(*(function(x) for x in self.dist))
+        return replace(self, **{name: function(value) for name, value in tensors.items()}, dist=dist)
 
 
 def collect(env: VectorEnv, tasks: Tasks, horizon: int, policy: Policy, params: Params, seeds: Tensor) -> Rollout:
@@ -112,7 +115,7 @@ def _collect(
     _check_finite(env, tasks, rew, obs)
     rest = (dist.log_std.unsqueeze(1),) if isinstance(dist, Gaussian) else ()
     dist = type(dist)(heads, *rest)
-    return Rollout(obs, act, rew, mask.float(), distributions.log_prob(dist, act), dist)
+    return Rollout(obs, act, rew, mask.float(), distributions.log_prob(dist, act), dist, spaces.image)
 
 
 def _check_finite(env: VectorEnv, tasks: Tasks, rew: Tensor, obs: Tensor) -> None:
@@ -181,7 +184,8 @@ class EnvSampler:
             name: torch.cat([getattr(p, name) for p in parts], 2) for name in ("obs", "act", "rew", "mask", "log_prob")
         }
         head = torch.cat([p.dist[0] for p in parts], 2)
-        return Rollout(**merged, dist=type(parts[0].dist)(head, *parts[0].dist[1:])).to(self.device)
+        dist = type(parts[0].dist)(head, *parts[0].dist[1:])
+        return replace(parts[0], **merged, dist=dist).to(self.device)
 
 
 class _SingleEnv(VectorEnv):

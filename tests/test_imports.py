@@ -14,7 +14,7 @@ ROOT = Path(metarl.__file__).parent
 LAYERS = [
     {"distributions", "tasks", "random", "adapt", "losses", "parallel"},
     {"spaces", "mlp"},
-    {"policies", "vector", "vector.loop", "vector.tensor"},
+    {"policies", "policies_cnn", "vector", "vector.loop", "vector.tensor"},
     {"rollout", "check", "check_environments"},
     {"advantages", "trust_region", "unrolled"},
     {"algorithms", "algorithms.maml_trpo"},

@@ -23,6 +23,7 @@ from metarl.advantages import advantages
 from metarl.distributions import Distribution
 from metarl.parallel import task_chunks, thread_map, threads_over_tasks
 from metarl.policies import MLPPolicy, Policy
+from metarl.policies_cnn import CNNPolicy
 from metarl.rollout import EnvSampler, Rollout, Sampler
 from metarl.spaces import Spaces
 from metarl.tasks import Tasks, num_tasks
@@ -30,6 +31,7 @@ from metarl.trust_region import Jacobian, Objective, Surrogate, trpo_step
 from metarl.unrolled import unrolled_jacobian
 
 INNER_GRADIENTS = ("policy_gradient", "lvc")
+NETWORKS = ("auto", "mlp", "cnn")
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,12 @@ class Config:
     """Discount."""
     gae_lambda: float = 1.0
     """Lambda of generalised advantage estimation; 1 is the discounted return minus the baseline."""
+    network: Literal["auto", "mlp", "cnn"] = "auto"
+    """The policy's network: "cnn" has convolutions before the hidden layers and needs image observations (a Box of
+    uint8 in [0, 255], height x width x channels); "auto" is "cnn" where they are images, else "mlp"."""
+    channels: tuple[int, ...] = ()
+    """Channels of the convolutions (3 x 3, stride 2) of a "cnn". Empty: 16 in as many as bring the image to 4 x 4 or
+    less."""
     hidden: tuple[int, ...] = (64, 64)
     """Units in the hidden layers of the policy."""
     activation: str = "tanh"
@@ -88,6 +96,10 @@ class Config:
     def __post_init__(self) -> None:
         if self.inner_gradient not in INNER_GRADIENTS:
             raise ValueError(f"inner_gradient must be one of {INNER_GRADIENTS}, got {self.inner_gradient!r}")
+        if self.network not in NETWORKS:
+            raise ValueError(f"network must be one of {NETWORKS}, got {self.network!r}")
+        if self.channels and self.network == "mlp":
+            raise ValueError(f"channels={self.channels} has no meaning for network='mlp'")
         for name, least in (
             ("n_tasks", 1),
             ("episodes", 1),
@@ -117,11 +129,16 @@ class Config:
         """The parameters that the inner step leaves alone."""
         return () if self.adapt_std else ("log_std",)
 
-    def policy(self, spaces: Spaces) -> MLPPolicy:
+    def policy(self, spaces: Spaces) -> MLPPolicy | CNNPolicy:
         """The policy that these settings describe."""
-        return MLPPolicy(
-            spaces, tuple(self.hidden), self.activation, self.init_std, self.min_std, self.input_gain, self.output_gain
-        )
+        rest = (
+            tuple(self.hidden), self.activation, self.init_std, self.min_std, self.input_gain, self.output_gain
+        )  # fmt: skip
+        if self.network == "cnn" or (self.network == "auto" and spaces.image is not None):
+            return CNNPolicy(spaces, tuple(self.channels), *rest)
+        if self.channels:
+            raise ValueError(f"channels={self.channels} needs image observations, got {spaces.observation}")
+        return MLPPolicy(spaces, *rest)
 
 
 @dataclass(frozen=True)
