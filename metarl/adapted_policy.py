@@ -8,22 +8,34 @@ import numpy as np
 import torch
 from torch import nn
 
-from metarl import checkpoint, distributions
+from metarl import checkpoint, distributions, normalize
 from metarl.adapt import Params, expand
 from metarl.checkpoint import CheckpointError
+from metarl.normalize import ObsStats
 from metarl.policies import MLPPolicy, ModulePolicy, Policy
 from metarl.policies_cnn import CNNPolicy
 from metarl.spaces import spaces_from_json, spaces_to_json
+
+_STATS = "obs_stats/"
 
 
 class AdaptedPolicy:
     """A policy for one environment, with stable-baselines3's `predict`."""
 
-    def __init__(self, policy: Policy, params: Params, returns: np.ndarray | None = None, seed: int = 0):
+    def __init__(
+        self,
+        policy: Policy,
+        params: Params,
+        returns: np.ndarray | None = None,
+        seed: int = 0,
+        obs_stats: ObsStats | None = None,
+    ):
         self.policy, self.params = policy, params
         self.returns = returns
         """Mean return before and after each inner step of the adaptation."""
-        self._decode = policy.spaces.decoder()
+        self.obs_stats: ObsStats = obs_stats or {}
+        """By which observations are normalised, if at all (see `metarl.normalize`)."""
+        self._decode, self._scale = policy.spaces.decoder(), normalize.scaler(self.obs_stats)
         self._stacked = expand(params, 1)
         self._generator = torch.Generator().manual_seed(seed)
 
@@ -45,7 +57,7 @@ class AdaptedPolicy:
         single = obs.shape == (space.shape or ())
         if not single and obs.shape[1:] != (space.shape or ()):
             raise ValueError(f"observations have the shape {space.shape} or are a batch of such, got {obs.shape}")
-        x = self.policy.spaces.encode(obs[None] if single else obs)[None]
+        x = self._scale(self.policy.spaces.encode(obs[None] if single else obs))[None]
         dist = self.policy.distribution(self._stacked, x)
         if deterministic:
             action = distributions.mode(dist)[0]
@@ -70,7 +82,8 @@ class AdaptedPolicy:
             kind |= {"channels": list(self.policy.channels)}
         returns = None if self.returns is None else [float(x) for x in self.returns]
         meta = {"kind": "policy", "policy": kind, "spaces": spaces_to_json(self.policy.spaces), "returns": returns}
-        checkpoint.save(path, self.params, meta)
+        stats = {_STATS + name: value for name, value in self.obs_stats.items()}
+        checkpoint.save(path, self.params | stats, meta)
         return path
 
     @classmethod
@@ -94,11 +107,13 @@ class AdaptedPolicy:
             raise CheckpointError(f"{path} holds the parameters of a module of your own: pass it as module=")
         else:
             policy = ModulePolicy(spaces, copy.deepcopy(module), saved["init_std"], saved["min_std"])
+        stats = {name.removeprefix(_STATS): x for name, x in tensors.items() if name.startswith(_STATS)}
+        tensors = {name: x for name, x in tensors.items() if not name.startswith(_STATS)}
         expected = policy.init(torch.Generator())
         if {n: x.shape for n, x in expected.items()} != {n: x.shape for n, x in tensors.items()}:
             raise CheckpointError(f"{path} holds the parameters {sorted(tensors)}, the policy has {sorted(expected)}")
         returns = None if meta["returns"] is None else np.array(meta["returns"])
-        return cls(policy, {name: tensors[name] for name in expected}, returns)
+        return cls(policy, {name: tensors[name] for name in expected}, returns, obs_stats=stats)
 
 
 def _with_suffix(path: Path | str) -> Path:

@@ -265,7 +265,8 @@ class MetaLearner:
             tasks = stack_tasks([validate_task(self.family, task)])
         found = self._evaluate(self.state, sampler, tasks, episodes, sizes, seed)
         params = {name: value[0].cpu() for name, value in found.params[-1].items()}
-        return AdaptedPolicy(self.policy, params, found.returns[0].mean(-1).cpu().numpy())
+        stats = {name: value.cpu() for name, value in getattr(self.state, "obs_stats", {}).items()}
+        return AdaptedPolicy(self.policy, params, found.returns[0].mean(-1).cpu().numpy(), obs_stats=stats)
 
     def _evaluate(
         self, state: Any, sampler: Sampler | EnvSampler, tasks: Tasks, episodes: int, sizes: Sequence[float], seed: int

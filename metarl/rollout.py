@@ -10,9 +10,10 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from metarl import distributions, random
+from metarl import distributions, normalize, random
 from metarl.adapt import Params
 from metarl.distributions import Distribution, Gaussian
+from metarl.normalize import ObsStats
 from metarl.parallel import threads_for
 from metarl.policies import Policy
 from metarl.spaces import Image, spaces_of
@@ -31,6 +32,12 @@ class Rollout:
     log_prob: Tensor  # [K, T, E], under the policy that acted
     dist: Distribution  # of the policy that acted, [K, T, E, A] (log_std: [K, 1, 1, A])
     image: Image | None = None  # what the observations are images of
+    raw: Tensor | None = None  # [K, T, E, O], the observations before normalisation, where there is any
+
+    @property
+    def raw_obs(self) -> Tensor:
+        """The observations as the environments gave them, [K, T, E, O]."""
+        return self.obs if self.raw is None else self.raw
 
     @property
     def returns(self) -> Tensor:
@@ -51,34 +58,48 @@ class Rollout:
         return self._map(lambda x: x.to(device))
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "Rollout":
-        tensors: dict[str, Any] = {
-            f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)
-        }
-        dist = type(self.dist)(*(function(x) for x in self.dist))
-        return replace(self, **{name: function(value) for name, value in tensors.items()}, dist=dist)
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        changed: dict[str, Any] = {name: function(x) for name, x in values.items() if isinstance(x, Tensor)}
+        return replace(self, **changed, dist=type(self.dist)(*(function(x) for x in self.dist)))
 
 
-def collect(env: VectorEnv, tasks: Tasks, horizon: int, policy: Policy, params: Params, seeds: Tensor) -> Rollout:
+def collect(
+    env: VectorEnv,
+    tasks: Tasks,
+    horizon: int,
+    policy: Policy,
+    params: Params,
+    seeds: Tensor,
+    obs_stats: ObsStats | None = None,
+) -> Rollout:
     """Act with `params` [K, ...] in K*E environments for one episode each.
 
     Args:
         env: any vector environment of `metarl.vector`'s kind; the tensors of one with a `device` stay there.
         seeds: int64 [K, E]; the episode's environment and its action noise both follow from its seed alone.
+        obs_stats: by which the policy's observations are normalised, if at all (see `metarl.normalize`).
 
     Raises:
         ValueError: an environment returned a number that is not finite (names task, episode and step).
     """
     device = getattr(env, "device", torch.device("cpu"))
     with torch.no_grad(), threads_for(seeds.numel(), device):
-        return _collect(env, device, tasks, horizon, policy, params, seeds)
+        return _collect(env, device, tasks, horizon, policy, params, seeds, obs_stats)
 
 
 def _collect(
-    env: VectorEnv, device: torch.device, tasks: Tasks, horizon: int, policy: Policy, params: Params, seeds: Tensor
+    env: VectorEnv,
+    device: torch.device,
+    tasks: Tasks,
+    horizon: int,
+    policy: Policy,
+    params: Params,
+    seeds: Tensor,
+    obs_stats: ObsStats | None,
 ) -> Rollout:
     (K, E), T, spaces = seeds.shape, horizon, policy.spaces
     tensors = hasattr(env, "device")
-    decode = spaces.decoder(device)
+    decode, scale = spaces.decoder(device), normalize.scaler(obs_stats, device)
     params = {name: value.to(device).contiguous() for name, value in params.items()}
     seeds = seeds.to(device)
     noise = (random.uniform if spaces.discrete else random.normal)(
@@ -87,6 +108,7 @@ def _collect(
 
     raw, _ = env.reset(seed=seeds.reshape(-1), options={"tasks": tasks})  # type: ignore[arg-type]  # one for each
     obs = torch.zeros(K, T, E, spaces.obs_dim, device=device)
+    unscaled = torch.zeros_like(obs) if obs_stats else None
     act = torch.zeros(
         noise.shape[0],
         T,
@@ -100,6 +122,8 @@ def _collect(
     alive = torch.ones(K, E, dtype=torch.bool, device=device)
     for t in range(T):
         x = spaces.encode(raw, device).reshape(K, E, -1)
+        if unscaled is not None:
+            unscaled[:, t], x = x, scale(x)
         dist = policy.distribution(params, x)
         action = distributions.sample(dist, noise[:, :, t])
         command = decode(action.flatten(0, 1))
@@ -111,11 +135,13 @@ def _collect(
             break
     rew = torch.where(mask, rew, 0.0)  # a product with the mask would let a NaN through
     obs, heads = (torch.where(mask[..., None], x, 0.0) for x in (obs, heads))
+    unscaled = None if unscaled is None else torch.where(mask[..., None], unscaled, 0.0)
     act = torch.where(mask if act.dim() == 3 else mask[..., None], act, torch.zeros_like(act))
-    _check_finite(env, tasks, rew, obs)
+    _check_finite(env, tasks, rew, obs if unscaled is None else unscaled)  # scaled ones are cut off: none is infinite
     rest = (dist.log_std.unsqueeze(1),) if isinstance(dist, Gaussian) else ()
     dist = type(dist)(heads, *rest)
-    return Rollout(obs, act, rew, mask.float(), distributions.log_prob(dist, act), dist, spaces.image)
+    log_prob = distributions.log_prob(dist, act)
+    return Rollout(obs, act, rew, mask.float(), log_prob, dist, spaces.image, unscaled)
 
 
 def _check_finite(env: VectorEnv, tasks: Tasks, rew: Tensor, obs: Tensor) -> None:
@@ -147,12 +173,21 @@ class Sampler:
         return self.family.sample(n, np.random.default_rng([seed, iteration]), split)
 
     def collect(
-        self, tasks: Tasks, episodes: int, policy: Policy, params: Params, seed: int, iteration: int, stage: int
+        self,
+        tasks: Tasks,
+        episodes: int,
+        policy: Policy,
+        params: Params,
+        seed: int,
+        iteration: int,
+        stage: int,
+        obs_stats: ObsStats | None = None,
     ) -> Rollout:
         """Roll out `episodes` episodes per task with `params` [K, ...]; see `collect`."""
         n = num_tasks(tasks)
         seeds = random.episode_seeds(seed, iteration, stage, n, episodes)
-        return collect(self._env(n, episodes), tasks, self.family.horizon, policy, params, seeds).to(self.device)
+        env = self._env(n, episodes)
+        return collect(env, tasks, self.family.horizon, policy, params, seeds, obs_stats).to(self.device)
 
     def _env(self, n_tasks: int, episodes: int) -> VectorEnv:
         key = (n_tasks, episodes)
@@ -174,14 +209,26 @@ class EnvSampler:
         self.env, self.horizon, self.device = env, horizon, torch.device(device)
 
     def collect(
-        self, tasks: Tasks, episodes: int, policy: Policy, params: Params, seed: int, iteration: int, stage: int
+        self,
+        tasks: Tasks,
+        episodes: int,
+        policy: Policy,
+        params: Params,
+        seed: int,
+        iteration: int,
+        stage: int,
+        obs_stats: ObsStats | None = None,
     ) -> Rollout:
         """As `Sampler.collect` for one task."""
         seeds = random.episode_seeds(seed, iteration, stage, 1, episodes)
         single = _SingleEnv(self.env, self.horizon)
-        parts = [collect(single, tasks, self.horizon, policy, params, seeds[:, e : e + 1]) for e in range(episodes)]
+        parts = [
+            collect(single, tasks, self.horizon, policy, params, seeds[:, e : e + 1], obs_stats)
+            for e in range(episodes)
+        ]
         merged: dict[str, Any] = {
-            name: torch.cat([getattr(p, name) for p in parts], 2) for name in ("obs", "act", "rew", "mask", "log_prob")
+            name: torch.cat([getattr(p, name) for p in parts], 2)
+            for name in ("obs", "act", "rew", "mask", "log_prob", *(["raw"] if obs_stats else []))
         }
         head = torch.cat([p.dist[0] for p in parts], 2)
         dist = type(parts[0].dist)(head, *parts[0].dist[1:])

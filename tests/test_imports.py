@@ -13,7 +13,7 @@ ROOT = Path(metarl.__file__).parent
 
 LAYERS = [
     {"distributions", "tasks", "random", "adapt", "losses", "parallel"},
-    {"spaces", "mlp"},
+    {"spaces", "mlp", "normalize"},
     {"policies", "policies_cnn", "vector", "vector.loop", "vector.tensor"},
     {"rollout", "check", "check_environments"},
     {"advantages", "trust_region", "unrolled"},

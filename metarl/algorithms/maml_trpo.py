@@ -10,17 +10,18 @@ One iteration, top to bottom:
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from metarl import distributions, losses, random
+from metarl import distributions, losses, normalize, random
 from metarl.adapt import Params, expand, sgd_step
 from metarl.advantages import advantages
 from metarl.distributions import Distribution
+from metarl.normalize import ObsStats
 from metarl.parallel import task_chunks, thread_map, threads_over_tasks
 from metarl.policies import MLPPolicy, Policy
 from metarl.policies_cnn import CNNPolicy
@@ -62,6 +63,9 @@ class Config:
     """Discount."""
     gae_lambda: float = 1.0
     """Lambda of generalised advantage estimation; 1 is the discounted return minus the baseline."""
+    normalize_obs: bool = False
+    """Give the policy observations with mean 0 and standard deviation 1 (cut off at 10), by running statistics of the
+    training data before this meta-iteration: for vectors whose entries have different scales."""
     network: Literal["auto", "mlp", "cnn"] = "auto"
     """The policy's network: "cnn" has convolutions before the hidden layers and needs image observations (a Box of
     uint8 in [0, 255], height x width x channels); "auto" is "cnn" where they are images, else "mlp"."""
@@ -148,6 +152,8 @@ class State:
     params: Params
     iteration: int = 0
     env_steps: int = 0
+    obs_stats: ObsStats = field(default_factory=dict)
+    """Running statistics of the observations; empty without `normalize_obs`."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +170,8 @@ class Batch:
 def init(config: Config, policy: Policy, seed: int, device: torch.device | str = "cpu") -> State:
     """The state before the first meta-iteration."""
     generator = torch.Generator().manual_seed(random.generator_seed(seed, 0))
-    return State({name: value.to(device) for name, value in policy.init(generator).items()})
+    params = {name: value.to(device) for name, value in policy.init(generator).items()}
+    return State(params, obs_stats=normalize.start(policy.spaces, device) if config.normalize_obs else {})
 
 
 @threads_over_tasks
@@ -177,7 +184,9 @@ def iteration(
     params, data, in_rollouts = expand(state.params, config.n_tasks), [], 0.0
     for step in range(config.inner_steps + 1):
         before = time.perf_counter()
-        rollout = sampler.collect(tasks, config.episodes, policy, params, seed, state.iteration, step)
+        rollout = sampler.collect(
+            tasks, config.episodes, policy, params, seed, state.iteration, step, state.obs_stats
+        )  # fmt: skip
         in_rollouts += time.perf_counter() - before
         data.append(Batch(rollout, advantages(rollout, config.gamma, config.gae_lambda)))
         if step < config.inner_steps:
@@ -192,12 +201,16 @@ def iteration(
         state.params, objectives, config.max_kl, config.damping, config.cg_iterations, config.max_backtracks,
         config.backtrack, kept,
     )  # fmt: skip
+    obs_stats = state.obs_stats
+    for batch in data:
+        obs_stats = normalize.update(obs_stats, batch.rollout.raw_obs, batch.rollout.mask)
     steps = sum(batch.rollout.steps for batch in data)
     stats = {f"return/step_{i}": batch.rollout.returns.mean().item() for i, batch in enumerate(data)}
     stats |= {f"outer/{name}": value for name, value in outer.items()}
     stats["policy/entropy"] = losses.masked_mean(distributions.entropy(rollout.dist), rollout.mask).mean().item()
     stats |= {"time/rollout": in_rollouts, "time/update": time.perf_counter() - start - in_rollouts}
-    return replace(state, params=new_params, iteration=state.iteration + 1, env_steps=state.env_steps + steps), stats
+    new = State(new_params, state.iteration + 1, state.env_steps + steps, obs_stats)
+    return new, stats
 
 
 def lr_unit(config: Config, meta: Params) -> float:
@@ -302,7 +315,7 @@ def evaluate(
     params = [expand(state.params, num_tasks(tasks))]
     rollouts: list[Rollout] = []
     for stage in range(len(step_sizes) + 1):
-        rollouts.append(sampler.collect(tasks, episodes, policy, params[-1], seed, 0, stage))
+        rollouts.append(sampler.collect(tasks, episodes, policy, params[-1], seed, 0, stage, state.obs_stats))
         if stage < len(step_sizes):
             batch = Batch(rollouts[-1], advantages(rollouts[-1], config.gamma, config.gae_lambda))
             params.append(adapt(config, policy, params[-1], batch, step_sizes[stage] * lr_unit(config, state.params)))
