@@ -264,3 +264,22 @@ def test_a_learner_adapts_to_a_plain_environment_with_images():
     env = pixels().make({"goal": np.array([0.3, -0.2], np.float32)})
     by_env, by_task = learner.adapt(env, steps=1, horizon=4), learner.adapt({"goal": [0.3, -0.2]}, steps=1)
     assert all(torch.allclose(by_env.params[n], x, atol=1e-5) for n, x in by_task.params.items())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Learning (its long form is in test_learning.py)
+
+
+def test_an_adapted_policy_finds_from_pixels_what_no_blind_policy_can():
+    # Without adaptation nothing beats the middle: -15 E|goal| = -5.74. A network that was not meta-trained adapts too,
+    # to -4.2.
+    blind = -15 * (math.sqrt(2) + math.log(1 + math.sqrt(2))) / 6
+    family = metarl.make("PointNavigationPixels-v0", horizon=15, size=8)
+    learner = MetaLearner(
+        "maml_trpo", family, device="cpu", n_tasks=10, episodes=10, channels=(4, 8), hidden=(16,), init_std=0.4,
+        min_std=0.2, lr_in_std=True, max_kl=0.02,
+    )  # fmt: skip
+    learner.learn(6, eval_every=0)
+    before, after = learner.evaluate(40, episodes=20, steps=1, seed=1).mean
+    assert before < blind + 0.3
+    assert after > -3.5
