@@ -8,11 +8,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from metarl import checkpoint, distributions
+from metarl import checkpoint, distributions, normalize
 from metarl.adapt import Params, expand
 from metarl.checkpoint import CheckpointError
+from metarl.normalize import ObsStats
 from metarl.policies import MLPPolicy, ModulePolicy, Policy
+from metarl.policies_cnn import CNNPolicy
 from metarl.spaces import spaces_from_json, spaces_to_json
+
+_STATS = "obs_stats/"
 
 
 class AdaptedPolicy:
@@ -25,13 +29,16 @@ class AdaptedPolicy:
         returns: np.ndarray | None = None,
         seed: int = 0,
         success_rates: np.ndarray | None = None,
+        obs_stats: ObsStats | None = None,
     ):
         self.policy, self.params = policy, params
         self.returns = returns
         """Mean return before and after each inner step of the adaptation."""
         self.success_rates = success_rates
         """Share of episodes with a success, likewise; None where the environment does not report it."""
-        self._decode = policy.spaces.decoder()
+        self.obs_stats: ObsStats = obs_stats or {}
+        """By which observations are normalised, if at all (see `metarl.normalize`)."""
+        self._decode, self._scale = policy.spaces.decoder(), normalize.scaler(self.obs_stats)
         self._stacked = expand(params, 1)
         self._generator = torch.Generator().manual_seed(seed)
 
@@ -53,7 +60,7 @@ class AdaptedPolicy:
         single = obs.shape == (space.shape or ())
         if not single and obs.shape[1:] != (space.shape or ()):
             raise ValueError(f"observations have the shape {space.shape} or are a batch of such, got {obs.shape}")
-        x = self.policy.spaces.encode(obs[None] if single else obs)[None]
+        x = self._scale(self.policy.spaces.encode(obs[None] if single else obs))[None]
         dist = self.policy.distribution(self._stacked, x)
         if deterministic:
             action = distributions.mode(dist)[0]
@@ -70,13 +77,16 @@ class AdaptedPolicy:
         """Write the policy to one file (`.safetensors` is added if missing). -> its path."""
         path = _with_suffix(path)
         kind: dict[str, Any] = {"type": type(self.policy).__name__}
-        if isinstance(self.policy, MLPPolicy | ModulePolicy):
+        if isinstance(self.policy, MLPPolicy | CNNPolicy | ModulePolicy):
             kind |= {"init_std": self.policy.init_std, "min_std": self.policy.min_std}
-        if isinstance(self.policy, MLPPolicy):
+        if isinstance(self.policy, MLPPolicy | CNNPolicy):
             kind |= {"hidden": list(self.policy.hidden), "activation": self.policy.activation}
+        if isinstance(self.policy, CNNPolicy):
+            kind |= {"channels": list(self.policy.channels)}
         returns = None if self.returns is None else [float(x) for x in self.returns]
         meta = {"kind": "policy", "policy": kind, "spaces": spaces_to_json(self.policy.spaces), "returns": returns}
-        checkpoint.save(path, self.params, meta)
+        stats = {_STATS + name: value for name, value in self.obs_stats.items()}
+        checkpoint.save(path, self.params | stats, meta)
         return path
 
     @classmethod
@@ -92,18 +102,21 @@ class AdaptedPolicy:
             raise CheckpointError(f"{path} holds a {meta.get('kind')}, not a policy: use MetaLearner.load")
         spaces, saved = spaces_from_json(meta["spaces"]), meta["policy"]
         policy: Policy
-        if saved["type"] == MLPPolicy.__name__:
-            hidden = tuple(saved["hidden"])
-            policy = MLPPolicy(spaces, hidden, saved["activation"], saved["init_std"], saved["min_std"])
+        if saved["type"] in (MLPPolicy.__name__, CNNPolicy.__name__):
+            rest = tuple(saved["hidden"]), saved["activation"], saved["init_std"], saved["min_std"]
+            convolutional = saved["type"] == CNNPolicy.__name__
+            policy = CNNPolicy(spaces, tuple(saved["channels"]), *rest) if convolutional else MLPPolicy(spaces, *rest)
         elif module is None:
             raise CheckpointError(f"{path} holds the parameters of a module of your own: pass it as module=")
         else:
             policy = ModulePolicy(spaces, copy.deepcopy(module), saved["init_std"], saved["min_std"])
+        stats = {name.removeprefix(_STATS): x for name, x in tensors.items() if name.startswith(_STATS)}
+        tensors = {name: x for name, x in tensors.items() if not name.startswith(_STATS)}
         expected = policy.init(torch.Generator())
         if {n: x.shape for n, x in expected.items()} != {n: x.shape for n, x in tensors.items()}:
             raise CheckpointError(f"{path} holds the parameters {sorted(tensors)}, the policy has {sorted(expected)}")
         returns = None if meta["returns"] is None else np.array(meta["returns"])
-        return cls(policy, {name: tensors[name] for name in expected}, returns)
+        return cls(policy, {name: tensors[name] for name in expected}, returns, obs_stats=stats)
 
 
 def _with_suffix(path: Path | str) -> Path:

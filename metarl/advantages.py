@@ -34,22 +34,36 @@ def linear_baseline(rollout: Rollout, targets: Tensor, ridge: float = 1e-5) -> T
     The features are those of Duan et al. (2016, https://arxiv.org/abs/1604.06778): the observation (clipped to
     [-10, 10]), its square, t, t^2, t^3 with t in hundreds of steps, and 1. Normal equations in float64, one
     solve batched over tasks.
+
+    Of an image, which has more pixels than a task has steps to fit them to, the features are the mean brightness of
+    each channel in 4 x 4 fields, without squares.
     """
     K, T, E = rollout.mask.shape
     chunks = task_chunks(K, T * E, rollout.mask.device)
-    return torch.cat(thread_map(lambda c: _fit(rollout.obs[c], rollout.mask[c], targets[c], ridge), chunks))
+    return torch.cat(thread_map(lambda c: _fit(_features(rollout[c]), rollout.mask[c], targets[c], ridge), chunks))
+
+
+def _features(rollout: Rollout) -> Tensor:
+    """Of observation and time, float64 [K, T*E, F]."""
+    K, T, E, O = rollout.obs.shape
+    x = rollout.obs.reshape(K, T * E, O)
+    if rollout.image is None:
+        x = x.clamp(-10, 10).double()
+        x = torch.cat([x, x**2], -1)
+    else:
+        pooled = torch.nn.functional.adaptive_avg_pool2d(rollout.image.grid(x).flatten(0, 1), 4)
+        x = pooled.reshape(K, T * E, -1).double()
+    t = torch.arange(T, device=x.device, dtype=torch.float64).repeat_interleave(E) / 100
+    time = torch.stack([t, t**2, t**3, torch.ones_like(t)], -1).expand(K, T * E, 4)
+    return torch.cat([x, time], -1)
 
 
 @torch.no_grad()
-def _fit(obs: Tensor, mask: Tensor, targets: Tensor, ridge: float) -> Tensor:
-    k, T, E, O = obs.shape
-    x = obs.reshape(k, T * E, O).clamp(-10, 10).double()
-    t = torch.arange(T, device=obs.device, dtype=torch.float64).repeat_interleave(E) / 100
-    time = torch.stack([t, t**2, t**3, torch.ones_like(t)], -1).expand(k, T * E, 4)
-    features = torch.cat([x, x**2, time], -1)
+def _fit(features: Tensor, mask: Tensor, targets: Tensor, ridge: float) -> Tensor:
+    k, T, E = mask.shape
     weighted = features * mask.reshape(k, T * E, 1)
     gram = features.mT @ weighted
-    gram = gram + ridge * torch.eye(gram.shape[-1], dtype=torch.float64, device=obs.device)
+    gram = gram + ridge * torch.eye(gram.shape[-1], dtype=torch.float64, device=features.device)
     coefficients, _ = torch.linalg.solve_ex(gram, weighted.mT @ targets.reshape(k, T * E, 1).double())
     return (features @ coefficients).reshape(k, T, E).to(targets.dtype)
 

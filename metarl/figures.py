@@ -83,7 +83,7 @@ def paths(axes: Sequence["Axes"], family: TaskFamily, evaluation: Evaluation, in
     for ax, step in zip(axes, (0, len(rollouts) - 1), strict=True):
         rollout = rollouts[step]
         observations = [
-            rollout.obs[index, : int(rollout.mask[index, :, e].sum()), e].cpu().numpy()
+            rollout.raw_obs[index, : int(rollout.mask[index, :, e].sum()), e].cpu().numpy()
             for e in range(min(episodes, rollout.obs.shape[2]))
         ]
         family.draw(ax, task_at(evaluation.tasks, index), observations)  # type: ignore[attr-defined]

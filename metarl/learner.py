@@ -18,6 +18,7 @@ from metarl.checkpoint import CheckpointError
 from metarl.evaluate import FINAL, PERIODIC, Evaluation, check_protocol, evaluation_seed
 from metarl.parallel import keep_freed_memory
 from metarl.policies import MLPPolicy, ModulePolicy, Policy
+from metarl.policies_cnn import CNNPolicy
 from metarl.rollout import EnvSampler, Sampler
 from metarl.spaces import Spaces, check_same_spaces, spaces_of
 from metarl.tasks import (
@@ -68,8 +69,9 @@ class MetaLearner:
         family: a family's id, or any object that is one (see `metarl.TaskFamily`).
         seed: with the config, determines every number of the run.
         device: `"auto"`, `"cpu"` or `"cuda"`.
-        policy: an `nn.Module` from [N, O] to [N, A] to adapt instead of the MLP that the config describes; or a policy
-            to start from (`metarl.sb3.from_sb3(model)`, `AdaptedPolicy.load(path)`): its network and its parameters.
+        policy: an `nn.Module` from [N, O] to [N, A] to adapt instead of the network that the config describes; or a
+            policy to start from (`metarl.sb3.from_sb3(model)`, `AdaptedPolicy.load(path)`): its network, its parameters
+            and its statistics of observations.
         workers: processes that step environments; None chooses, 0 steps them in this one (see `metarl.make_vector`).
             The results do not depend on it. Processes end with the learner, or with `close`.
         config: settings of the algorithm, fields of its `Config`.
@@ -106,6 +108,9 @@ class MetaLearner:
         if start is not None:
             params = {name: start.params[name].to(self.device, copy=True) for name in self.state.params}
             self.state = dataclasses.replace(self.state, params=params)
+            if start.obs_stats:
+                obs_stats = {name: value.to(self.device, copy=True) for name, value in start.obs_stats.items()}
+                self.state = dataclasses.replace(self.state, obs_stats=obs_stats)
         self.sampler = Sampler(self.family, self.device, workers)
         self._best_score: float | None = None
         self._run_dir: Path | None = None  # the run that this learner is the state of
@@ -307,7 +312,9 @@ class MetaLearner:
         found = self._evaluate(self.state, sampler, tasks, episodes, sizes, seed)
         params = {name: value[0].cpu() for name, value in found.params[-1].items()}
         rates = None if found.success_rates is None else found.success_rates[0].cpu().numpy()
-        return AdaptedPolicy(self.policy, params, found.returns[0].mean(-1).cpu().numpy(), success_rates=rates)
+        stats = {name: value.cpu() for name, value in getattr(self.state, "obs_stats", {}).items()}
+        returns = found.returns[0].mean(-1).cpu().numpy()
+        return AdaptedPolicy(self.policy, params, returns, success_rates=rates, obs_stats=stats)
 
     def _evaluate(
         self, state: Any, sampler: Sampler | EnvSampler, tasks: Tasks, episodes: int, sizes: Sequence[float], seed: int
@@ -371,7 +378,7 @@ class MetaLearner:
         tensors, meta = checkpoint.load(path)
         if meta.get("kind") != "learner":
             raise CheckpointError(f"{path} holds a {meta.get('kind')}, not a learner")
-        if (policy is None) != (meta["policy"] == MLPPolicy.__name__):
+        if (policy is None) == (meta["policy"] == ModulePolicy.__name__):
             remedy = "pass that module as policy=" if policy is None else "leave policy= out"
             raise CheckpointError(f"{path} was saved by a learner with a policy of type {meta['policy']}: {remedy}")
         own = _load_family(path, meta["family"], family)
@@ -395,13 +402,17 @@ def _module_of(policy: nn.Module | AdaptedPolicy | None) -> nn.Module | None:
 
 def _settings_of(start: AdaptedPolicy, given: Mapping[str, Any]) -> dict[str, Any]:
     """The settings `given`, with those that the policy to start from determines."""
-    if not isinstance(start.policy, MLPPolicy | ModulePolicy):
+    if not isinstance(start.policy, MLPPolicy | CNNPolicy | ModulePolicy):
         raise ValueError(f"a learner cannot start from a {type(start.policy).__name__}")
     own: dict[str, Any] = {"min_std": start.policy.min_std}
-    if isinstance(start.policy, MLPPolicy):
-        own |= {"hidden": start.policy.hidden, "activation": start.policy.activation}
+    if not isinstance(start.policy, ModulePolicy):
+        own |= {"hidden": tuple(start.policy.hidden), "activation": start.policy.activation}
+        own["network"] = "cnn" if isinstance(start.policy, CNNPolicy) else "mlp"
+    if isinstance(start.policy, CNNPolicy):
+        own["channels"] = tuple(start.policy.channels)
     for name in own.keys() & given.keys():
-        if (list(given[name]) != list(own[name])) if name == "hidden" else given[name] != own[name]:
+        wanted = tuple(given[name]) if isinstance(own[name], tuple) else given[name]
+        if wanted != own[name] and wanted != "auto":
             raise ValueError(f"{name}={given[name]!r} contradicts the policy to start from, which has {own[name]!r}: "
                              "leave it out")  # fmt: skip
     return {**given, **own}

@@ -41,8 +41,31 @@ def _check_std(init_std: float, min_std: float) -> None:
         raise ValueError(f"need 0 < min_std < init_std, got {min_std} and {init_std}")
 
 
-def _log_std_init(spaces: Spaces, init_std: float) -> Tensor:
+def check_network(hidden: tuple[int, ...], activation: str, init_std: float, min_std: float) -> None:
+    """Raise ValueError for settings of a network that make no sense."""
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {list(ACTIVATIONS)}, got {activation!r}")
+    if any(width < 1 for width in hidden):
+        raise ValueError(f"hidden layers need at least one unit each, got {hidden}")
+    _check_std(init_std, min_std)
+
+
+def log_std_init(spaces: Spaces, init_std: float) -> Tensor:
+    """The initial log standard deviation of a Gaussian head, [A]."""
     return torch.full((spaces.act_dim,), math.log(init_std))
+
+
+def xavier(generator: torch.Generator, shape: tuple[int, ...], fan_in: int, fan_out: int) -> Tensor:
+    """Uniform weights of Glorot and Bengio (2010)."""
+    return (torch.rand(*shape, generator=generator) * 2 - 1) * math.sqrt(6 / (fan_in + fan_out))
+
+
+def dense_layers(generator: torch.Generator, sizes: tuple[int, ...]) -> Params:
+    """Xavier-uniform weights and zero biases of layers from `sizes[0]` inputs to `sizes[-1]` outputs: w0, b0, ..."""
+    params: Params = {}
+    for i, (n, m) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+        params[f"w{i}"], params[f"b{i}"] = xavier(generator, (n, m), n, m), torch.zeros(m)
+    return params
 
 
 def floored_log_std(params: Params, min_std: float) -> Tensor | None:
@@ -70,22 +93,15 @@ class MLPPolicy:
     """Factor on the last layer's initial weights: actions near zero at first, whatever the observation."""
 
     def __post_init__(self) -> None:
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(f"activation must be one of {list(ACTIVATIONS)}, got {self.activation!r}")
-        if any(width < 1 for width in self.hidden):
-            raise ValueError(f"hidden layers need at least one unit each, got {self.hidden}")
-        _check_std(self.init_std, self.min_std)
+        check_network(self.hidden, self.activation, self.init_std, self.min_std)
 
     def init(self, generator: torch.Generator) -> Params:
         """Xavier-uniform weights (the first and the last layer's times their gains) and zero biases."""
-        sizes, params = (self.spaces.obs_dim, *self.hidden, self.spaces.act_dim), {}
-        for i, (n, m) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
-            params[f"w{i}"] = (torch.rand(n, m, generator=generator) * 2 - 1) * math.sqrt(6 / (n + m))
-            params[f"b{i}"] = torch.zeros(m)
+        params = dense_layers(generator, (self.spaces.obs_dim, *self.hidden, self.spaces.act_dim))
         params["w0"] *= self.input_gain
         params[f"w{len(self.hidden)}"] *= self.output_gain
         if not self.spaces.discrete:
-            params["log_std"] = _log_std_init(self.spaces, self.init_std)
+            params["log_std"] = log_std_init(self.spaces, self.init_std)
         return params
 
     def distribution(self, params: Params, obs: Tensor) -> Distribution:
@@ -138,7 +154,7 @@ class ModulePolicy:
     def init(self, generator: torch.Generator) -> Params:
         """The module's own present parameters; `generator` is not used."""
         params = {name: value.detach().clone() for name, value in self._module_params().items()}
-        return params if self.spaces.discrete else params | {"log_std": _log_std_init(self.spaces, self.init_std)}
+        return params if self.spaces.discrete else params | {"log_std": log_std_init(self.spaces, self.init_std)}
 
     def distribution(self, params: Params, obs: Tensor) -> Distribution:
         module_params = {name: value for name, value in params.items() if name.startswith("module.")}

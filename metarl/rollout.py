@@ -1,7 +1,7 @@
 """Rolling policies out: all tasks and episodes at once, every random number from a key."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import gymnasium as gym
@@ -10,12 +10,13 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from metarl import distributions, random
+from metarl import distributions, normalize, random
 from metarl.adapt import Params
 from metarl.distributions import Distribution, Gaussian
+from metarl.normalize import ObsStats
 from metarl.parallel import threads_for
 from metarl.policies import Policy
-from metarl.spaces import spaces_of
+from metarl.spaces import Image, spaces_of
 from metarl.tasks import TaskFamily, Tasks, num_tasks, task_at
 from metarl.vector import make_vector
 
@@ -31,6 +32,13 @@ class Rollout:
     log_prob: Tensor  # [K, T, E], under the policy that acted
     dist: Distribution  # of the policy that acted, [K, T, E, A] (log_std: [K, 1, 1, A])
     success: Tensor | None = None  # [K, E] bool: any valid step was one; None where no environment reports it
+    image: Image | None = None  # what the observations are images of
+    raw: Tensor | None = None  # [K, T, E, O], the observations before normalisation, where there is any
+
+    @property
+    def raw_obs(self) -> Tensor:
+        """The observations as the environments gave them, [K, T, E, O]."""
+        return self.obs if self.raw is None else self.raw
 
     @property
     def returns(self) -> Tensor:
@@ -56,34 +64,49 @@ class Rollout:
         return self._map(lambda x: x.to(device))
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "Rollout":
-        parts = {f.name: getattr(self, f.name) for f in fields(self)}
-        dist = type(self.dist)(*(function(x) for x in parts.pop("dist")))
-        done: dict[str, Any] = {name: None if x is None else function(x) for name, x in parts.items()}
-        return Rollout(**done, dist=dist)
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        changed: dict[str, Any] = {name: function(x) for name, x in values.items() if isinstance(x, Tensor)}
+        return replace(self, **changed, dist=type(self.dist)(*(function(x) for x in self.dist)))
 
 
-def collect(env: VectorEnv, tasks: Tasks, horizon: int, policy: Policy, params: Params, seeds: Tensor) -> Rollout:
+def collect(
+    env: VectorEnv,
+    tasks: Tasks,
+    horizon: int,
+    policy: Policy,
+    params: Params,
+    seeds: Tensor,
+    obs_stats: ObsStats | None = None,
+) -> Rollout:
     """Act with `params` [K, ...] in K*E environments for one episode each.
 
     Args:
         env: any vector environment of `metarl.vector`'s kind; the tensors of one with a `device` stay there. Where
             its `step` returns `infos["success"]` [N], the rollout has `success`.
         seeds: int64 [K, E]; the episode's environment and its action noise both follow from its seed alone.
+        obs_stats: by which the policy's observations are normalised, if at all (see `metarl.normalize`).
 
     Raises:
         ValueError: an environment returned a number that is not finite (names task, episode and step).
     """
     device = getattr(env, "device", torch.device("cpu"))
     with torch.no_grad(), threads_for(seeds.numel(), device):
-        return _collect(env, device, tasks, horizon, policy, params, seeds)
+        return _collect(env, device, tasks, horizon, policy, params, seeds, obs_stats)
 
 
 def _collect(
-    env: VectorEnv, device: torch.device, tasks: Tasks, horizon: int, policy: Policy, params: Params, seeds: Tensor
+    env: VectorEnv,
+    device: torch.device,
+    tasks: Tasks,
+    horizon: int,
+    policy: Policy,
+    params: Params,
+    seeds: Tensor,
+    obs_stats: ObsStats | None,
 ) -> Rollout:
     (K, E), T, spaces = seeds.shape, horizon, policy.spaces
     tensors = hasattr(env, "device")
-    decode = spaces.decoder(device)
+    decode, scale = spaces.decoder(device), normalize.scaler(obs_stats, device)
     params = {name: value.to(device).contiguous() for name, value in params.items()}
     seeds = seeds.to(device)
     noise = (random.uniform if spaces.discrete else random.normal)(
@@ -92,6 +115,7 @@ def _collect(
 
     raw, _ = env.reset(seed=seeds.reshape(-1), options={"tasks": tasks})  # type: ignore[arg-type]  # one for each
     obs = torch.zeros(K, T, E, spaces.obs_dim, device=device)
+    unscaled = torch.zeros_like(obs) if obs_stats else None
     act = torch.zeros(
         noise.shape[0],
         T,
@@ -106,6 +130,8 @@ def _collect(
     success: Tensor | None = None
     for t in range(T):
         x = spaces.encode(raw, device).reshape(K, E, -1)
+        if unscaled is not None:
+            unscaled[:, t], x = x, scale(x)
         dist = policy.distribution(params, x)
         action = distributions.sample(dist, noise[:, :, t])
         command = decode(action.flatten(0, 1))
@@ -120,11 +146,13 @@ def _collect(
             break
     rew = torch.where(mask, rew, 0.0)  # a product with the mask would let a NaN through
     obs, heads = (torch.where(mask[..., None], x, 0.0) for x in (obs, heads))
+    unscaled = None if unscaled is None else torch.where(mask[..., None], unscaled, 0.0)
     act = torch.where(mask if act.dim() == 3 else mask[..., None], act, torch.zeros_like(act))
-    _check_finite(env, tasks, rew, obs)
+    _check_finite(env, tasks, rew, obs if unscaled is None else unscaled)  # scaled ones are cut off: none is infinite
     rest = (dist.log_std.unsqueeze(1),) if isinstance(dist, Gaussian) else ()
     dist = type(dist)(heads, *rest)
-    return Rollout(obs, act, rew, mask.float(), distributions.log_prob(dist, act), dist, success)
+    log_prob = distributions.log_prob(dist, act)
+    return Rollout(obs, act, rew, mask.float(), log_prob, dist, success, spaces.image, unscaled)
 
 
 def _check_finite(env: VectorEnv, tasks: Tasks, rew: Tensor, obs: Tensor) -> None:
@@ -162,12 +190,21 @@ class Sampler:
         return self.family.sample(n, np.random.default_rng([seed, iteration]), split)
 
     def collect(
-        self, tasks: Tasks, episodes: int, policy: Policy, params: Params, seed: int, iteration: int, stage: int
+        self,
+        tasks: Tasks,
+        episodes: int,
+        policy: Policy,
+        params: Params,
+        seed: int,
+        iteration: int,
+        stage: int,
+        obs_stats: ObsStats | None = None,
     ) -> Rollout:
         """Roll out `episodes` episodes per task with `params` [K, ...]; see `collect`."""
         n = num_tasks(tasks)
         seeds = random.episode_seeds(seed, iteration, stage, n, episodes)
-        return collect(self._env(n, episodes), tasks, self.family.horizon, policy, params, seeds).to(self.device)
+        env = self._env(n, episodes)
+        return collect(env, tasks, self.family.horizon, policy, params, seeds, obs_stats).to(self.device)
 
     def _env(self, n_tasks: int, episodes: int) -> VectorEnv:
         key = (n_tasks, episodes)
@@ -189,19 +226,32 @@ class EnvSampler:
         self.env, self.horizon, self.device = env, horizon, torch.device(device)
 
     def collect(
-        self, tasks: Tasks, episodes: int, policy: Policy, params: Params, seed: int, iteration: int, stage: int
+        self,
+        tasks: Tasks,
+        episodes: int,
+        policy: Policy,
+        params: Params,
+        seed: int,
+        iteration: int,
+        stage: int,
+        obs_stats: ObsStats | None = None,
     ) -> Rollout:
         """As `Sampler.collect` for one task."""
         seeds = random.episode_seeds(seed, iteration, stage, 1, episodes)
         single = _SingleEnv(self.env, self.horizon)
-        parts = [collect(single, tasks, self.horizon, policy, params, seeds[:, e : e + 1]) for e in range(episodes)]
+        parts = [
+            collect(single, tasks, self.horizon, policy, params, seeds[:, e : e + 1], obs_stats)
+            for e in range(episodes)
+        ]
         merged: dict[str, Any] = {
-            name: torch.cat([getattr(p, name) for p in parts], 2) for name in ("obs", "act", "rew", "mask", "log_prob")
+            name: torch.cat([getattr(p, name) for p in parts], 2)
+            for name in ("obs", "act", "rew", "mask", "log_prob", *(["raw"] if obs_stats else []))
         }
         head = torch.cat([p.dist[0] for p in parts], 2)
         flags = [p.success for p in parts if p.success is not None]
         success = torch.cat(flags, 1) if len(flags) == episodes else None
-        return Rollout(**merged, dist=type(parts[0].dist)(head, *parts[0].dist[1:]), success=success).to(self.device)
+        dist = type(parts[0].dist)(head, *parts[0].dist[1:])
+        return replace(parts[0], **merged, dist=dist, success=success).to(self.device)
 
 
 class _SingleEnv(VectorEnv):

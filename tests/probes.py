@@ -13,7 +13,7 @@ from metarl.adapt import Params, expand
 from metarl.advantages import advantages
 from metarl.algorithms import maml_trpo
 from metarl.distributions import log_prob
-from metarl.policies import MLPPolicy, Policy
+from metarl.policies import Policy
 from metarl.rollout import Rollout, Sampler
 from metarl.spaces import spaces_of
 from metarl.tasks import Task, TaskFamily, Tasks, split_rng
@@ -226,7 +226,7 @@ def setup(
     return Sampler(family, device), policy, maml_trpo.init(config, policy, seed, device)
 
 
-def random_params(policy: MLPPolicy, n_tasks: int, seed: int = 0) -> Params:
+def random_params(policy: Policy, n_tasks: int, seed: int = 0) -> Params:
     """Parameters that differ from task to task, biases and standard deviations included."""
     g = torch.Generator().manual_seed(seed)
     stacked = expand(policy.init(g), n_tasks)
@@ -251,8 +251,8 @@ def double(data: list[maml_trpo.Batch]) -> list[maml_trpo.Batch]:
     """The same data in float64 (integers stay), for finite differences."""
 
     def convert(value: Any) -> Any:
-        if value is None:
-            return None
+        if not isinstance(value, Tensor | tuple):
+            return value
         if isinstance(value, tuple):
             return type(value)(*(convert(x) for x in value))
         return value.double() if value.is_floating_point() else value

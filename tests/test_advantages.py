@@ -12,6 +12,7 @@ from metarl.advantages import advantages, discounted_returns, gae, linear_baseli
 from metarl.distributions import Categorical
 from metarl.losses import masked_mean
 from metarl.rollout import Rollout
+from metarl.spaces import Image
 
 
 def random(seed: int, *shape: int) -> Tensor:
@@ -149,7 +150,7 @@ def test_an_episode_that_ends_early_equals_a_short_one():
     # The same two-step episodes, stored in two steps and in six.
     r = rollout(T=2)
     longer = {name: torch.cat([x, torch.zeros(3, 4, *x.shape[2:], dtype=x.dtype)], 1)
-              for name, x in vars(r).items() if name != "dist"}  # fmt: skip
+              for name, x in vars(r).items() if isinstance(x, Tensor)}  # fmt: skip
     padded = advantages(Rollout(**longer, dist=Categorical(torch.zeros(3, 6, 5, 2))), 0.9, 0.8)
     torch.testing.assert_close(padded[:, :2], advantages(r, 0.9, 0.8), atol=1e-5, rtol=1e-5)
 
@@ -178,3 +179,43 @@ def test_nothing_to_prefer_gives_zeros_not_nan(reward):
 def test_advantages_are_data():
     r = rollout()
     assert not advantages(replace(r, rew=r.rew.requires_grad_()), 0.99, 1.0).requires_grad
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Images
+
+
+def images(K: int = 2, T: int = 10, E: int = 8, channels_first: bool = False) -> Rollout:
+    g = torch.Generator().manual_seed(0)
+    shape = Image(8, 12, 2, channels_first)
+    blank = torch.zeros(K, T, E)
+    obs = torch.rand(K, T, E, 8 * 12 * 2, generator=g)
+    mask = (torch.rand(K, T, E, generator=g) < 0.9).float()
+    return Rollout(obs, blank.long(), blank, mask, blank, Categorical(torch.zeros(K, T, E, 2)), shape)
+
+
+@pytest.mark.parametrize("channels_first", [False, True])
+def test_the_baseline_of_images_is_the_least_squares_fit_on_the_brightness_of_their_fields(channels_first):
+    r = images(channels_first=channels_first)
+    targets = random(3, 2, 10, 8)
+    shape = (2, 4, 2, 4, 3) if channels_first else (4, 2, 4, 3, 2)
+    axes = (2, 4) if channels_first else (1, 3)
+    got = linear_baseline(r, targets)
+    for k in range(2):
+        x = r.obs[k].reshape(80, -1).double().numpy().reshape(80, *shape)
+        fields = x.mean(tuple(1 + a for a in axes)).reshape(80, 32)
+        t = np.repeat(np.arange(10), 8)[:, None] / 100
+        features = np.concatenate([fields, t, t**2, t**3, np.ones_like(t)], 1)
+        valid = r.mask[k].flatten().bool().numpy()
+        weights = np.linalg.solve(
+            features[valid].T @ features[valid] + 1e-5 * np.eye(36),
+            features[valid].T @ targets[k].flatten().double().numpy()[valid],
+        )
+        np.testing.assert_allclose(got[k].flatten().numpy(), features @ weights, atol=1e-4)
+
+
+def test_the_baseline_of_images_does_not_fit_everything():
+    # As many features as steps would take all of the advantage away.
+    r, targets = images(), random(3, 2, 10, 8)
+    assert (targets - linear_baseline(r, targets)).std() > 0.5
+    assert (targets - linear_baseline(replace(r, image=None), targets)).mul(r.mask).std() < 0.1

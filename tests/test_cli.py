@@ -404,3 +404,36 @@ def test_an_error_in_a_process_of_its_own(tmp_path):
     done = subprocess.run(metarl_command("trian"), cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: there is no command 'trian'; did you mean 'train'?\n"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Images, and normalised observations
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "settings"),
+    [
+        ("PointNavigationPixels-v0", ["--channels", "3", "4"], {"channels": (3, 4)}),
+        ("PointNavigationPixels-v0", ["--network", "mlp"], {"network": "mlp"}),
+        ("PointNavigation-v0", ["--normalize-obs"], {"normalize_obs": True}),
+    ],
+    ids=["convolutions", "without", "normalised"],
+)
+def test_every_command_serves_every_kind_of_observation(tmp_path, family, options, settings):
+    run = tmp_path / "run"
+    argv = ["train", "maml_trpo", family, *SMALL, *options, "--eval-every", "0", "--out", str(run)]
+    assert cli.run([*argv, "--iterations", "1"]) == 0
+    assert cli.run(["train", "--resume", str(run), "--iterations", "2", "--threads", "1", "--device", "cpu",
+                    "--no-progress"]) == 0  # fmt: skip
+    by_python = MetaLearner("maml_trpo", metarl.make(family, horizon=5), device="cpu", n_tasks=2, episodes=2,
+                            hidden=(8,), **settings).learn(2, eval_every=0)  # fmt: skip
+    assert same_params(MetaLearner.load(run).state.params, by_python.state.params)
+    few = ["--tasks", "2", "--episodes", "2", "--steps", "1"]
+    assert cli.run(["evaluate", str(run), *few, "--threads", "1", "--device", "cpu"]) == 0
+    assert (run / "evaluation" / "adaptation.png").exists()
+    policy = tmp_path / "p.safetensors"
+    assert cli.run(["adapt", str(run), "--task", "goal=0.3,-0.2", "--out", str(policy)]) == 0
+    observation = by_python.family.make({"goal": [0.3, -0.2]}).reset(seed=0)[0]
+    action, _ = AdaptedPolicy.load(policy).predict(observation, deterministic=True)
+    want, _ = by_python.adapt({"goal": [0.3, -0.2]}).predict(observation, deterministic=True)
+    np.testing.assert_allclose(action, want, atol=1e-6)

@@ -29,6 +29,7 @@ IDS = [
     "PendulumParams-v0",
     "PointNavigation-v0",
     "PointNavigationCorners-v0",
+    "PointNavigationPixels-v0",
     "PointNavigationSparse-v0",
     "TabularMDP-v0",
 ]
@@ -37,6 +38,7 @@ VARIANTS = [
     ("BernoulliBandit-v0", {"arms": 3, "horizon": 4}),
     ("GaussianBandit-v0", {"arms": 2, "horizon": 3, "std": 0.1}),
     ("PointNavigation-v0", {"horizon": 1}),
+    ("PointNavigationPixels-v0", {"horizon": 5, "size": 9}),
     ("TabularMDP-v0", {"states": 3, "actions": 2, "horizon": 4}),
 ]
 HEADINGS = [
@@ -49,10 +51,12 @@ HEADINGS = [
     "Source",
     "Version history",
 ]
-# Known and meant: the plane has no border, and a displacement of 0.1 is what the papers call an action.
+# Known and meant: the plane has no border, a displacement of 0.1 is what the papers call an action, and small images
+# (stable-baselines3's own network wants 36 x 36 pixels).
 ACCEPTED = [
     ".*Box observation space m(in|ax)imum value is -?infinity.*",
     ".*recommend (you to use|using) a symmetric and normalized.*",
+    ".*minimal resolution for an image is 36x36.*",
 ]
 
 
@@ -188,6 +192,8 @@ def test_splits(id):
     ("id", "kwargs", "message"),
     [
         ("PointNavigation-v0", {"horizon": 0}, "horizon must be at least 1, got 0"),
+        ("PointNavigationPixels-v0", {"horizon": 0}, "horizon must be at least 1, got 0"),
+        ("PointNavigationPixels-v0", {"size": 7}, "size must be at least 8, got 7"),
         ("PointNavigationSparse-v0", {"goal_radius": 0.0}, "goal_radius must be positive, got 0.0"),
         ("PointNavigationCorners-v0", {"start_radius": -1.0}, "start_radius must not be negative, got -1.0"),
         ("BernoulliBandit-v0", {"arms": 1}, "arms must be at least 2, got 1"),

@@ -59,6 +59,57 @@ def test_point_navigation_by_hand():
     assert (reward.item(), terminated.item(), truncated.item()) == (0, True, False)
 
 
+PIXELS = "PointNavigationPixels-v0"
+
+
+def spot(position, size=16):
+    return metarl.make(PIXELS, size=size).observe({"position": torch.tensor(position)}, {})[..., 0].int()
+
+
+def test_the_picture_of_the_origin_by_hand():
+    # The middle is where four pixels meet: each is sqrt(1/2) pixels away, the next ones sqrt(5/2).
+    near, next_, size = round(255 * (1 - 0.5**0.5 / 2)), round(255 * (1 - 2.5**0.5 / 2)), 16
+    want = torch.zeros(size, size, dtype=torch.int32)
+    want[7:9, 7:9] = near
+    want[6, 7:9] = want[9, 7:9] = next_
+    want[7:9, 6] = want[7:9, 9] = next_
+    assert torch.equal(spot([0.0, 0.0]), want)
+
+
+def test_the_picture_shows_right_and_up():
+    pixel = 1.5 / 16
+    assert torch.equal(spot([2 * pixel, 0.0]), spot([0.0, 0.0]).roll(2, 1))
+    assert torch.equal(spot([0.0, 3 * pixel]), spot([0.0, 0.0]).roll(-3, 0))
+
+
+def test_a_spot_at_the_edge_stays_whole_and_there():
+    edge = spot([0.75 - 2 * 1.5 / 16, 0.0])
+    assert torch.equal(edge[:, -4:], spot([0.0, 0.0])[:, 6:10])
+    assert torch.equal(spot([5.0, 0.0]), edge)
+    assert not torch.equal(spot([0.5, 0.0]), edge), "every goal lies inside"
+
+
+def test_pictures_show_small_differences_of_the_position():
+    path = torch.rand(200, 2, generator=torch.Generator().manual_seed(0)) - 0.5
+    family = metarl.make(PIXELS)
+    seen = family.positions(family.observe({"position": path}, {}).flatten(-3).numpy())
+    assert np.abs(seen - path.numpy()).max() < 0.005  # a twentieth of a pixel
+
+
+def test_navigation_by_pixels_is_point_navigation_but_for_the_observation():
+    tasks = {"goal": [[0.3, -0.2], [-0.1, 0.4], [0.1, 0.1]]}
+    pixels, plain = (start(metarl.make(id, horizon=6), tasks, 2) for id in (PIXELS, "PointNavigation-v0"))
+    plain.action_space.seed(0)
+    for t in range(8):
+        action = torch.full((6, 2), 0.1) if t == 0 else plain.action_space.sample()
+        (image, *got), (position, *want) = pixels.step(action), plain.step(action)
+        for a, b in zip(got[:3], want[:3], strict=True):
+            assert torch.equal(a, b)
+        shown = pixels.family.observe({"position": position}, {})  # no goal comes in
+        assert torch.equal(image, shown)
+    assert want[1].any() and not want[1].all()
+
+
 def test_standing_still_and_walking_straight_earn_what_the_paper_leads_to_expect():
     family = metarl.make("PointNavigation-v0")
     tasks = sample(family, 4000)

@@ -2,12 +2,19 @@
 
 import numpy as np
 import pytest
+import torch
 from metarl_envs.point_navigation import CORNERS
 
 import metarl
 from metarl.tasks import task_at
 
-POINTS = ["PointNavigation-v0", "PointNavigationCorners-v0", "PointNavigationSparse-v0"]
+POINTS = ["PointNavigation-v0", "PointNavigationCorners-v0", "PointNavigationPixels-v0", "PointNavigationSparse-v0"]
+
+
+def images(family, path):
+    """What the point shows along a path, as a policy gets it."""
+    position = torch.as_tensor(path, dtype=torch.float32)
+    return family.observe({"position": position}, {}).flatten(-3).numpy() / 255
 
 
 def one_task(family):
@@ -25,7 +32,8 @@ def test_picture_shows_the_point_where_it_is(id):
         assert image.dtype == np.uint8
         rows, columns = (image == (31, 119, 180)).all(-1).nonzero()
         x, y = (2 * (columns.mean() + 0.5) / 256 - 1) * family.view, (1 - 2 * (rows.mean() + 0.5) / 256) * family.view
-        np.testing.assert_allclose([x, y], obs, atol=0.01 * family.view)
+        seen = family.positions(obs)[0] if id == "PointNavigationPixels-v0" else obs
+        np.testing.assert_allclose([x, y], seen, atol=0.02 * family.view)
         obs, *_ = env.step(family.action_space.high * [1, 0.5])
 
 
@@ -59,10 +67,11 @@ def test_draw_shows_the_paths_and_the_goal(id):
     family = metarl.make(id)
     task = one_task(family)
     goal = task["goal"] if "goal" in task else np.array(CORNERS[int(task["corner"])])
-    paths = [np.random.default_rng(e).normal(size=(3 + e, 2)) for e in range(2)]
-    family.draw(axes, task, paths)
+    paths = [0.2 * np.random.default_rng(e).normal(size=(3 + e, 2)) for e in range(2)]
+    pixels = id == "PointNavigationPixels-v0"
+    family.draw(axes, task, [images(family, path) if pixels else path for path in paths])
     for line, path in zip(axes.lines, paths, strict=False):
-        np.testing.assert_array_equal(line.get_xydata(), path)
+        np.testing.assert_allclose(line.get_xydata(), path, atol=0.005 if pixels else 0)
     np.testing.assert_allclose(axes.collections[-1].get_offsets(), [goal])
     circle = axes.lines[-1].get_xydata()
     np.testing.assert_allclose(np.linalg.norm(circle - goal, axis=1), getattr(family, "goal_radius", 0), atol=1e-6)

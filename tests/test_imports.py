@@ -13,10 +13,10 @@ ROOT = Path(metarl.__file__).parent
 
 LAYERS = [
     {"distributions", "tasks", "random", "adapt", "losses", "parallel", "worker"},
-    {"spaces", "mlp", "places", "priors", "visible_family"},
+    {"spaces", "mlp", "normalize", "places", "priors", "visible_family"},
     {
-        *("policies", "gymnasium_family", "vector", "vector.automatic", "vector.loop", "vector.mujoco"),
-        *("vector.process", "vector.resets", "vector.tensor"),
+        *("policies", "policies_cnn", "gymnasium_family", "vector", "vector.automatic", "vector.loop"),
+        *("vector.mujoco", "vector.process", "vector.resets", "vector.tensor"),
     },
     {"rollout", "check", "check_environments"},
     {"advantages", "trust_region", "unrolled"},

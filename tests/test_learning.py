@@ -25,3 +25,16 @@ def test_a_bandit_s_better_arms_are_found_within_fifty_pulls():
     before, after = learner.evaluate(400, steps=1, seed=1).mean
     assert before == pytest.approx(0.5, abs=0.03)
     assert after > 0.65
+
+
+def test_2d_navigation_from_pixels_is_learned_far_beyond_the_best_policy_that_cannot_adapt():
+    # As above, -20 E|goal| = -7.65 in 20 steps.
+    family = metarl.make("PointNavigationPixels-v0", horizon=20)
+    settings = {"n_tasks": 12, "episodes": 10, "channels": (8, 16), "hidden": (32,)}
+    learner = metarl.MetaLearner(
+        "maml_trpo", family, seed=0, init_std=0.4, min_std=0.2, lr_in_std=True, max_kl=0.02, **settings
+    )
+    learner.learn(20, eval_every=0)
+    before, after = learner.evaluate(100, episodes=20, steps=1, seed=1).mean
+    assert before < -7.2
+    assert after > -4.2

@@ -316,9 +316,9 @@ class Noting(Sampler):
         self.asked.append(("tasks", n, seed, iteration, split))
         return super().tasks(n, seed, iteration, split)
 
-    def collect(self, tasks, episodes, policy, params, seed, iteration, stage):
+    def collect(self, tasks, episodes, policy, params, seed, iteration, stage, obs_stats=None):
         self.asked.append(("collect", episodes, seed, iteration, stage))
-        return super().collect(tasks, episodes, policy, params, seed, iteration, stage)
+        return super().collect(tasks, episodes, policy, params, seed, iteration, stage, obs_stats)
 
 
 def test_every_iteration_and_stage_draws_tasks_and_noise_of_its_own():

@@ -10,19 +10,21 @@ One iteration, top to bottom:
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from metarl import distributions, losses, random
+from metarl import distributions, losses, normalize, random
 from metarl.adapt import Params, expand, sgd_step
 from metarl.advantages import advantages
 from metarl.distributions import Distribution
+from metarl.normalize import ObsStats
 from metarl.parallel import task_chunks, thread_map, threads_over_tasks
 from metarl.policies import MLPPolicy, Policy
+from metarl.policies_cnn import CNNPolicy
 from metarl.rollout import EnvSampler, Rollout, Sampler
 from metarl.spaces import Spaces
 from metarl.tasks import Tasks, num_tasks
@@ -30,6 +32,7 @@ from metarl.trust_region import Jacobian, Objective, Surrogate, trpo_step
 from metarl.unrolled import unrolled_jacobian
 
 INNER_GRADIENTS = ("policy_gradient", "lvc")
+NETWORKS = ("auto", "mlp", "cnn")
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,15 @@ class Config:
     """Discount."""
     gae_lambda: float = 1.0
     """Lambda of generalised advantage estimation; 1 is the discounted return minus the baseline."""
+    normalize_obs: bool = False
+    """Give the policy observations with mean 0 and standard deviation 1 (cut off at 10), by running statistics of the
+    training data before this meta-iteration: for vectors whose entries have different scales."""
+    network: Literal["auto", "mlp", "cnn"] = "auto"
+    """The policy's network: "cnn" has convolutions before the hidden layers and needs image observations (a Box of
+    uint8 in [0, 255], height x width x channels); "auto" is "cnn" where they are images, else "mlp"."""
+    channels: tuple[int, ...] = ()
+    """Channels of the convolutions (3 x 3, stride 2) of a "cnn". Empty: 16 in as many as bring the image to 4 x 4 or
+    less."""
     hidden: tuple[int, ...] = (64, 64)
     """Units in the hidden layers of the policy."""
     activation: str = "tanh"
@@ -88,6 +100,10 @@ class Config:
     def __post_init__(self) -> None:
         if self.inner_gradient not in INNER_GRADIENTS:
             raise ValueError(f"inner_gradient must be one of {INNER_GRADIENTS}, got {self.inner_gradient!r}")
+        if self.network not in NETWORKS:
+            raise ValueError(f"network must be one of {NETWORKS}, got {self.network!r}")
+        if self.channels and self.network == "mlp":
+            raise ValueError(f"channels={self.channels} has no meaning for network='mlp'")
         for name, least in (
             ("n_tasks", 1),
             ("episodes", 1),
@@ -117,11 +133,16 @@ class Config:
         """The parameters that the inner step leaves alone."""
         return () if self.adapt_std else ("log_std",)
 
-    def policy(self, spaces: Spaces) -> MLPPolicy:
+    def policy(self, spaces: Spaces) -> MLPPolicy | CNNPolicy:
         """The policy that these settings describe."""
-        return MLPPolicy(
-            spaces, tuple(self.hidden), self.activation, self.init_std, self.min_std, self.input_gain, self.output_gain
-        )
+        rest = (
+            tuple(self.hidden), self.activation, self.init_std, self.min_std, self.input_gain, self.output_gain
+        )  # fmt: skip
+        if self.network == "cnn" or (self.network == "auto" and spaces.image is not None):
+            return CNNPolicy(spaces, tuple(self.channels), *rest)
+        if self.channels:
+            raise ValueError(f"channels={self.channels} needs image observations, got {spaces.observation}")
+        return MLPPolicy(spaces, *rest)
 
 
 @dataclass(frozen=True)
@@ -131,6 +152,8 @@ class State:
     params: Params
     iteration: int = 0
     env_steps: int = 0
+    obs_stats: ObsStats = field(default_factory=dict)
+    """Running statistics of the observations; empty without `normalize_obs`."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +170,8 @@ class Batch:
 def init(config: Config, policy: Policy, seed: int, device: torch.device | str = "cpu") -> State:
     """The state before the first meta-iteration."""
     generator = torch.Generator().manual_seed(random.generator_seed(seed, 0))
-    return State({name: value.to(device) for name, value in policy.init(generator).items()})
+    params = {name: value.to(device) for name, value in policy.init(generator).items()}
+    return State(params, obs_stats=normalize.start(policy.spaces, device) if config.normalize_obs else {})
 
 
 @threads_over_tasks
@@ -160,7 +184,9 @@ def iteration(
     params, data, in_rollouts = expand(state.params, config.n_tasks), [], 0.0
     for step in range(config.inner_steps + 1):
         before = time.perf_counter()
-        rollout = sampler.collect(tasks, config.episodes, policy, params, seed, state.iteration, step)
+        rollout = sampler.collect(
+            tasks, config.episodes, policy, params, seed, state.iteration, step, state.obs_stats
+        )  # fmt: skip
         in_rollouts += time.perf_counter() - before
         data.append(Batch(rollout, advantages(rollout, config.gamma, config.gae_lambda)))
         if step < config.inner_steps:
@@ -175,6 +201,9 @@ def iteration(
         state.params, objectives, config.max_kl, config.damping, config.cg_iterations, config.max_backtracks,
         config.backtrack, kept,
     )  # fmt: skip
+    obs_stats = state.obs_stats
+    for batch in data:
+        obs_stats = normalize.update(obs_stats, batch.rollout.raw_obs, batch.rollout.mask)
     steps = sum(batch.rollout.steps for batch in data)
     stats = {f"return/step_{i}": batch.rollout.returns.mean().item() for i, batch in enumerate(data)}
     rates = {f"success/step_{i}": batch.rollout.success_rate for i, batch in enumerate(data)}
@@ -182,7 +211,8 @@ def iteration(
     stats |= {f"outer/{name}": value for name, value in outer.items()}
     stats["policy/entropy"] = losses.masked_mean(distributions.entropy(rollout.dist), rollout.mask).mean().item()
     stats |= {"time/rollout": in_rollouts, "time/update": time.perf_counter() - start - in_rollouts}
-    return replace(state, params=new_params, iteration=state.iteration + 1, env_steps=state.env_steps + steps), stats
+    new = State(new_params, state.iteration + 1, state.env_steps + steps, obs_stats)
+    return new, stats
 
 
 def lr_unit(config: Config, meta: Params) -> float:
@@ -293,7 +323,7 @@ def evaluate(
     params = [expand(state.params, num_tasks(tasks))]
     rollouts: list[Rollout] = []
     for stage in range(len(step_sizes) + 1):
-        rollouts.append(sampler.collect(tasks, episodes, policy, params[-1], seed, 0, stage))
+        rollouts.append(sampler.collect(tasks, episodes, policy, params[-1], seed, 0, stage, state.obs_stats))
         if stage < len(step_sizes):
             batch = Batch(rollouts[-1], advantages(rollouts[-1], config.gamma, config.gae_lambda))
             params.append(adapt(config, policy, params[-1], batch, step_sizes[stage] * lr_unit(config, state.params)))

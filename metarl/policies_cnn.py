@@ -1,0 +1,96 @@
+"""A small convolutional policy for image observations, stacked over tasks by grouped convolutions."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from metarl.adapt import Params
+from metarl.distributions import Distribution
+from metarl.mlp import ACTIVATIONS, forward
+from metarl.policies import check_network, dense_layers, floored_log_std, log_std_init, xavier
+from metarl.spaces import Image, Spaces, distribution_of
+
+SMALL_ENOUGH = 4
+"""Without `channels` of its own a network halves its image until neither side is longer than this."""
+
+
+@dataclass(frozen=True)
+class CNNPolicy:
+    """Convolutions of 3 x 3 with stride 2, each of which halves the image, then the layers of an MLP.
+
+    Parameters, next to those of `MLPPolicy` (w0, b0, ..., log_std): `conv0` [K, M, C, 3, 3], `conv_bias0` [K, M], ...
+    They are meant for images of about 16 x 16 to 84 x 84 pixels. Every step is differentiable any number of times.
+
+    Raises:
+        ValueError: the observation is no image.
+    """
+
+    spaces: Spaces
+    channels: tuple[int, ...] = ()
+    """Output channels of each convolution. Empty: 16 in as many as bring both sides of the image to 4 or less (two
+    for 16 x 16 pixels, five for 84 x 84)."""
+    hidden: tuple[int, ...] = (64, 64)
+    activation: str = "tanh"
+    init_std: float = 1.0
+    min_std: float = 1e-3
+    input_gain: float = 1.0
+    output_gain: float = 0.01
+
+    def __post_init__(self) -> None:
+        check_network(self.hidden, self.activation, self.init_std, self.min_std)
+        if any(channels < 1 for channels in self.channels):
+            raise ValueError(f"convolutions need at least one channel each, got {self.channels}")
+        longer = max(self.image.height, self.image.width)
+        if not self.channels:
+            object.__setattr__(self, "channels", (16,) * max(1, math.ceil(math.log2(longer / SMALL_ENOUGH))))
+
+    @property
+    def image(self) -> Image:
+        """The images' shape."""
+        image = self.spaces.image
+        if image is None:
+            raise ValueError(
+                f"a convolutional policy takes images, Box(0, 255, (height, width, channels), uint8), and not "
+                f"{self.spaces.observation}"
+            )
+        return image
+
+    @property
+    def features(self) -> int:
+        """How many numbers the convolutions leave of an image."""
+        height, width = self.image.height, self.image.width
+        for _ in self.channels:
+            height, width = -(-height // 2), -(-width // 2)
+        return height * width * self.channels[-1]
+
+    def init(self, generator: torch.Generator) -> Params:
+        """Xavier-uniform weights (the first and the last layer's times their gains) and zero biases."""
+        params: Params = {}
+        sizes = (self.image.channels, *self.channels)
+        for i, (n, m) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+            params[f"conv{i}"] = xavier(generator, (m, n, 3, 3), 9 * n, 9 * m)
+            params[f"conv_bias{i}"] = torch.zeros(m)
+        params["conv0"] *= self.input_gain
+        params |= dense_layers(generator, (self.features, *self.hidden, self.spaces.act_dim))
+        params[f"w{len(self.hidden)}"] *= self.output_gain
+        return params if self.spaces.discrete else params | {"log_std": log_std_init(self.spaces, self.init_std)}
+
+    def distribution(self, params: Params, obs: Tensor) -> Distribution:
+        """params [K, ...], obs [K, ..., O] -> the action distribution in every state."""
+        assert obs.shape[-1] == self.spaces.obs_dim, (obs.shape, self.spaces.obs_dim)
+        x = obs.reshape(obs.shape[0], -1, obs.shape[-1])
+        out = forward(params, self._convolved(params, x), self.activation).out
+        log_std = floored_log_std(params, self.min_std)
+        return distribution_of(out.reshape(*obs.shape[:-1], out.shape[-1]), log_std, self.spaces.sizes)
+
+    def _convolved(self, params: Params, x: Tensor) -> Tensor:
+        """[K, N, O] -> [K, N, features]. The tasks are the groups of one convolution over [N, K * channels, ...]."""
+        K, N, _ = x.shape
+        h = self.image.grid(x).transpose(0, 1).flatten(1, 2)
+        for i in range(len(self.channels)):
+            weight, bias = params[f"conv{i}"].flatten(0, 1), params[f"conv_bias{i}"].flatten()
+            h = torch.nn.functional.conv2d(h, weight, bias, stride=2, padding=1, groups=K)
+            h = ACTIVATIONS[self.activation](h)
+        return h.reshape(N, K, -1).transpose(0, 1)
