@@ -84,7 +84,7 @@ def paths(axes: Sequence["Axes"], family: TaskFamily, evaluation: Evaluation, in
         rollout = rollouts[step]
         observations = [
             rollout.raw_obs[index, : int(rollout.mask[index, :, e].sum()), e].cpu().numpy()
-            for e in range(min(episodes, rollout.obs.shape[2]))
+            for e in range(min(episodes, rollout.mask.shape[2]))
         ]
         family.draw(ax, task_at(evaluation.tasks, index), observations)  # type: ignore[attr-defined]
         when = "before adaptation" if step == 0 else f"after {step} inner step{'s' if step > 1 else ''}"

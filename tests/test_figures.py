@@ -125,10 +125,10 @@ def test_paths_show_the_valid_steps_before_and_after():
 
 
 def test_paths_are_those_before_the_first_and_after_the_last_step():
-    rollouts = [SimpleNamespace(obs=tiny().evaluate(1, details=True, steps=0).details.rollouts[0].obs * 0 + k)
+    rollouts = [SimpleNamespace(raw_obs=tiny().evaluate(1, details=True, steps=0).details.rollouts[0].obs * 0 + k)
                 for k in range(3)]  # fmt: skip
     for rollout in rollouts:
-        rollout.mask = rollout.obs[..., 0] * 0 + 1
+        rollout.mask = rollout.raw_obs[..., 0] * 0 + 1
     found = evaluation([[1, 2, 3]])
     object.__setattr__(found, "details", SimpleNamespace(rollouts=rollouts))
     pen = Pen()
