@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from metarl import random
 from metarl.tasks import SPLITS, Task, TaskFamily, Tasks, make, task_at, validate_task
-from metarl.vector import make_vector
+from metarl.vector import LoopVectorEnv, make_vector
 
 RESAMPLE: Literal["resample"] = "resample"
 _STAGE = 0x5B3  # keeps the episodes' seeds apart from those of meta-training
@@ -86,7 +86,10 @@ class FamilyVecEnv(VecEnv):
         self.family, self.split = family, split
         # One task for all is one task with many episodes to the vector environment: a simulator builds one model.
         self._one_task = one_task
-        self.vector: Any = make_vector(family, 1 if one_task else n_envs, n_envs if one_task else 1, device)
+        sizes = (1, n_envs) if one_task else (n_envs, 1)
+        # One by one where the family has no backend of its own: that can reset single ones, and they can be reached.
+        own = hasattr(family, "make_vector")
+        self.vector: Any = make_vector(family, *sizes, device) if own else LoopVectorEnv(family, *sizes)
         self._fixed = fixed
         self._drawn = np.array([task is None for task in fixed])  # gets a new task for every episode
         self._renewed = np.ones(n_envs, bool)  # gets another given one at its next reset
