@@ -173,6 +173,20 @@ def test_goals_of_square_and_disc():
     assert radius.max() <= 3 and (radius**2).mean() == pytest.approx(4.5, rel=0.05)
 
 
+@pytest.mark.parametrize("id", [id for id in FAMILIES if id != "HalfCheetahVel3-v0"])
+def test_docstring_is_a_specification(id):
+    headings = ["Task parameters and their distribution", "Splits", "Observation", "Action", "Reward", "Episode end",
+                "Source", "Version history"]  # fmt: skip
+    family = metarl.make(id)
+    lines = [line.strip() for line in type(family).__doc__.splitlines()]
+    assert family.id == id and [line for line in lines if line in headings] == headings
+    spec = " ".join(lines)
+    for name, space in family.task_space.spaces.items():
+        assert f"`{name}`" in spec and (not space.shape or f"`{name}` {list(space.shape)}" in spec)
+    assert f"{family.observation_space.shape}".replace("np.int64", "") in spec
+    assert f"({family.horizon})" in spec
+
+
 @pytest.mark.parametrize("id", FAMILIES)
 def test_check_family_finds_nothing(id):
     assert metarl.check_family(metarl.make(id, horizon=15)) == []

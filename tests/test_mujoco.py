@@ -86,6 +86,17 @@ def test_seeds_decide_and_do_not_depend_on_the_batch(cheetah, tasks):
     np.testing.assert_array_equal(many[1][:, 2:4], alone[1])
 
 
+@pytest.mark.parametrize("id", ["HalfCheetahVel-v0", "AntDir-v0"])
+def test_a_reset_leaves_nothing_of_the_episode_before(id):
+    family = metarl.make(id)
+    tasks = family.sample(K, np.random.default_rng(0))
+    moves = actions(40, size=family.action_space.shape[0])
+    env = backend.MujocoVectorEnv(family, K, E, threads=1)
+    first, second = (play(env, tasks, moves) for _ in range(2))
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_seeds_as_gymnasium_takes_them(cheetah, tasks):
     env = cheetah.make_vector(K, E)
     listed, _ = env.reset(seed=list(range(7, 13)), options={"tasks": tasks})

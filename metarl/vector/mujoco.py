@@ -31,17 +31,13 @@ from metarl.tasks import Task, Tasks, num_tasks, task_at, validate_task
 _CHUNKS_PER_THREAD = 4  # environments do not take equally long: whoever is done early takes another chunk
 
 
-class MissingExtraError(ImportError):
-    """A package of an extra is not installed."""
-
-
 @functools.cache
 def import_mujoco() -> ModuleType:
-    """The `mujoco` package. Raises MissingExtraError, with the command to install it, where there is none."""
+    """The `mujoco` package. Raises ImportError, with the command that installs it, where there is none."""
     try:
         import mujoco
     except ImportError as error:
-        raise MissingExtraError(
+        raise ImportError(
             f"this task family runs on MuJoCo, which cannot be imported ({error}); "
             "install it with: pip install metarl-torch[mujoco]"
         ) from error
@@ -265,6 +261,7 @@ class _Simulator:
         self._frame_skip, self._contact_forces = family.frame_skip, "cfrc_ext" in family.fields
         self._spec = int(kinds.mjSTATE_INTEGRATION)
         self._state = np.zeros((n, mujoco.mj_stateSize(model, self._spec)))
+        self._rows = list(self._state)  # views: making one costs as much as a call into MuJoCo
         self._qpos, self._qvel, self._ctrl = (
             self._columns(kind) for kind in (kinds.mjSTATE_QPOS, kinds.mjSTATE_QVEL, kinds.mjSTATE_CTRL)
         )
@@ -298,7 +295,7 @@ class _Simulator:
         """Begin episodes as Gymnasium does: everything at its default but the positions and velocities."""
         mujoco, (data, views) = self._mujoco, self._data()
         for i in rows:
-            model, row = self.models[i], self._state[i]
+            model, row = self.models[i], self._rows[i]
             mujoco.mj_resetData(model, data)
             data.qpos[:], data.qvel[:] = row[self._qpos], row[self._qvel]
             mujoco.mj_forward(model, data)
@@ -312,8 +309,9 @@ class _Simulator:
         put, step, take, spec, frame_skip = (
             mujoco.mj_setState, mujoco.mj_step, mujoco.mj_getState, self._spec, self._frame_skip
         )  # fmt: skip
+        models, states = self.models, self._rows
         for i in rows:
-            model, row = self.models[i], self._state[i]
+            model, row = models[i], states[i]
             put(model, data, row, spec)
             step(model, data, frame_skip)
             take(model, data, row, spec)
