@@ -32,7 +32,8 @@ def task_chunks(n_tasks: int, rows_per_task: int, device: torch.device) -> list[
 
 
 @functools.cache
-def _pool(threads: int) -> ThreadPoolExecutor:
+def pool(threads: int) -> ThreadPoolExecutor:
+    """So many threads, kept for the life of the process; what runs in them must not wait for more of their work."""
     # Each thread sets its own number of OpenMP and MKL threads; the caller's stays.
     return ThreadPoolExecutor(threads, "metarl", initializer=_one_thread)
 
@@ -63,6 +64,11 @@ def threads_for(rows: int, device: torch.device) -> Iterator[None]:
 _workers: contextvars.ContextVar[int | None] = contextvars.ContextVar("workers", default=None)
 
 
+def workers() -> int:
+    """How many threads `thread_map` may use here."""
+    return _workers.get() or torch.get_num_threads()
+
+
 def threads_over_tasks(function: Callable[P, B]) -> Callable[P, B]:
     """Within `function`, PyTorch's threads go to `thread_map` and every single operation uses one.
 
@@ -87,10 +93,10 @@ def threads_over_tasks(function: Callable[P, B]) -> Callable[P, B]:
 
 def thread_map(function: Callable[[A], B], items: Sequence[A]) -> list[B]:
     """`[function(x) for x in items]`, in as many threads as `torch.get_num_threads()` says."""
-    threads = min(_workers.get() or torch.get_num_threads(), len(items))
+    threads = min(workers(), len(items))
     if threads <= 1:
         return [function(item) for item in items]
-    return list(_pool(threads).map(function, items))
+    return list(pool(threads).map(function, items))
 
 
 @functools.cache
