@@ -127,6 +127,18 @@ def test_the_goals_are_the_packages_own(mw, name):
         assert len({tuple(v) for v in drawn}) > 40
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("id", ["ML10", "ML45"])
+def test_the_goals_of_many_classes_are_the_packages_own(mw, id):
+    """The same for all classes of a benchmark, and that the splits take them from where they should."""
+    benchmark, family = getattr(mw, id)(seed=42), metarl.make(f"MetaWorld-{id}-v0")
+    for split, tasks in (("train", benchmark.train_tasks), ("test", benchmark.test_tasks)):
+        want = [(task.env_name, *pickle.loads(task.data)["rand_vec"]) for task in tasks]
+        got = [(name, *vector[: len(want[50 * i]) - 1]) for i, name in enumerate(family._goals[split])
+               for vector in family._goals[split][name]]  # fmt: skip
+        assert got == want
+
+
 def test_goals_are_drawn_without_side_effects(mw):
     before = vars(mw.sawyer_xyz_env.SawyerXYZEnv).copy()
     state = np.random.get_state()[1].copy()  # noqa: NPY002
@@ -247,6 +259,10 @@ def test_the_number_of_threads_changes_no_number(reach, threads):
     tasks, actions = reach.sample(K, np.random.default_rng(0)), moves(20, K * E)
     one, more = (play(MetaWorldVectorEnv(reach, K, E, n), actions, tasks) for n in (1, threads))
     assert all(np.array_equal(a, b) for a, b in zip(one, more, strict=True))
+
+
+def test_one_by_one_on_demand(mw):
+    assert type(make_vector(metarl.make("MetaWorld-ML1-v0", batched=False), 1, 1)) is LoopVectorEnv
 
 
 def test_the_goal_is_hidden_or_seen(reach, push):

@@ -16,6 +16,7 @@ import numpy as np
 from gymnasium.spaces import Box, Discrete
 
 from metarl.tasks import Task, Tasks, did_you_mean, split_rng, validate_task
+from metarl.vector import LoopVectorEnv
 
 REMEDY = "pip install 'metarl-torch[metaworld]', in an environment of its own: it needs mujoco==3.3.0"
 
@@ -35,26 +36,7 @@ def package() -> Any:
 
 
 class _MetaWorldFamily:
-    """Tasks of some of Meta-World's classes; the families below say which.
-
-    Task parameters: `task`, which of the family's classes (an index into `names`: the training classes, then the test
-    classes), and `rand_vec`, the package's random vector: where objects and goal are. It is padded with zeros to the
-    length of the longest; `names` and `vector_length` say what is used.
-    Splits: training and test tasks are the package's benchmark's, 50 goals for each class. `sample` draws the classes
-    in turn, so that every class comes up equally often, and their goals uniformly.
-    Observation: 39 numbers: hand, gripper and objects, now and one step ago, and the goal, which is zero unless
-    `goal_observed`. Where a task moves its objects too, the first observation shows that much of it.
-    Action: displacement of the hand and closing of the gripper, each in [-1, 1].
-    Reward: the package's (its second version), at most 10 a step; `info["success"]` is its success.
-    Episode end: after `horizon` steps; never earlier.
-    Source: the package `metaworld`, 3.1.1.
-
-    Args:
-        seed: of the benchmark's goals.
-        horizon: steps of an episode, at most the package's 500.
-        goal_observed: leave the goal in the observation (a policy that sees it need not adapt).
-        batched: run many environments by `MetaWorldVectorEnv` (else one by one; the same numbers).
-    """
+    """What the families below have in common; `MetaWorldML1` has the specification."""
 
     hidden_task = False  # object positions differ between tasks and are seen
     id: str
@@ -129,23 +111,47 @@ class _MetaWorldFamily:
         self.set_task(env, task)
         return _PackageEnv(env, self)
 
-    def __getattr__(self, name: str) -> Any:
-        if name == "make_vector" and vars(self).get("batched"):
-            return self._make_vector
-        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
-
-    def _make_vector(self, n_tasks: int, episodes: int, device: Any = "cpu") -> Any:
+    def make_vector(self, n_tasks: int, episodes: int, device: Any = "cpu") -> Any:
+        """K*E environments as one, on the CPU whatever the device."""
+        if not self.batched:
+            return LoopVectorEnv(self, n_tasks, episodes)
         from metarl_envs.metaworld_vector import MetaWorldVectorEnv
 
         return MetaWorldVectorEnv(self, n_tasks, episodes)
 
 
 class MetaWorldML1(_MetaWorldFamily):
-    __doc__ = f"""Meta-World ML1: one of 50 manipulation tasks, its goal hidden (train and test goals differ).
+    """Meta-World ML1: one of 50 manipulation tasks of a Sawyer arm, its goal hidden.
 
-    {(_MetaWorldFamily.__doc__ or "").partition("which.")[2].strip()}
-        task: which of the 50, like "reach-v3".
+    Task parameters and their distribution
+        `task`: which of the family's classes, an index into `names`; always 0 here. `rand_vec` [6]: the package's
+        random vector of object and goal positions, with zeros after it where a class needs fewer numbers. The
+        package's benchmark fixes 50 of them by its `seed`; `sample` draws among these with equal probability.
+    Splits
+        The benchmark's training and test tasks: other vectors of the same class.
+    Observation
+        39 numbers: hand position, gripper opening and positions and quaternions of up to two objects, now and one
+        step ago, then the goal's position: zero, unless `goal_observed`. Where a task moves its objects about, the
+        first observation shows as much of it.
+    Action
+        How far the hand moves, in units of 1 cm, and how hard the gripper closes: `Box(-1, 1, (4,))`.
+    Reward
+        The package's, at most 10 a step. `info["success"]` is the package's.
+    Episode end
+        Truncated after `horizon` (500) steps. The seed of an episode changes nothing: its start follows from its task.
+    Source
+        Yu et al. 2019, https://arxiv.org/abs/1910.10897, as published in the package `metaworld` 3.1.1.
+    Version history
+        v0: initial.
+
+    Args:
+        task: the class, like "reach-v3".
+        seed: of the benchmark's vectors.
+        horizon: steps of an episode, at most the package's 500.
+        goal_observed: leave the goal in the observation; a policy that sees it need not adapt.
+        batched: run many environments by `MetaWorldVectorEnv`; without it the package's, one by one.
     """
+
     id = "MetaWorld-ML1-v0"
 
     def __init__(
@@ -164,10 +170,12 @@ class MetaWorldML1(_MetaWorldFamily):
 
 
 class MetaWorldML10(_MetaWorldFamily):
-    __doc__ = f"""Meta-World ML10: 10 classes of manipulation tasks to train on, 5 others to test on.
+    """Meta-World ML10: 10 classes of manipulation tasks to train on, 5 others to test on.
 
-    {(_MetaWorldFamily.__doc__ or "").partition("which.")[2].strip()}
+    As `MetaWorldML1`, but `task` is one of `names`: the training classes, then the test classes. `sample` takes the
+    classes of its split in turn, in random order, so that all come up equally often.
     """
+
     id = "MetaWorld-ML10-v0"
 
     def __init__(self, seed: int = 42, horizon: int = 500, goal_observed: bool = False, batched: bool = True):
@@ -177,10 +185,11 @@ class MetaWorldML10(_MetaWorldFamily):
 
 
 class MetaWorldML45(_MetaWorldFamily):
-    __doc__ = f"""Meta-World ML45: 45 classes of manipulation tasks to train on, 5 others to test on.
+    """Meta-World ML45: 45 classes of manipulation tasks to train on, 5 others to test on.
 
-    {(_MetaWorldFamily.__doc__ or "").partition("which.")[2].strip()}
+    As `MetaWorldML10`.
     """
+
     id = "MetaWorld-ML45-v0"
 
     def __init__(self, seed: int = 42, horizon: int = 500, goal_observed: bool = False, batched: bool = True):

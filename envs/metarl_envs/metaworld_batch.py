@@ -70,8 +70,6 @@ class _LastAxis:
             return items.copy() if isinstance(items, Batch) else batch(items[..., None])
         return batch(np.stack(np.broadcast_arrays(*(np.asarray(x) for x in self._columns(items)))))
 
-    asarray = array
-
     def _columns(self, items: Sequence[Any]) -> list[Any]:
         """Each item with an axis for the environments, of length 1 if it is the same for all."""
         return [x if isinstance(x, Batch) else np.asarray(x)[..., None] for x in items]

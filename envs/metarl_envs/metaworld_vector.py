@@ -25,7 +25,7 @@ MOCAP_QUAT = (1.0, 0.0, 1.0, 0.0)
 class Start:
     """One task right after its reset."""
 
-    model: Any
+    changes: dict[str, np.ndarray]  # fields of the model that differ from the class's own
     state: np.ndarray
     obs: np.ndarray
     attributes: dict[str, Any]
@@ -37,6 +37,20 @@ def _builder(cls: type) -> Any:
 
 
 @cache
+def _base(cls: type) -> Any:
+    """The class's model before any task has changed it."""
+    return copy.copy(_builder(cls).model)
+
+
+@cache
+def _model_fields(cls: type) -> list[str]:
+    """The model's fields of numbers, without the shapes and pictures that make most of its 20 MB."""
+    large = ("mesh_", "tex_", "hfield_", "skin_", "bvh_", "names", "paths", "text_")
+    named = [name for name in dir(_base(cls)) if not name.startswith(("_", *large))]
+    return [name for name in named if isinstance(getattr(_base(cls), name, None), np.ndarray)]
+
+
+@cache
 def _code(cls: type) -> Code:
     return Code(cls)
 
@@ -45,13 +59,42 @@ def start_of(cls: type, set_task: Callable[[Any], None]) -> Start:
     """Reset an environment of the package to a task and keep everything that follows depends on."""
     import mujoco
 
-    env = _builder(cls)
+    env, base = _builder(cls), _base(cls)
     set_task(env)
     obs, _ = env.reset()
     spec = int(mujoco.mjtState.mjSTATE_INTEGRATION)
     state = np.empty(mujoco.mj_stateSize(env.model, spec))
     mujoco.mj_getState(env.model, env.data, state, spec)
-    return Start(copy.copy(env.model), state, obs, snapshot(vars(env), env.data))
+    pairs = {name: (getattr(env.model, name), getattr(base, name)) for name in _model_fields(cls)}
+    changes = {name: mine.copy() for name, (mine, theirs) in pairs.items() if not np.array_equal(mine, theirs)}
+    return Start(changes, state, obs, snapshot(vars(env), env.data))
+
+
+class _Slot:
+    """A model and E simulator states of it, taken over by one task after the other.
+
+    Kept for the life of the vector environment: models have 20 MB, and MuJoCo's binding does not give back the memory
+    of all that are thrown away.
+    """
+
+    def __init__(self, cls: type, episodes: int):
+        import mujoco
+
+        self._base = _base(cls)
+        self.model = copy.copy(self._base)
+        self.datas = [mujoco.MjData(self.model) for _ in range(episodes)]
+        self._changed: set[str] = set()
+
+    def take(self, start: Start) -> None:
+        import mujoco
+
+        self._changed |= start.changes.keys()
+        for name in self._changed:
+            getattr(self.model, name)[:] = start.changes.get(name, getattr(self._base, name))
+        for data in self.datas:
+            mujoco.mj_resetData(self.model, data)
+            mujoco.mj_setState(self.model, data, start.state, int(mujoco.mjtState.mjSTATE_INTEGRATION))
+            data.mocap_quat[0] = MOCAP_QUAT  # as the package does in every step
 
 
 class MetaWorldVectorEnv(VectorEnv):
@@ -71,6 +114,7 @@ class MetaWorldVectorEnv(VectorEnv):
         self.metadata = {"autoreset_mode": AutoresetMode.DISABLED}
         self.threads = threads or workers()
         self._starts: dict[bytes, Start] = {}
+        self._slots: dict[type, list[_Slot]] = {}
         self._groups: list[_Group] = []
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
@@ -90,9 +134,11 @@ class MetaWorldVectorEnv(VectorEnv):
         self._groups = []
         for cls in dict.fromkeys(classes):
             index = [k for k in range(self.n_tasks) if classes[k] is cls]
-            starts = [self._starts[keys[k]] for k in index for _ in range(self.episodes)]
+            starts = [self._starts[keys[k]] for k in index]
             rows = np.concatenate([np.arange(k * self.episodes, (k + 1) * self.episodes) for k in index])
-            self._groups.append(_Group(cls, starts, rows, self.family.goal_observed))
+            slots = self._slots.setdefault(cls, [])
+            slots += [_Slot(cls, self.episodes) for _ in range(len(index) - len(slots))]
+            self._groups.append(_Group(cls, starts, slots, rows, self.family.goal_observed))
         self._obs = np.empty((self.num_envs, *self.family.observation_space.shape))
         for group in self._groups:
             self._obs[group.rows] = group.first
@@ -124,7 +170,7 @@ class MetaWorldVectorEnv(VectorEnv):
             list(pool(self.threads).map(_run, shares))
 
     def close_extras(self, **kwargs: Any) -> None:
-        self._groups, self._starts = [], {}
+        self._groups, self._starts, self._slots = [], {}, {}
 
 
 def _run(jobs: Sequence[tuple[Any, Any, int]]) -> None:
@@ -139,15 +185,14 @@ def _run(jobs: Sequence[tuple[Any, Any, int]]) -> None:
 class _Group:
     """The environments of one class."""
 
-    def __init__(self, cls: type, starts: list[Start], rows: np.ndarray, goal_observed: bool):
-        import mujoco
-
+    def __init__(self, cls: type, starts: list[Start], slots: list[_Slot], rows: np.ndarray, goal_observed: bool):
         self.rows, self.goal_observed, env = rows, goal_observed, _builder(cls)
-        self.models = [start.model for start in starts]
-        self.datas = [mujoco.MjData(model) for model in self.models]
-        for start, model, data in zip(starts, self.models, self.datas, strict=True):
-            mujoco.mj_setState(model, data, start.state, int(mujoco.mjtState.mjSTATE_INTEGRATION))
-            data.mocap_quat[0] = MOCAP_QUAT  # as the package does in every step
+        used = list(zip(slots, starts, strict=False))  # there may be more slots, of earlier tasks
+        for slot, start in used:
+            slot.take(start)
+        starts = [start for slot, start in used for _ in slot.datas]
+        self.models = [slot.model for slot, _ in used for _ in slot.datas]
+        self.datas = [data for slot, _ in used for data in slot.datas]
         self.first = np.stack([start.obs for start in starts])  # [N, 39]
         self._previous = batch(self.first[:, :18].T.copy())
         self._mocap = np.stack([data.mocap_pos[0] for data in self.datas])
