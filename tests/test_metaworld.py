@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gymnasium.spaces import Box
 
 import metarl
 from metarl import check_family
@@ -274,6 +275,23 @@ def test_the_goal_is_hidden_or_seen(reach, push):
         for _ in range(2):
             np.testing.assert_allclose(obs[:, 36:], goal, atol=0.011)  # push puts its goal on the table
             obs, *_ = env.step(np.zeros((2, 4), np.float32))
+
+
+def test_observations_are_clipped_to_the_packages_space(reach, monkeypatch):
+    """Its own bounds are hard to reach, so narrow ones: they hold for what is observed, not for what is remembered."""
+    from metarl_envs.metaworld_vector import _builder
+
+    tasks = reach.sample(1, np.random.default_rng(0))
+    env = _builder(reach.env_class(task_at(tasks, 0)))
+    reach.set_task(env, task_at(tasks, 0))
+    monkeypatch.setitem(vars(env), "sawyer_observation_space", Box(-0.1, 0.1, (39,), np.float64))
+    fast = make_vector(reach, 1, 1)
+    fast.reset(options={"tasks": tasks})
+    env.reset()
+    for action in moves(3, 1):
+        obs, want = fast.step(action)[0], env.step(action[0])[0]
+        np.testing.assert_allclose(obs[0], want, rtol=0, atol=1e-12)
+        assert np.abs(obs).max() == 0.1
 
 
 def test_the_family_passes_our_check(mw):
