@@ -193,6 +193,24 @@ def test_all_at_once_equal_the_packages_one_by_one(family, request):
     slow.close()
 
 
+class Branching:
+    """Code for one number, as the package's is."""
+
+    def value(self, x: float) -> float:
+        if x > 2:
+            return 10.0 * max(x, 3.5)
+        return -float(np.linalg.norm(np.array([x, 2.0]))) if 1 < x else 1.0 + 0 * x
+
+
+def test_every_environment_takes_its_own_branch():
+    from metarl_envs.metaworld_batch import Attributes, Code, batch, call
+
+    x = [3.0, 0.0, 1.5, 4.0, 0.5, 2.0, 7.0]
+    got = call(Code(Branching), Attributes([{}] * 7), None, None, 7, lambda env, index: env.value(batch(x)[index]))
+    assert got.tolist() == [35, 1, -2.5, 40, 1, -np.sqrt(8), 70]
+    assert got.tolist() == [Branching().value(number) for number in x]
+
+
 def start(env: Any, name: str) -> np.ndarray:
     """Random vectors [2, 6] as the package may draw them."""
     space, rng = env._random_reset_space, np.random.default_rng(len(name))
