@@ -199,7 +199,7 @@ class Branching:
     def value(self, x: float) -> float:
         if x > 2:
             return 10.0 * max(x, 3.5)
-        return -float(np.linalg.norm(np.array([x, 2.0]))) if 1 < x else 1.0 + 0 * x
+        return -float(np.linalg.norm(np.array([x, 2.0]))) if x > 1 else 1.0 + 0 * x
 
 
 def test_every_environment_takes_its_own_branch():
