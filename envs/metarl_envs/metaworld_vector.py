@@ -1,0 +1,245 @@
+"""K*E Meta-World environments at once: the simulator in threads, the package's own rewards once for all of them.
+
+`mujoco.mj_step` releases Python's lock, so threads that step simulator states one after the other use all cores. Each
+environment keeps its own state from step to step (solver warm start included), so its numbers are the package's.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from metarl.parallel import pool, workers
+from metarl.tasks import Task, Tasks, num_tasks, task_at
+from metarl_envs.metaworld_batch import Attributes, Code, Columns, StandIn, batch, call, snapshot
+
+MOCAP_QUAT = (1.0, 0.0, 1.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Start:
+    """One task right after its reset."""
+
+    changes: dict[str, np.ndarray]  # fields of the model that differ from the class's own
+    state: np.ndarray
+    obs: np.ndarray
+    attributes: dict[str, Any]
+
+
+@cache
+def _builder(cls: type) -> Any:
+    return cls()
+
+
+@cache
+def _base(cls: type) -> Any:
+    """The class's model before any task has changed it."""
+    return copy.copy(_builder(cls).model)
+
+
+@cache
+def _model_fields(cls: type) -> list[str]:
+    """The model's fields of numbers, without the shapes and pictures that make most of its 20 MB."""
+    large = ("mesh_", "tex_", "hfield_", "skin_", "bvh_", "names", "paths", "text_")
+    named = [name for name in dir(_base(cls)) if not name.startswith(("_", *large))]
+    return [name for name in named if isinstance(getattr(_base(cls), name, None), np.ndarray)]
+
+
+@cache
+def _code(cls: type) -> Code:
+    return Code(cls)
+
+
+def start_of(cls: type, set_task: Callable[[Any], None]) -> Start:
+    """Reset an environment of the package to a task and keep everything that follows depends on."""
+    import mujoco
+
+    env, base = _builder(cls), _base(cls)
+    set_task(env)
+    obs, _ = env.reset()
+    spec = int(mujoco.mjtState.mjSTATE_INTEGRATION)
+    state = np.empty(mujoco.mj_stateSize(env.model, spec))
+    mujoco.mj_getState(env.model, env.data, state, spec)
+    pairs = {name: (getattr(env.model, name), getattr(base, name)) for name in _model_fields(cls)}
+    changes = {name: mine.copy() for name, (mine, theirs) in pairs.items() if not np.array_equal(mine, theirs)}
+    return Start(changes, state, obs, snapshot(vars(env), env.data))
+
+
+class _Slot:
+    """A model and E simulator states of it, taken over by one task after the other.
+
+    Kept for the life of the vector environment: models have 20 MB, and MuJoCo's binding does not give back the memory
+    of all that are thrown away.
+    """
+
+    def __init__(self, cls: type, episodes: int):
+        import mujoco
+
+        self._base = _base(cls)
+        self.model = copy.copy(self._base)
+        self.datas = [mujoco.MjData(self.model) for _ in range(episodes)]
+        self._changed: set[str] = set()
+
+    def take(self, start: Start) -> None:
+        import mujoco
+
+        self._changed |= start.changes.keys()
+        for name in self._changed:
+            getattr(self.model, name)[:] = start.changes.get(name, getattr(self._base, name))
+        for data in self.datas:
+            mujoco.mj_resetData(self.model, data)
+            mujoco.mj_setState(self.model, data, start.state, int(mujoco.mjtState.mjSTATE_INTEGRATION))
+            data.mocap_quat[0] = MOCAP_QUAT  # as the package does in every step
+
+
+class MetaWorldVectorEnv(VectorEnv):
+    """As `LoopVectorEnv` over the package's environments, to the number, and several times faster.
+
+    Args:
+        family: a `metarl_envs.metaworld` family.
+        threads: that step the simulator; by default as many as PyTorch has.
+    """
+
+    def __init__(self, family: Any, n_tasks: int, episodes: int, threads: int | None = None):
+        self.family, self.n_tasks, self.episodes = family, n_tasks, episodes
+        self.num_envs = n_tasks * episodes
+        self.single_observation_space, self.single_action_space = family.observation_space, family.action_space
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self.metadata = {"autoreset_mode": AutoresetMode.DISABLED}
+        self.threads = threads or workers()
+        self._starts: dict[bytes, Start] = {}
+        self._slots: dict[type, list[_Slot]] = {}
+        self._groups: list[_Group] = []
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        """`seed` changes nothing: an episode's start follows from its task."""
+        tasks: Tasks | None = (options or {}).get("tasks")
+        if tasks is not None:
+            if num_tasks(tasks) != self.n_tasks:
+                raise ValueError(f"this vector environment runs {self.n_tasks} tasks, got {num_tasks(tasks)}")
+            self._tasks = [task_at(tasks, k) for k in range(self.n_tasks)]
+        elif not self._groups:
+            raise ValueError('the first reset needs options={"tasks": tasks}')
+        kept = self._starts
+        keys = [b"|".join(np.asarray(task[name]).tobytes() for name in sorted(task)) for task in self._tasks]
+        self._starts = {key: kept[key] if key in kept else self._start(task)
+                        for key, task in zip(keys, self._tasks, strict=True)}  # fmt: skip
+        classes = [self.family.env_class(task) for task in self._tasks]
+        self._groups = []
+        for cls in dict.fromkeys(classes):
+            index = [k for k in range(self.n_tasks) if classes[k] is cls]
+            starts = [self._starts[keys[k]] for k in index]
+            rows = np.concatenate([np.arange(k * self.episodes, (k + 1) * self.episodes) for k in index])
+            slots = self._slots.setdefault(cls, [])
+            slots += [_Slot(cls, self.episodes) for _ in range(len(index) - len(slots))]
+            self._groups.append(_Group(cls, starts, slots, rows, self.family.goal_observed))
+        self._obs = np.empty((self.num_envs, *self.family.observation_space.shape))
+        for group in self._groups:
+            self._obs[group.rows] = group.first
+        self._elapsed = 0
+        return self._obs.copy(), {}
+
+    def _start(self, task: Task) -> Start:
+        return start_of(self.family.env_class(task), lambda env: self.family.set_task(env, task))
+
+    def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        reward, success = np.zeros(self.num_envs), np.zeros(self.num_envs, bool)
+        terminated = np.zeros(self.num_envs, bool)
+        if self._elapsed < self.family.horizon:
+            self._elapsed += 1
+            actions = np.asarray(actions)
+            self._simulate(actions)
+            for group in self._groups:
+                self._obs[group.rows], reward[group.rows], success[group.rows] = group.evaluate(actions[group.rows])
+        truncated = np.full(self.num_envs, self._elapsed >= self.family.horizon)
+        return self._obs.copy(), reward, terminated, truncated, {"success": success}
+
+    def _simulate(self, actions: np.ndarray) -> None:
+        """One control step of every simulator, an equal share of them in each thread."""
+        jobs = [job for group in self._groups for job in group.jobs(actions[group.rows])]
+        shares = [jobs[i :: self.threads] for i in range(min(self.threads, len(jobs)))]
+        if len(shares) == 1:
+            _run(shares[0])
+        else:
+            list(pool(self.threads).map(_run, shares))
+
+    def close_extras(self, **kwargs: Any) -> None:
+        self._groups, self._starts, self._slots = [], {}, {}
+
+
+def _run(jobs: Sequence[tuple[Any, Any, int]]) -> None:
+    import mujoco
+
+    step, forward = mujoco.mj_step, mujoco.mj_forward
+    for model, data, frame_skip in jobs:
+        step(model, data, frame_skip)
+        forward(model, data)  # positions of the last state; forces too, which the next step's solver starts from
+
+
+class _Group:
+    """The environments of one class."""
+
+    def __init__(self, cls: type, starts: list[Start], slots: list[_Slot], rows: np.ndarray, goal_observed: bool):
+        self.rows, self.goal_observed, env = rows, goal_observed, _builder(cls)
+        used = list(zip(slots, starts, strict=False))  # there may be more slots, of earlier tasks
+        for slot, start in used:
+            slot.take(start)
+        starts = [start for slot, start in used for _ in slot.datas]
+        self.models = [slot.model for slot, _ in used for _ in slot.datas]
+        self.datas = [data for slot, _ in used for data in slot.datas]
+        self.first = np.stack([start.obs for start in starts])  # [N, 39]
+        self._previous = batch(self.first[:, :18].T.copy())
+        self._mocap = np.stack([data.mocap_pos[0] for data in self.datas])
+        self._inputs = [(data.mocap_pos[0], data.ctrl) for data in self.datas]  # views
+        self._limits = env.action_scale, env.mocap_low, env.mocap_high
+        self._jobs = [(model, data, env.frame_skip) for model, data in zip(self.models, self.datas, strict=True)]
+        space = env.sawyer_observation_space
+        self._bounds = space.low, space.high
+        self._code, self._attributes = _code(cls), Attributes([start.attributes for start in starts])
+        self._columns = Columns(self.datas, self.models[0])
+
+    def jobs(self, actions: np.ndarray) -> list[tuple[Any, Any, int]]:
+        """Sets every simulator's inputs, as the package does: an action moves a mocap body and closes the gripper."""
+        scale, low, high = self._limits
+        self._mocap = np.clip(self._mocap + np.clip(actions[:, :3], -1, 1) * scale, low, high)
+        controls = np.stack([actions[:, -1], -actions[:, -1]], 1)
+        for (mocap, control), position, command in zip(self._inputs, self._mocap, controls, strict=True):
+            mocap[:], control[:] = position, command
+        return self._jobs
+
+    def evaluate(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Observations [N, 39], rewards [N] and successes [N] of the present states."""
+        self._columns.forget()
+        n, columns = len(self.rows), self._columns
+        obs: Any = batch(np.zeros((39, n)))
+        obs[:18] = call(self._code, self._attributes, columns, self.models, n, _observe)
+        obs[18:36], self._previous = self._previous, obs[:18].copy()
+        if self.goal_observed:
+            obs[36:] = call(self._code, self._attributes, columns, self.models, n, _goal)
+        obs[:] = np.clip(obs, self._bounds[0][:, None], self._bounds[1][:, None])
+        action = batch(np.ascontiguousarray(actions.T))
+
+        def evaluate_state(env: StandIn, index: np.ndarray) -> np.ndarray:
+            reward, info = env.evaluate_state(obs[:, index], action[:, index])
+            return np.stack([_number_each(reward, len(index)), _number_each(info["success"], len(index))])
+
+        reward, success = call(self._code, self._attributes, columns, self.models, n, evaluate_state)
+        return np.asarray(obs).T, reward, success.astype(bool)
+
+
+def _observe(env: StandIn, index: np.ndarray) -> np.ndarray:
+    return np.asarray(env._get_curr_obs_combined_no_goal())
+
+
+def _number_each(value: Any, n: int) -> np.ndarray:
+    return np.broadcast_to(np.asarray(value, np.float64).reshape(-1), n)
+
+
+def _goal(env: StandIn, index: np.ndarray) -> np.ndarray:
+    return np.asarray(env._target_pos)
