@@ -26,7 +26,8 @@ from metarl.train import versions
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 FAMILIES = {"dir": ("HalfCheetahDir-v0", {"horizon": 200}), "vel": ("HalfCheetahVel-v0", {"horizon": 200})}
-SETTINGS: dict[str, Any] = {"n_tasks": 40, "episodes": 20, "inner_lr": 0.1, "lr_in_std": True, "min_std": 0.1}
+SETTINGS: dict[str, Any] = {"n_tasks": 40, "episodes": 20, "inner_lr": 1.0, "lr_in_std": True, "min_std": 0.1,
+                            "max_kl": 0.02}  # fmt: skip
 TEST = {"n_tasks": 40, "episodes": 20}
 TEST_SEED = 123_456_789
 PAPER = {"dir": {"MAML (paper)": (-50.69, 293.19, 313.48, 315.65)}, "vel": {}}
