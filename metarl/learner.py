@@ -32,7 +32,7 @@ from metarl.tasks import (
     task_at,
     validate_task,
 )
-from metarl.train import CONFIG, LATEST, RunDirectory, Stats, train, versions
+from metarl.train import CONFIG, LATEST, RunDirectory, Stats, in_one_piece, train, versions
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -206,7 +206,8 @@ class MetaLearner:
                 hooks.end()
         finally:
             if logger is not None:
-                logger.close()
+                with in_one_piece():
+                    logger.close()
         return self
 
     def _step(self, state: Any) -> tuple[Any, Stats]:

@@ -11,14 +11,17 @@ A run is a directory:
 What each logged number means stands in docs/logging.md.
 """
 
+import contextlib
 import csv
 import importlib.metadata
 import importlib.util
 import io
 import numbers
 import platform
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -166,20 +169,45 @@ def train(
                         score = stats["eval/score"]
                         if save is not None:
                             save(BEST, new, score)
-                if logger is not None:
-                    for key, value in stats.items():
-                        logger.record(key, float(value) if isinstance(value, bool) else value)
-                    logger.dump(done)
-                state, best = new, score
-                keep(state, best)
-                if save is not None and done % checkpoint_every == 0:
-                    save(LATEST, state, best)
+                with in_one_piece():
+                    if logger is not None:
+                        for key, value in stats.items():
+                            logger.record(key, float(value) if isinstance(value, bool) else value)
+                        logger.dump(done)
+                    state, best = new, score
+                    keep(state, best)
+                    if save is not None and done % checkpoint_every == 0:
+                        save(LATEST, state, best)
                 display.advance(stats)
                 if callback is not None and callback(stats) is False:
                     break
         finally:
             if save is not None:
-                save(LATEST, state, best)
+                with in_one_piece():
+                    save(LATEST, state, best)
+
+
+@contextlib.contextmanager
+def in_one_piece() -> Iterator[None]:
+    """Put Ctrl-C and a polite kill off until the block is done.
+
+    TensorBoard's writer counts what it has queued: interrupted in between, its `close` waits for ever.
+    """
+    came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # only the main thread is interrupted
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    mended = {number: handler for number, handler in before.items() if callable(handler)}
+    for number in mended:
+        signal.signal(number, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in mended.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
 
 
 class _Display:

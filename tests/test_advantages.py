@@ -191,7 +191,7 @@ def images(K: int = 2, T: int = 10, E: int = 8, channels_first: bool = False) ->
     blank = torch.zeros(K, T, E)
     obs = torch.rand(K, T, E, 8 * 12 * 2, generator=g)
     mask = (torch.rand(K, T, E, generator=g) < 0.9).float()
-    return Rollout(obs, blank.long(), blank, mask, blank, Categorical(torch.zeros(K, T, E, 2)), shape)
+    return Rollout(obs, blank.long(), blank, mask, blank, Categorical(torch.zeros(K, T, E, 2)), image=shape)
 
 
 @pytest.mark.parametrize("channels_first", [False, True])

@@ -4,6 +4,8 @@ import csv
 import json
 import re
 import shutil
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from runs import TINY, contents, iterations_logged, point, rows_without_time, sa
 from metarl import MetaLearner, parallel
 from metarl.algorithms import maml_trpo
 from metarl.rollout import Sampler
-from metarl.train import BEST, CONFIG, LATEST, METRICS, RunDirectory, train, versions
+from metarl.train import BEST, CONFIG, LATEST, METRICS, RunDirectory, in_one_piece, train, versions
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -460,3 +462,38 @@ def test_periodic_evaluations_of_a_run_use_the_same_tasks(monkeypatch):
 
 def test_every_setting_reaches_the_run():
     assert {name: getattr(tiny().config, name) for name in TINY} == TINY
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_is_done_in_one_piece_is_interrupted_when_it_is_done(number):
+    before = signal.signal(number, signal.default_int_handler)
+    done = []
+    try:
+        with pytest.raises(KeyboardInterrupt):  # noqa: SIM117
+            with in_one_piece():
+                signal.raise_signal(number)
+                done.append("first")
+                signal.raise_signal(number)
+                done.append("second")
+        assert done == ["first", "second"]
+        assert signal.getsignal(number) is signal.default_int_handler
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(number)
+    finally:
+        signal.signal(number, before)
+
+
+def test_one_piece_without_interruption_changes_nothing_not_even_in_a_thread():
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    done = []
+
+    def work():
+        with in_one_piece():
+            done.append(1)
+
+    work()
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert done == [1, 1]
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
