@@ -266,6 +266,15 @@ def test_the_garbage_collector_ends_the_processes():
     assert workers_of(os.getpid()) == []
 
 
+@pytest.fixture
+def interruptible():
+    """A job in the background inherits that SIGINT is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_reaches_the_parent_only_and_the_workers_are_ended(start):
     family = Failing("step", "sleep")
     env = start(family)

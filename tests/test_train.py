@@ -469,7 +469,7 @@ def test_what_is_done_in_one_piece_is_interrupted_when_it_is_done(number):
     before = signal.signal(number, signal.default_int_handler)
     done = []
     try:
-        with pytest.raises(KeyboardInterrupt):  # noqa: SIM117
+        with pytest.raises(KeyboardInterrupt):  # noqa: PT012, SIM117
             with in_one_piece():
                 signal.raise_signal(number)
                 done.append("first")
