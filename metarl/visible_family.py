@@ -18,7 +18,6 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from metarl.tasks import VISIBLE, FamilySpec, Task, TaskFamily, Tasks
-from metarl.vector.resets import reset_mask
 
 
 def visible(family: TaskFamily) -> "VisibleFamily":
@@ -199,8 +198,9 @@ class VisibleVectorEnv(VectorEnv):
         if tasks is not None:
             described = self.family.describe(tasks)
             described = np.repeat(described, self.num_envs // len(described), 0)  # task-major
-            if (mask := reset_mask(options, self.num_envs)) is not None:  # the others keep their tasks
-                described = np.where(mask[:, None], described, _numpy(self._described))
+            mask = (options or {}).get("reset_mask")  # the family's own environment has checked it
+            if mask is not None and self._described is not None:  # the others keep their tasks
+                described = np.where(np.asarray(mask)[:, None], described, _numpy(self._described))
             self._described = torch.from_numpy(described).to(obs.device) if isinstance(obs, Tensor) else described
         return self.family.append(obs, self._described), info
 

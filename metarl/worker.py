@@ -145,8 +145,7 @@ class _Worker:
 
     def find_live(self) -> None:
         over, first = self.terminated | self.truncated, STEP_PHASE * self.shared.n
-        self.live = [(j, first + i, env.step)
-                     for j, (i, env) in enumerate(zip(self.numbers, self.envs, strict=True)) if not over[j]]  # fmt: skip
+        self.live = [(j, first + i, self.envs[j].step) for j, i in enumerate(self.numbers) if not over[j]]
 
     def write_first(self, dtype: str) -> None:
         self.obs = self.shared.observations(dtype)[self.own]

@@ -11,10 +11,12 @@ it.
 """
 
 import abc
+import contextlib
 import copy
 import functools
 import threading
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -43,6 +45,23 @@ def import_mujoco() -> ModuleType:
             "install it with: pip install metarl-torch[mujoco]"
         ) from error
     return mujoco
+
+
+@contextlib.contextmanager
+def _without_deprecations() -> Iterator[None]:
+    """MuJoCo's complaints about Gymnasium's models stay silent: nobody here can mend them, and each would go to the
+    terminal and to a file MUJOCO_LOG.TXT in the working directory. Other warnings become Python's."""
+    mujoco = import_mujoco()
+    messages: list[str] = []
+    before = mujoco.get_mju_user_warning()
+    mujoco.set_mju_user_warning(messages.append)
+    try:
+        yield
+    finally:
+        mujoco.set_mju_user_warning(before)
+    for message in messages:
+        if "deprecated" not in message:
+            warnings.warn(f"MuJoCo: {message}", RuntimeWarning, stacklevel=2)
 
 
 class Physics:
@@ -148,7 +167,10 @@ class MujocoFamily(abc.ABC):
 
     def gymnasium_env(self, render_mode: str | None = None) -> gym.Env:
         """Gymnasium's environment as it is."""
-        return gym.make(self.env_id, self.horizon, disable_env_checker=True, render_mode=render_mode, **self.env_kwargs)
+        with _without_deprecations():
+            return gym.make(
+                self.env_id, self.horizon, disable_env_checker=True, render_mode=render_mode, **self.env_kwargs
+            )
 
 
 class TaskEnv(gym.Wrapper):
