@@ -58,7 +58,7 @@ class TrainOptions:
     workers: int | None = None
     """Processes for environments without a batched form; 0 is none. By default as many as pay, at most --threads."""
     family_kwargs: tuple[str, ...] = ()
-    """Arguments of the family, like arms=10 horizon=1."""
+    """Arguments of the family, like arms=10 horizon=1, or for gym:Pendulum-v1 parameters={"g":{"box":[5,15]}}."""
     eval_every: int = 10
     """Evaluate on test tasks after so many iterations; 0 never does."""
     eval_tasks: int = 20

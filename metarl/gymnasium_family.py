@@ -414,7 +414,10 @@ def _priors(
     given = [{**parameters, **splits.get(split, {})} for split in SPLITS]
     names = sorted({name for values in given for name in values})
     if not names:
-        raise ValueError('name at least one parameter that varies, as {"g": Box(5.0, 15.0)}')
+        raise ValueError(
+            'name at least one parameter that varies, as {"g": Box(5.0, 15.0)}; on the command line as '
+            """--family-kwargs 'parameters={"g": {"box": [5, 15]}}'"""
+        )
     priors: dict[str, list[Prior]] = {}
     spaces: dict[str, gym.Space] = {}
     for name in names:

@@ -104,7 +104,7 @@ class MetaLearner:
             check_same_spaces("another environment", start.policy.spaces, self.family)
         module = _module_of(policy)
         self.policy: Policy = self.config.policy(spaces) if module is None else self._adapt_module(module, spaces)
-        self.state = self._module.init(self.config, self.policy, seed, self.device)
+        self.state = self._module.init(self.config, self.policy, self.seed, self.device)
         if start is not None:
             params = {name: start.params[name].to(self.device, copy=True) for name in self.state.params}
             self.state = dataclasses.replace(self.state, params=params)
@@ -420,9 +420,11 @@ def _settings_of(start: AdaptedPolicy, given: Mapping[str, Any]) -> dict[str, An
 
 
 def _checked_seed(seed: int) -> int:
+    if not isinstance(seed, int | np.integer):
+        raise ValueError(f"seed must be a whole number, got {seed!r}")
     if seed < 0:
         raise ValueError(f"seed must not be negative, got {seed}")
-    return seed
+    return int(seed)
 
 
 def _time_limit(env: gym.Env) -> int | None:

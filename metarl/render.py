@@ -12,6 +12,7 @@ import numpy as np
 from metarl.adapted_policy import AdaptedPolicy
 from metarl.figures import MissingExtraError
 from metarl.tasks import Task, TaskFamily
+from metarl.visible_family import VisibleFamily
 
 FORMATS = (".mp4", ".gif")
 _CAPTION = 24  # pixels
@@ -70,7 +71,8 @@ def side_by_side(episodes: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
 
 def _open(family: TaskFamily, task: Task) -> gym.Env:
     make: Any = family.make
-    if "render_mode" not in inspect.signature(make).parameters:
+    hidden = family.family if isinstance(family, VisibleFamily) else family  # the former's make hands on what it gets
+    if "render_mode" not in inspect.signature(hidden.make).parameters:
         raise RenderError(f"{family.id} cannot be filmed: its make(task) takes no render_mode")
     if not os.environ.get("DISPLAY"):  # without a screen MuJoCo needs to be told; whoever has told it is obeyed
         os.environ.setdefault("MUJOCO_GL", "egl")

@@ -18,7 +18,7 @@ from metarl.parallel import threads_for
 from metarl.policies import Policy
 from metarl.spaces import Image, spaces_of
 from metarl.tasks import TaskFamily, Tasks, num_tasks, task_at
-from metarl.vector import make_vector
+from metarl.vector import check_workers, make_vector
 
 
 @dataclass(frozen=True)
@@ -180,8 +180,7 @@ class Sampler:
 
     def __init__(self, family: TaskFamily, device: torch.device | str = "cpu", workers: int | None = None):
         spaces_of(family)
-        if workers is not None and workers < 0:
-            raise ValueError(f"workers must not be negative, got {workers}")
+        check_workers(workers)
         self.family, self.device, self.workers = family, torch.device(device), workers
         self._envs: dict[tuple[int, int], VectorEnv] = {}
 

@@ -96,6 +96,8 @@ def split_rng(rng: np.random.Generator, split: str) -> np.random.Generator:
 def validate_task(family: TaskFamily, task: Mapping[str, Any]) -> Task:
     """`task` as arrays of the family's types. Raises ValueError naming the entry, its value and what is allowed."""
     spaces = family.task_space.spaces
+    if not isinstance(task, Mapping):
+        raise ValueError(f"a task of {family.id} is a dict with the keys {list(spaces)}, got {task!r}")
     for name in task:
         if name not in spaces:
             raise ValueError(f"{family.id} has no task parameter {name!r}{did_you_mean(name, spaces)}")
@@ -192,7 +194,9 @@ def _factory(id: str) -> Callable[..., TaskFamily]:
     points = _entry_points()
     if id not in points:
         known = sorted({*_registry, *points})
-        raise ValueError(f"no task family is called {id!r}{did_you_mean(id, known)}. `metarl list` shows all of them")
+        hint = did_you_mean(id, known)
+        raise ValueError(f"no task family is called {id!r}{hint}{' ' if hint.endswith('?') else '. '}"
+                         "`metarl list` shows all of them")  # fmt: skip
     return points[id].load()
 
 

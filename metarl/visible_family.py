@@ -198,6 +198,9 @@ class VisibleVectorEnv(VectorEnv):
         if tasks is not None:
             described = self.family.describe(tasks)
             described = np.repeat(described, self.num_envs // len(described), 0)  # task-major
+            mask = (options or {}).get("reset_mask")  # the family's own environment has checked it
+            if mask is not None and self._described is not None:  # the others keep their tasks
+                described = np.where(np.asarray(mask)[:, None], described, _numpy(self._described))
             self._described = torch.from_numpy(described).to(obs.device) if isinstance(obs, Tensor) else described
         return self.family.append(obs, self._described), info
 
@@ -207,3 +210,7 @@ class VisibleVectorEnv(VectorEnv):
 
     def close_extras(self, **kwargs: Any) -> None:
         self.env.close(**kwargs)
+
+
+def _numpy(x: Any) -> np.ndarray:
+    return x.cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)

@@ -106,27 +106,46 @@ class _Worker:
         self.envs: list[gym.Env] = []
         self.live: list[tuple[int, int, Callable[[Any], Any]]] = []  # place in the share, code for `at`, its step
 
-    def reset(self, tasks: Any, episodes: int, seeds: list[int | None]) -> None:
-        at, n = self.shared.at, self.shared.n
+    def reset(self, tasks: Any, episodes: int, seeds: list[int | None], mask: np.ndarray | None) -> None:
+        if mask is not None:
+            self.reset_some(tasks, episodes, seeds, mask)
+            return
         if tasks is not None:
             self.close()
             for i in self.numbers:
-                at[self.index] = MAKE_PHASE * n + i
-                self.envs.append(self.family.make(task_at(tasks, i // episodes)))
-        first = []
-        for i, env in zip(self.numbers, self.envs, strict=True):
-            at[self.index] = RESET_PHASE * n + i
-            obs = np.asarray(env.reset(seed=seeds[i])[0])
-            if obs.shape != self.shared.obs_shape:
-                raise ValueError(f"reset returned an observation of shape {obs.shape}, the family's observation_space "
-                                 f"has {self.shared.obs_shape}")  # fmt: skip
-            first.append(obs)
-        self.first = np.stack(first)
+                self.envs.append(self.made(tasks, episodes, i))
+        self.first = np.stack([self.first_obs(j, seeds) for j in range(len(self.envs))])
         self.shared.obs_type[self.index] = self.first.dtype.str.encode()
         self.terminated[:] = self.truncated[:] = False
-        self.elapsed = 0
-        self.live = [(j, STEP_PHASE * n + i, env.step)
-                     for j, (i, env) in enumerate(zip(self.numbers, self.envs, strict=True))]  # fmt: skip
+        self.elapsed = np.zeros(len(self.envs), int)
+        self.find_live()
+
+    def reset_some(self, tasks: Any, episodes: int, seeds: list[int | None], mask: np.ndarray) -> None:
+        for j in np.flatnonzero(mask[self.own]).tolist():
+            if tasks is not None:
+                self.envs[j].close()
+                self.envs[j] = self.made(tasks, episodes, self.numbers[j])
+            self.obs[j] = self.first_obs(j, seeds)
+            self.terminated[j] = self.truncated[j] = False
+            self.elapsed[j] = 0
+        self.find_live()
+
+    def made(self, tasks: Any, episodes: int, i: int) -> gym.Env:
+        self.shared.at[self.index] = MAKE_PHASE * self.shared.n + i
+        return self.family.make(task_at(tasks, i // episodes))
+
+    def first_obs(self, j: int, seeds: list[int | None]) -> np.ndarray:
+        i = self.numbers[j]
+        self.shared.at[self.index] = RESET_PHASE * self.shared.n + i
+        obs = np.asarray(self.envs[j].reset(seed=seeds[i])[0])
+        if obs.shape != self.shared.obs_shape:
+            raise ValueError(f"reset returned an observation of shape {obs.shape}, the family's observation_space "
+                             f"has {self.shared.obs_shape}")  # fmt: skip
+        return obs
+
+    def find_live(self) -> None:
+        over, first = self.terminated | self.truncated, STEP_PHASE * self.shared.n
+        self.live = [(j, first + i, self.envs[j].step) for j, i in enumerate(self.numbers) if not over[j]]
 
     def write_first(self, dtype: str) -> None:
         self.obs = self.shared.observations(dtype)[self.own]
@@ -136,7 +155,7 @@ class _Worker:
         at, index, obs, reward, success = self.shared.at, self.index, self.obs, self.reward, self.success
         actions = self.actions.copy()  # an environment may keep what it is given
         self.elapsed += 1
-        cut_off = self.elapsed >= self.horizon
+        cut_off = (self.elapsed >= self.horizon).tolist()
         reward[:], success[:] = 0.0, -1
         ended = False
         for j, code, env_step in self.live:
@@ -146,11 +165,10 @@ class _Worker:
                 success[j] = bool(info["success"])
             if terminated:
                 self.terminated[j] = ended = True
-            elif truncated or cut_off:
+            elif truncated or cut_off[j]:
                 self.truncated[j] = ended = True
         if ended:
-            over = self.terminated | self.truncated
-            self.live = [entry for entry in self.live if not over[entry[0]]]
+            self.find_live()
 
     def close(self) -> None:
         envs, self.envs, self.live = self.envs, [], []

@@ -77,6 +77,8 @@ CASES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
         adapt({"target": [0.1, 0.2]}), ["PointNavigation-v0", "'target'", "known are ['goal']"]),
     "task parameter missing": (
         adapt({}), ["PointNavigation-v0 also needs ['goal']"]),
+    "task that is a string": (
+        adapt("goal=0.1,0.2"), ["a task of PointNavigation-v0 is a dict with the keys ['goal']", "'goal=0.1,0.2'"]),
     "task parameter of another shape": (
         adapt({"goal": [0.1, 0.2, 0.3]}), ["'goal'", "(2,)", "got [0.1, 0.2, 0.3]"]),
     "task parameter out of range": (
@@ -101,6 +103,10 @@ CASES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
         learn(max_kl=0.0), ["max_kl must be positive", "got 0.0"]),
     "negative seed": (
         learn(seed=-1), ["seed must not be negative", "got -1"]),
+    "seed that is no number": (
+        learn(seed="one"), ["seed must be a whole number", "got 'one'"]),
+    "workers that are no whole number": (
+        learn(workers=1.5), ["workers must be a whole number", "got 1.5"]),
     "device that is none": (
         learn(device="gpu"), ["'gpu'", "auto, cpu or cuda"]),
     "reward that is not finite": (

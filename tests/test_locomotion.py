@@ -43,6 +43,49 @@ def test_many_at_once_equal_the_plain_environments(id):
     assert terminated.any() == (id in FALLING)  # so the comparison has seen episodes that end
 
 
+@pytest.mark.parametrize("new_tasks", [False, True])
+@pytest.mark.parametrize("id", ["HopperRandParams-v0", "ReacherGoal-v0"])  # a model, or a first state, of each task
+def test_resetting_some_equals_the_plain_environments(id, new_tasks):
+    family = metarl.make(id, horizon=12)
+    masks = {t: np.random.default_rng(t).random(K * E) < 0.4 for t in (3, 8, 9, 14, 20, 21, 30)}
+    played = []
+    for env in (MujocoVectorEnv(family, K, E, threads=2), LoopVectorEnv(family, K, E)):
+        out = [env.reset(seed=list(range(K * E)), options={"tasks": family.sample(K, np.random.default_rng(0))})[:1]]
+        for t, action in enumerate(actions(family, 40)):
+            if t in masks:
+                options = {"reset_mask": masks[t]}
+                options |= {"tasks": family.sample(K, np.random.default_rng(t))} if new_tasks else {}
+                out.append(env.reset(seed=[100 * t + i for i in range(K * E)], options=options)[:1])
+            out.append(env.step(action)[:4])
+        played.append(out)
+    for a, b in zip(*played, strict=True):
+        for got, wanted in zip(a, b, strict=True):
+            np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-14)
+    truncated = np.array([step[3] for step in played[0] if len(step) == 4])
+    assert (truncated.any(1) & ~truncated.all(1)).any()  # the episodes' times have come apart
+
+
+def test_wrong_masks_are_refused():
+    family = metarl.make("HalfCheetahDir-v0")
+    env, tasks = MujocoVectorEnv(family, K, E), family.sample(K, np.random.default_rng(0))
+    mask = np.arange(K * E) == 1
+    with pytest.raises(ValueError, match="leave reset_mask out"):
+        env.reset(options={"tasks": tasks, "reset_mask": mask})
+    env.reset(seed=0, options={"tasks": tasks})
+    with pytest.raises(ValueError, match="reset_mask must be bool"):
+        env.reset(options={"reset_mask": mask[:-1]})
+
+
+def test_stable_baselines3_runs_a_family_whose_episodes_end_early():
+    pytest.importorskip("stable_baselines3")
+    from metarl.sb3 import as_vec_env
+
+    env = as_vec_env("HopperRandParams-v0", 3, seed=1)
+    env.reset()
+    done = np.array([env.step(action)[2] for action in actions(env.family, 60, 3)])
+    assert (done.any(1) & ~done.all(1)).any()
+
+
 def angle_reward(task, info, forward):
     return forward * (math.cos(task["angle"]) * info["x_velocity"] + math.sin(task["angle"]) * info["y_velocity"])
 

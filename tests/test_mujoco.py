@@ -134,6 +134,25 @@ def test_errors_say_what_is_wrong(cheetah, tasks, call, message):
         call(cheetah, tasks)
 
 
+def test_deprecated_words_of_gymnasiums_models_are_nobodys_business(cheetah, tasks, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)  # MuJoCo would write its log there
+    cheetah.make(task_at(tasks, 0)).close()
+    assert capfd.readouterr() == ("", "") and list(tmp_path.iterdir()) == []
+
+
+def test_other_warnings_of_mujoco_are_shown(cheetah, tasks, monkeypatch):
+    import mujoco
+
+    def make(*args, **kwargs):
+        mujoco.get_mju_user_warning()("the sky is falling")
+
+    before = mujoco.get_mju_user_warning()
+    monkeypatch.setattr(backend.gym, "make", make)
+    with pytest.warns(RuntimeWarning, match="MuJoCo: the sky is falling"):
+        cheetah.gymnasium_env()
+    assert mujoco.get_mju_user_warning() is before
+
+
 def test_without_mujoco_one_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "mujoco", None)
     backend.import_mujoco.cache_clear()

@@ -60,6 +60,12 @@ def test_the_command_films_a_run(learner, tmp_path, capsys):
     assert (tmp_path / "run" / "adaptation.mp4").exists()
 
 
+def test_a_family_with_visible_tasks_is_filmed_where_the_hidden_one_is(tmp_path):
+    family, task = metarl.visible(metarl.make("PointNavigationPixels-v0", horizon=3)), {"goal": np.array([0.3, -0.2])}
+    policy = runs.tiny(family).adapt(task, steps=0)
+    assert len(imageio.imread(render.film(family, task, {"before": policy}, tmp_path / "a.gif"))) == 4
+
+
 def test_other_formats_are_refused(learner, policies, tmp_path):
     with pytest.raises(ValueError, match=r"written as .mp4 or .gif, got .*film.avi"):
         render.film(learner.family, {"goal": np.zeros(2)}, policies, tmp_path / "film.avi")

@@ -1,5 +1,7 @@
 """Resetting some of the environments: the tensor backend equals the loop, and the others notice nothing."""
 
+from contextlib import closing
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -7,8 +9,8 @@ import pytest
 import torch
 from probes import Drift, Stops
 
-from metarl import random
-from metarl.vector import LoopVectorEnv, make_vector
+from metarl import random, visible
+from metarl.vector import LoopVectorEnv, ProcessVectorEnv, make_vector
 from metarl.vector import tensor as tensor_module
 
 K, E, STEPS = 3, 2, 20
@@ -52,6 +54,27 @@ def test_the_tensor_backend_equals_the_loop(new_tasks, block, monkeypatch):
     assert ends[:-1].any() and not ends.all() and (ends[:-1] & ~ends[1:]).any()  # some ended, and began again
 
 
+@pytest.mark.parametrize("new_tasks", [False, True])
+@pytest.mark.parametrize("workers", [1, 4])
+def test_worker_processes_equal_the_loop(new_tasks, workers):
+    family: Any = Drift()
+    family.horizon = 5
+    with closing(ProcessVectorEnv(family, K, E, workers)) as processes:
+        fast = play(processes, family, MASKS, new_tasks)
+    slow = play(LoopVectorEnv(family, K, E), family, MASKS, new_tasks)
+    for a, b in zip(fast, slow, strict=True):
+        for x, y in zip(a, b, strict=True):
+            np.testing.assert_array_equal(x, y)
+
+
+def test_the_others_keep_their_visible_tasks():
+    family: Any = visible(Drift())
+    fast = play(make_vector(family, K, E), family, MASKS, True)
+    slow = play(LoopVectorEnv(family, K, E), family, MASKS, True)
+    for a, b in zip(fast, slow, strict=True):
+        np.testing.assert_allclose(a[0], b[0], rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("backend", [make_vector, LoopVectorEnv])
 def test_the_others_notice_nothing(backend):
     family: Any = Drift()
@@ -91,7 +114,7 @@ def test_wrong_masks_are_refused(backend, mask, message):
         env.reset(options={"reset_mask": mask})
 
 
-@pytest.mark.parametrize("backend", [make_vector, LoopVectorEnv])
+@pytest.mark.parametrize("backend", [make_vector, LoopVectorEnv, partial(ProcessVectorEnv, workers=1)])
 def test_the_first_reset_is_one_of_all(backend):
     family: Any = Drift()
     options = {"tasks": family.sample(K, np.random.default_rng(0)), "reset_mask": np.arange(N) == 0}

@@ -11,7 +11,7 @@ from metarl.vector.tensor import TensorFamily, TensorVectorEnv
 
 __all__ = [
     "AutomaticVectorEnv", "LoopVectorEnv", "ProcessVectorEnv", "TensorFamily", "TensorVectorEnv", "WorkerError",
-    "make_vector",
+    "check_workers", "make_vector",
 ]  # fmt: skip
 
 
@@ -31,11 +31,16 @@ def make_vector(
     for name, value in (("n_tasks", n_tasks), ("episodes", episodes)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    check_workers(workers)
     if workers is None:
         own = getattr(family, "make_vector", None)
         return AutomaticVectorEnv(family, n_tasks, episodes) if own is None else own(n_tasks, episodes, device)
-    if workers < 0:
-        raise ValueError(f"workers must not be negative, got {workers}")
     if workers == 0:
         return LoopVectorEnv(family, n_tasks, episodes)
     return ProcessVectorEnv(family, n_tasks, episodes, workers)
+
+
+def check_workers(workers: int | None) -> None:
+    """Raises ValueError for a number of processes that is none (see `make_vector`)."""
+    if workers is not None and (not isinstance(workers, int) or workers < 0):
+        raise ValueError(f"workers must be a whole number and not negative, or None to choose, got {workers!r}")

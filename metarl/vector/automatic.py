@@ -43,7 +43,7 @@ class AutomaticVectorEnv(VectorEnv):
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         begin = time.perf_counter()
         out = None
-        if self._may_move and options and "tasks" in options and self._pays():
+        if self._may_move and options and "tasks" in options and "reset_mask" not in options and self._pays():
             self._may_move = False
             out = self._move(seed, options)
         if out is None:

@@ -18,8 +18,9 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from metarl import worker
-from metarl.tasks import TaskFamily, Tasks, num_tasks, task_at
+from metarl.tasks import Task, TaskFamily, Tasks, num_tasks, task_at
 from metarl.vector.loop import seed_list
+from metarl.vector.resets import reset_mask
 
 TIMEOUT = 300.0
 """Seconds that importing the family, or one call of make, reset or step of one environment, may take."""
@@ -64,7 +65,8 @@ class ProcessVectorEnv(VectorEnv):
         self._sizes = (self.num_envs, self.workers, _array_shape(family, "observation"), _array_shape(family, "action"))
         self._pickled = _pickle_family(family)
         self._pool: _Pool | None = None
-        self._elapsed = -1  # steps since the last reset; -1: none so far
+        self._task: list[Task] = [{}] * self.num_envs  # of every environment
+        self._elapsed = np.zeros(self.num_envs, int)  # steps since its last reset
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         tasks: Tasks | None = (options or {}).get("tasks")
@@ -74,22 +76,27 @@ class ProcessVectorEnv(VectorEnv):
             raise ValueError(f"this vector environment runs {self.n_tasks} tasks, got {num_tasks(tasks)}")
         if tasks is None and self._pool is None:
             raise ValueError('the first reset needs options={"tasks": tasks}, and so does one after an error')
+        mask = reset_mask(options, self.num_envs)
+        if mask is not None and self._pool is None:
+            raise ValueError("the first reset, or one after an error, is one of all environments: leave reset_mask out")
         seeds = seed_list(seed, self.num_envs)
+        rows = np.arange(self.num_envs) if mask is None else np.flatnonzero(mask)
+        self._elapsed[rows] = 0
         try:
-            self._elapsed = -1
             if tasks is not None:
-                self._tasks = tasks
+                for i in rows.tolist():
+                    self._task[i] = task_at(tasks, i // self.episodes)
                 self._pool = self._pool or self._start()
             assert self._pool is not None
-            self._exchange(worker.RESET, pickle.dumps((tasks, self.episodes, seeds)))
-            # NumPy's rule for the common type, as in np.stack of all of them
-            obs_type = np.result_type(*(np.dtype(x.decode()) for x in self._pool.shared.obs_type))
-            self._exchange(worker.OBSERVATION_TYPE, obs_type.str.encode())
-            self._pool.obs = self._pool.shared.observations(obs_type)
+            self._exchange(worker.RESET, pickle.dumps((tasks, self.episodes, seeds, mask)))
+            if mask is None:
+                # NumPy's rule for the common type, as in np.stack of all of them
+                obs_type = np.result_type(*(np.dtype(x.decode()) for x in self._pool.shared.obs_type))
+                self._exchange(worker.OBSERVATION_TYPE, obs_type.str.encode())
+                self._pool.obs = self._pool.shared.observations(obs_type)
         except BaseException:  # Ctrl-C too: workers that have not answered yet would answer the next question
             self._stop()
             raise
-        self._elapsed = 0
         return self._pool.obs.copy(), {}
 
     def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
@@ -155,8 +162,8 @@ class ProcessVectorEnv(VectorEnv):
         else:
             phase, i = divmod(at, self.num_envs)
             k, e = divmod(i, self.episodes)
-            step = f" {self._elapsed - 1}" if phase == worker.STEP_PHASE else ""
-            what = f"{_DOING[phase]}{step} of episode {e} of task {k} = {task_at(self._tasks, k)}"
+            step = f" {self._elapsed[i] - 1}" if phase == worker.STEP_PHASE else ""
+            what = f"{_DOING[phase]}{step} of episode {e} of task {k} = {self._task[i]}"
         return (
             f"{self.family.id}: a worker process {failure.how} in {what}. Its traceback:\n\n{log or '(it left none)'}"
         )
