@@ -26,7 +26,7 @@ import numpy as np
 
 from metarl.tasks import task_at
 
-START, RESET, OBSERVATION_TYPE, ACTION_TYPE, STEP, CLOSE = (bytes([code]) for code in b"SROAsC")
+START, RESET, RESET_SOME, OBSERVATION_TYPE, ACTION_TYPE, STEP, CLOSE = (bytes([code]) for code in b"SRrOAsC")
 DONE, FAILED = b".", b"!"
 
 WAITING, IMPORTING, MAKE_PHASE, RESET_PHASE, STEP_PHASE = -2, -1, 0, 1, 2
@@ -104,7 +104,8 @@ class _Worker:
         self.obs: np.ndarray  # this worker's share of the observations and actions, once their types are known
         self.actions: np.ndarray
         self.envs: list[gym.Env] = []
-        self.live: list[tuple[int, int, Callable[[Any], Any]]] = []  # place in the share, code for `at`, its step
+        # Of each environment whose episode goes on: place in the share, code for `at`, its step, when it is cut off.
+        self.live: list[tuple[int, int, Callable[[Any], Any], int]] = []
 
     def reset(self, tasks: Any, episodes: int, seeds: list[int | None]) -> None:
         at, n = self.shared.at, self.shared.n
@@ -113,20 +114,38 @@ class _Worker:
             for i in self.numbers:
                 at[self.index] = MAKE_PHASE * n + i
                 self.envs.append(self.family.make(task_at(tasks, i // episodes)))
-        first = []
-        for i, env in zip(self.numbers, self.envs, strict=True):
-            at[self.index] = RESET_PHASE * n + i
-            obs = np.asarray(env.reset(seed=seeds[i])[0])
-            if obs.shape != self.shared.obs_shape:
-                raise ValueError(f"reset returned an observation of shape {obs.shape}, the family's observation_space "
-                                 f"has {self.shared.obs_shape}")  # fmt: skip
-            first.append(obs)
-        self.first = np.stack(first)
+        self.first = np.stack([self._reset_one(j, seeds) for j in range(len(self.envs))])
         self.shared.obs_type[self.index] = self.first.dtype.str.encode()
         self.terminated[:] = self.truncated[:] = False
         self.elapsed = 0
-        self.live = [(j, STEP_PHASE * n + i, env.step)
-                     for j, (i, env) in enumerate(zip(self.numbers, self.envs, strict=True))]  # fmt: skip
+        self.live = [self._entry(j) for j in range(len(self.envs))]
+
+    def reset_some(self, tasks: Any, episodes: int, seeds: list[int | None], mask: np.ndarray) -> None:
+        """Reset those that `mask` names [N]; the type of the observations stays."""
+        chosen = np.flatnonzero(mask[self.own]).tolist()
+        for j in chosen:
+            if tasks is not None:
+                i = self.numbers[j]
+                self.shared.at[self.index] = MAKE_PHASE * self.shared.n + i
+                self.envs[j].close()
+                self.envs[j] = self.family.make(task_at(tasks, i // episodes))
+            self.obs[j] = self._reset_one(j, seeds)
+        self.terminated[chosen] = self.truncated[chosen] = False
+        self.live = [entry for entry in self.live if entry[0] not in chosen] + [self._entry(j) for j in chosen]
+        self.live.sort(key=lambda entry: entry[0])
+
+    def _reset_one(self, j: int, seeds: list[int | None]) -> np.ndarray:
+        i = self.numbers[j]
+        self.shared.at[self.index] = RESET_PHASE * self.shared.n + i
+        obs = np.asarray(self.envs[j].reset(seed=seeds[i])[0])
+        if obs.shape != self.shared.obs_shape:
+            raise ValueError(f"reset returned an observation of shape {obs.shape}, the family's observation_space "
+                             f"has {self.shared.obs_shape}")  # fmt: skip
+        return obs
+
+    def _entry(self, j: int) -> tuple[int, int, Callable[[Any], Any], int]:
+        code = STEP_PHASE * self.shared.n + self.numbers[j]
+        return j, code, self.envs[j].step, self.elapsed + self.horizon
 
     def write_first(self, dtype: str) -> None:
         self.obs = self.shared.observations(dtype)[self.own]
@@ -136,17 +155,17 @@ class _Worker:
         at, index, obs, reward, success = self.shared.at, self.index, self.obs, self.reward, self.success
         actions = self.actions.copy()  # an environment may keep what it is given
         self.elapsed += 1
-        cut_off = self.elapsed >= self.horizon
+        elapsed = self.elapsed
         reward[:], success[:] = 0.0, -1
         ended = False
-        for j, code, env_step in self.live:
+        for j, code, env_step, end in self.live:
             at[index] = code
             obs[j], reward[j], terminated, truncated, info = env_step(actions[j])
             if "success" in info:
                 success[j] = bool(info["success"])
             if terminated:
                 self.terminated[j] = ended = True
-            elif truncated or cut_off:
+            elif truncated or elapsed >= end:
                 self.truncated[j] = ended = True
         if ended:
             over = self.terminated | self.truncated
@@ -174,6 +193,9 @@ def _serve(index: int, command: int, reply: int, memory: int, messages: int, log
             elif kind == RESET:
                 assert worker is not None
                 worker.reset(*pickle.loads(fetch(messages)))
+            elif kind == RESET_SOME:
+                assert worker is not None
+                worker.reset_some(*pickle.loads(fetch(messages)))
             elif kind == OBSERVATION_TYPE:
                 assert worker is not None
                 worker.write_first(fetch(messages).decode())

@@ -1,14 +1,25 @@
-"""Resetting some of the environments: the tensor backend equals the loop, and the others notice nothing."""
+"""Resetting some of the environments: every backend equals the loop, and the others notice nothing."""
 
+import re
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from probes import Drift, Stops
+from process_families import Failing, Noisy
 
+import metarl
 from metarl import random
-from metarl.vector import LoopVectorEnv, make_vector
+from metarl.tasks import task_at
+from metarl.vector import (
+    AutomaticVectorEnv,
+    LoopVectorEnv,
+    ProcessVectorEnv,
+    WorkerError,
+    automatic,
+    make_vector,
+)
 from metarl.vector import tensor as tensor_module
 
 K, E, STEPS = 3, 2, 20
@@ -18,7 +29,7 @@ N = K * E
 def play(env: Any, family: Any, masks: dict[int, np.ndarray], new_tasks: bool) -> list[tuple[np.ndarray, ...]]:
     """Observations, rewards and flags of `STEPS` steps; before step t the environments in masks[t] are reset."""
     rng, out = np.random.default_rng(3), []
-    actions = rng.uniform(-0.5, 0.5, (STEPS, N, 2)).astype(np.float32)
+    actions = rng.uniform(-0.5, 0.5, (STEPS, N, *family.action_space.shape)).astype(np.float32)
     env.reset(seed=list(range(N)), options={"tasks": family.sample(K, np.random.default_rng(0))})
     for t in range(STEPS):
         if t in masks:
@@ -50,6 +61,75 @@ def test_the_tensor_backend_equals_the_loop(new_tasks, block, monkeypatch):
             np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-6)
     ends = np.array([step[2] | step[3] for step in fast if len(step) == 4])
     assert ends[:-1].any() and not ends.all() and (ends[:-1] & ~ends[1:]).any()  # some ended, and began again
+
+
+def assert_same_bits(fast: list[tuple[np.ndarray, ...]], slow: list[tuple[np.ndarray, ...]]) -> None:
+    assert len(fast) == len(slow) == STEPS + len(MASKS)
+    for a, b in zip(fast, slow, strict=True):
+        for x, y in zip(a, b, strict=True):
+            assert x.dtype == y.dtype
+            np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize("new_tasks", [False, True])
+@pytest.mark.parametrize("workers", [1, 4])
+def test_worker_processes_equal_the_loop(new_tasks, workers):
+    family: Any = Noisy()
+    family.horizon = 5
+    fast = ProcessVectorEnv(family, K, E, workers)
+    slow = play(LoopVectorEnv(family, K, E), family, MASKS, new_tasks)
+    assert_same_bits(play(fast, family, MASKS, new_tasks), slow)
+    fast.close()
+    terminated, truncated = (np.array([step[i] for step in slow if len(step) == 4]) for i in (2, 3))
+    for over in (terminated, truncated):
+        assert over.any() and (over[:-1] & ~over[1:]).any()  # some ended, and began again
+
+
+@pytest.mark.parametrize("new_tasks", [False, True])
+@pytest.mark.parametrize("id", ["HopperRandParams-v0", "AntVel-v0", "AntGoal-v0"])
+def test_the_simulators_threads_equal_the_loop(id, new_tasks):
+    """Episodes that end early, models that differ from task to task, fields beside the state, tasks in positions."""
+    mujoco = pytest.importorskip("metarl.vector.mujoco")
+    pytest.importorskip("mujoco")
+    family: Any = metarl.make(id, horizon=7)
+    slow = play(LoopVectorEnv(family, K, E), family, MASKS, new_tasks)
+    assert_same_bits(play(mujoco.MujocoVectorEnv(family, K, E, threads=2), family, MASKS, new_tasks), slow)
+    over = np.array([step[2] | step[3] for step in slow if len(step) == 4])
+    assert (over[:-1] & ~over[1:]).any() and (over.any(1) & ~over.all(1)).any()
+
+
+def test_a_worker_that_fails_after_such_a_reset_names_the_episodes_own_step_and_task():
+    family: Any = Failing("step", "raise")
+    env = ProcessVectorEnv(family, K, E, 2)
+    tasks = family.sample(K, np.random.default_rng(0))
+    env.reset(seed=0, options={"tasks": {**tasks, "shift": tasks["shift"] * 0}})
+    for _ in range(2):
+        env.step(np.zeros((N, 2), np.float32))
+    env.reset(seed=100, options={"reset_mask": np.arange(N) == 3, "tasks": tasks})  # the bad one
+    for _ in range(2):
+        env.step(np.zeros((N, 2), np.float32))
+    words = re.escape(f"raised in step 2 of episode 1 of task 1 = {task_at(tasks, 1)}")
+    with pytest.raises(WorkerError, match=words):
+        env.step(np.zeros((N, 2), np.float32))
+    with pytest.raises(ValueError, match="after an error, is one of all"):
+        env.reset(options={"reset_mask": np.arange(N) == 3, "tasks": tasks})
+    env.close()
+
+
+def test_environments_move_into_processes_only_when_all_begin_anew(monkeypatch):
+    monkeypatch.setattr(automatic, "STEP_SECONDS", 0.0)
+    monkeypatch.setattr(automatic, "ROLLOUT_SECONDS", 0.0)
+    monkeypatch.setattr(automatic, "cores", lambda: 2)
+    family: Any = Noisy()
+    family.horizon = 5
+    env = AutomaticVectorEnv(family, K, E)
+    some = {t: mask for t, mask in MASKS.items() if not mask.all()}
+    fast, slow = (play(e, family, some, True) for e in (env, LoopVectorEnv(family, K, E)))
+    assert all(np.array_equal(x, y) for a, b in zip(fast, slow, strict=True) for x, y in zip(a, b, strict=True))
+    assert env.workers == 0
+    env.reset(options={"tasks": family.sample(K, np.random.default_rng(0))})
+    assert env.workers == 2
+    env.close()
 
 
 @pytest.mark.parametrize("backend", [make_vector, LoopVectorEnv])

@@ -1,5 +1,6 @@
 """To and from stable-baselines3: equal action distributions, families as its environments, its callbacks."""
 
+import os
 import subprocess
 import sys
 from collections import deque
@@ -13,6 +14,7 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
 from probes import Drift, PointGoal, Stops, TwoArms
+from process_families import Noisy
 from runs import point, rows_without_time, same_params, tiny
 from stable_baselines3 import A2C, PPO, SAC, TD3
 from stable_baselines3.common import callbacks as sb3_callbacks
@@ -27,6 +29,7 @@ from metarl.adapt import expand
 from metarl.policies import MLPPolicy, ModulePolicy
 from metarl.sb3 import as_vec_env, from_sb3, to_sb3
 from metarl.spaces import spaces_of
+from metarl.tasks import make, task_at
 from metarl.vector import LoopVectorEnv
 
 LOW, HIGH = np.array([-0.5, -1.0], np.float32), np.array([0.5, 3.0], np.float32)
@@ -449,6 +452,46 @@ def test_a_vec_env_equals_plain_environments(family, task):
     env.close()
 
 
+def trace(env: Any, steps: int) -> list[Any]:
+    """What a VecEnv answers to random actions, its infos included, all of them numbers and arrays."""
+    rng, out = np.random.default_rng(0), [env.reset()]
+    for _ in range(steps):
+        actions = rng.uniform(-0.5, 0.5, (env.num_envs, *env.action_space.shape)).astype(np.float32)
+        obs, reward, done, infos = env.step(actions)
+        ends = [value for info in infos for _, value in sorted(info.items())]
+        out += [obs, reward, done, *ends, *(x for task in env.get_attr("task") for x in task.values())]
+    env.close()
+    return out
+
+
+@pytest.mark.parametrize("task", ["resample", "one"])
+@pytest.mark.parametrize("id", ["HopperRandParams-v0", "AntVel-v0"])
+def test_a_simulator_runs_at_its_own_speed_where_episodes_end_early(id, task):
+    pytest.importorskip("mujoco")
+    family: Any = make(id, horizon=15)
+    task = task if task == "resample" else task_at(family.sample(1, np.random.default_rng(0)), 0)
+    fast = as_vec_env(family, 4, task, seed=3)
+    assert type(fast.vector).__name__ == "MujocoVectorEnv"
+    a, b = trace(fast, 40), trace(as_vec_env(family, 4, task, seed=3, workers=0), 40)
+    assert len(a) == len(b) and all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+    if id.startswith("Hopper"):
+        done = np.array([x for x in a if isinstance(x, np.ndarray) and x.dtype == bool])
+        assert (done.any(1) & ~done.all(1)).any()  # some end before the others
+
+
+@pytest.mark.skipif(os.name != "posix", reason="worker processes need a POSIX system")
+@pytest.mark.parametrize("task", ["resample", "one"])
+def test_worker_processes_change_no_number(task):
+    family: Any = Noisy()
+    task = task if task == "resample" else task_at(family.sample(1, np.random.default_rng(0)), 0)
+    kinds = {workers: type(as_vec_env(family, 4, task, workers=workers).vector).__name__ for workers in (None, 0, 2)}
+    assert kinds == {None: "LoopVectorEnv", 0: "LoopVectorEnv", 2: "ProcessVectorEnv"}
+    a, b = (trace(as_vec_env(family, 4, task, seed=3, workers=workers), 25) for workers in (2, 0))
+    assert len(a) == len(b) and all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+    done = np.array([x for x in a if isinstance(x, np.ndarray) and x.dtype == bool])
+    assert (done.any(1) & ~done.all(1)).any()
+
+
 def test_both_kinds_of_end_and_single_resets_come_up():
     # Else the test above would show less than it says.
     env = as_vec_env(Short(), 4, seed=11, split="test")
@@ -530,6 +573,7 @@ def test_single_environments_are_reached_where_there_are_any():
         ({"task": [{"goal": [0.1, 0.0]}]}, "each of 2 environments, got 1"),
         ({"split": "validation"}, "validation"),
         ({"seed": -1}, "negative"),
+        ({"workers": -1}, "workers must not be negative"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, message):

@@ -27,6 +27,7 @@ from gymnasium.vector.utils import batch_space
 
 from metarl.parallel import pool, workers
 from metarl.tasks import Task, Tasks, num_tasks, task_at, validate_task
+from metarl.vector.resets import reset_mask
 
 _CHUNKS_PER_THREAD = 4  # environments do not take equally long: whoever is done early takes another chunk
 
@@ -168,6 +169,7 @@ class MujocoVectorEnv(VectorEnv):
 
     As `LoopVectorEnv`, to the last bit and with any number of threads: reset(seed=..., options={"tasks": tasks})
     changes the tasks, an episode that ended stays ended, and every episode is truncated after `family.horizon` steps.
+    `options["reset_mask"]` resets some of the environments; the others go on as if nothing had happened.
 
     Args:
         threads: by default as many as PyTorch uses when this is built.
@@ -188,27 +190,39 @@ class MujocoVectorEnv(VectorEnv):
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         tasks: Tasks | None = (options or {}).get("tasks")
+        mask = reset_mask(options, self.num_envs)
+        if tasks is not None and num_tasks(tasks) != self.n_tasks:
+            raise ValueError(f"this vector environment runs {self.n_tasks} tasks, got {num_tasks(tasks)}")
+        if mask is not None and not self._task:
+            raise ValueError("the first reset is one of all environments: leave reset_mask out")
+        rows = np.arange(self.num_envs) if mask is None else np.flatnonzero(mask)
         if tasks is not None:
-            if num_tasks(tasks) != self.n_tasks:
-                raise ValueError(f"this vector environment runs {self.n_tasks} tasks, got {num_tasks(tasks)}")
-            self._set_tasks(tasks)
+            self._set_tasks(tasks, rows)
         if not self._task:
             raise ValueError('the first reset needs options={"tasks": tasks}')
-        generators = [seeding.np_random(s)[0] for s in self._seed_list(seed)]
-        starts = [self.family.initial(generator) for generator in generators]
-        qpos, qvel = np.stack([qpos for qpos, _ in starts]), np.stack([qvel for _, qvel in starts])
-        self.family.place(qpos, self._task)
-        self._simulator.set_start(qpos, qvel)
-        self._everywhere(self._simulator.forward, list(range(self.num_envs)))
-        self._terminated = np.zeros(self.num_envs, bool)
-        self._elapsed = 0
-        self._obs = self.family.observe(self._simulator.physics())
+        if mask is None:
+            self._terminated, self._elapsed = np.zeros(self.num_envs, bool), np.zeros(self.num_envs, int)
+        self._begin(rows, self._seed_list(seed))
         return self._obs.copy(), {}
+
+    def _begin(self, rows: np.ndarray, seeds: list[int]) -> None:
+        """New episodes of the environments `rows`."""
+        starts = [self.family.initial(seeding.np_random(seeds[i])[0]) for i in rows]
+        qpos, qvel = np.stack([qpos for qpos, _ in starts]), np.stack([qvel for _, qvel in starts])
+        self.family.place(qpos, {name: value[rows] for name, value in self._task.items()})
+        self._simulator.set_start(rows, qpos, qvel)
+        self._everywhere(self._simulator.forward, rows.tolist())
+        self._terminated[rows], self._elapsed[rows] = False, 0
+        obs = self.family.observe(self._simulator.physics(rows))
+        if len(rows) == self.num_envs:
+            self._obs = obs
+        else:
+            self._obs[rows] = obs
 
     def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         actions = np.asarray(actions).reshape(self.num_envs, -1)
         reward = np.zeros(self.num_envs)
-        alive = np.flatnonzero(~self._terminated) if self._elapsed < self.family.horizon else np.empty(0, int)
+        alive = np.flatnonzero(~self._terminated & (self._elapsed < self.family.horizon))
         self._elapsed += 1
         if len(alive):
             rows = slice(None) if len(alive) == self.num_envs else alive
@@ -222,14 +236,19 @@ class MujocoVectorEnv(VectorEnv):
             ended = self.family.terminated(after)
             if ended is not None:
                 self._terminated[rows] = ended
-        truncated = ~self._terminated if self._elapsed >= self.family.horizon else np.zeros(self.num_envs, bool)
+        truncated = ~self._terminated & (self._elapsed >= self.family.horizon)
         return self._obs.copy(), reward, self._terminated.copy(), truncated, {}
 
-    def _set_tasks(self, tasks: Tasks) -> None:
-        self._task = {name: np.repeat(np.asarray(value), self.episodes, 0) for name, value in tasks.items()}
+    def _set_tasks(self, tasks: Tasks, rows: np.ndarray) -> None:
+        """Give the environments `rows` their tasks out of `tasks`, each value [K, ...]."""
+        every = {name: np.repeat(np.asarray(value), self.episodes, 0) for name, value in tasks.items()}
+        self._task = self._task if len(rows) < self.num_envs else every
+        for name, value in every.items():
+            self._task[name][rows] = value[rows]
         if self.family.changes_model:
-            models = [self.family.task_model(task_at(tasks, k)) for k in range(self.n_tasks)]
-            self._simulator.models = [model for model in models for _ in range(self.episodes)]
+            models = {k: self.family.task_model(task_at(tasks, k)) for k in np.unique(rows // self.episodes).tolist()}
+            for i in rows.tolist():
+                self._simulator.models[i] = models[i // self.episodes]
 
     def _everywhere(self, function: Any, rows: list[int]) -> None:
         """`function(rows)`, the rows shared out among the threads."""
@@ -283,9 +302,9 @@ class _Simulator:
             state, fields = state.copy(), {name: value.copy() for name, value in fields.items()}
         return Physics(state[:, self._qpos], state[:, self._qvel], state[:, self._ctrl], fields)
 
-    def set_start(self, qpos: np.ndarray, qvel: np.ndarray) -> None:
-        """Positions and velocities [N, ...] for `forward`."""
-        self._state[:, self._qpos], self._state[:, self._qvel] = qpos, qvel
+    def set_start(self, rows: np.ndarray, qpos: np.ndarray, qvel: np.ndarray) -> None:
+        """Positions and velocities of the environments `rows` for `forward`."""
+        self._state[rows, self._qpos], self._state[rows, self._qvel] = qpos, qvel
 
     def set_controls(self, rows: Any, ctrl: np.ndarray) -> None:
         """The controls of the environments `rows`."""

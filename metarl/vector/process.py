@@ -20,6 +20,7 @@ from gymnasium.vector.utils import batch_space
 from metarl import worker
 from metarl.tasks import TaskFamily, Tasks, num_tasks, task_at
 from metarl.vector.loop import seed_list
+from metarl.vector.resets import reset_mask
 
 TIMEOUT = 300.0
 """Seconds that importing the family, or one call of make, reset or step of one environment, may take."""
@@ -33,7 +34,7 @@ class WorkerError(RuntimeError):
 
 
 class ProcessVectorEnv(VectorEnv):
-    """As `LoopVectorEnv`, to the last bit, with the environments shared out over worker processes.
+    """As `LoopVectorEnv`, `reset_mask` included, to the last bit, the environments shared out over worker processes.
 
     The processes start at the first reset and live until `close`, the end of this object or of the interpreter; new
     tasks do not restart them. After an error they are gone, and the next `reset` with tasks starts new ones. They
@@ -64,21 +65,33 @@ class ProcessVectorEnv(VectorEnv):
         self._sizes = (self.num_envs, self.workers, _array_shape(family, "observation"), _array_shape(family, "action"))
         self._pickled = _pickle_family(family)
         self._pool: _Pool | None = None
-        self._elapsed = -1  # steps since the last reset; -1: none so far
+        self._elapsed = 0  # steps since the last reset of all
+        self._started = [0] * self.num_envs  # `_elapsed` when an environment's episode began
+        self._tasks: list[Tasks] = [{}] * self.num_envs  # an environment's task is that of its k in these
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         tasks: Tasks | None = (options or {}).get("tasks")
+        mask = reset_mask(options, self.num_envs)
         if self.closed:
             raise ValueError("this vector environment is closed")
         if tasks is not None and num_tasks(tasks) != self.n_tasks:
             raise ValueError(f"this vector environment runs {self.n_tasks} tasks, got {num_tasks(tasks)}")
+        if mask is not None and self._pool is None:
+            raise ValueError(
+                "the first reset, and one after an error, is one of all environments: leave reset_mask out"
+            )
         if tasks is None and self._pool is None:
             raise ValueError('the first reset needs options={"tasks": tasks}, and so does one after an error')
         seeds = seed_list(seed, self.num_envs)
+        for i in range(self.num_envs) if mask is None else np.flatnonzero(mask).tolist():
+            self._tasks[i] = self._tasks[i] if tasks is None else tasks
+            self._started[i] = 0 if mask is None else self._elapsed
         try:
-            self._elapsed = -1
+            if mask is not None:
+                self._exchange(worker.RESET_SOME, pickle.dumps((tasks, self.episodes, seeds, mask)))
+                assert self._pool is not None
+                return self._pool.obs.copy(), {}
             if tasks is not None:
-                self._tasks = tasks
                 self._pool = self._pool or self._start()
             assert self._pool is not None
             self._exchange(worker.RESET, pickle.dumps((tasks, self.episodes, seeds)))
@@ -155,8 +168,8 @@ class ProcessVectorEnv(VectorEnv):
         else:
             phase, i = divmod(at, self.num_envs)
             k, e = divmod(i, self.episodes)
-            step = f" {self._elapsed - 1}" if phase == worker.STEP_PHASE else ""
-            what = f"{_DOING[phase]}{step} of episode {e} of task {k} = {task_at(self._tasks, k)}"
+            step = f" {self._elapsed - self._started[i] - 1}" if phase == worker.STEP_PHASE else ""
+            what = f"{_DOING[phase]}{step} of episode {e} of task {k} = {task_at(self._tasks[i], k)}"
         return (
             f"{self.family.id}: a worker process {failure.how} in {what}. Its traceback:\n\n{log or '(it left none)'}"
         )
