@@ -10,10 +10,11 @@ from typing import Any, Literal
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.spaces import Discrete
+from gymnasium.spaces import Discrete, MultiDiscrete
 from stable_baselines3.common.vec_env import VecEnv
 
 from metarl import random
+from metarl.spaces import lowest
 from metarl.tasks import SPLITS, Task, TaskFamily, Tasks, make, task_at, validate_task
 from metarl.vector import make_vector
 
@@ -127,7 +128,7 @@ class FamilyVecEnv(VecEnv):
         return self._begin(np.ones(self.num_envs, bool))
 
     def step_async(self, actions: np.ndarray) -> None:
-        self._actions = np.asarray(actions) + self._act_start if self._act_start else np.asarray(actions)
+        self._actions = np.asarray(actions) if self._act_start is None else np.asarray(actions) + self._act_start
 
     def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
         raw, reward, terminated, truncated, more = self.vector.step(self._actions)
@@ -192,7 +193,7 @@ class FamilyVecEnv(VecEnv):
     def _convert(self, obs: Any) -> np.ndarray:
         # A copy: a vector environment may write its next observations into the same memory.
         out = np.array(_numpy(obs), dtype=self.observation_space.dtype)
-        return out - self._obs_start if self._obs_start else out
+        return out if self._obs_start is None else out - self._obs_start
 
     def close(self) -> None:
         self.vector.close()
@@ -251,11 +252,16 @@ class FamilyVecEnv(VecEnv):
         return envs
 
 
-def _start(space: gym.Space) -> int:
-    return int(space.start) if isinstance(space, Discrete) else 0
+def _start(space: gym.Space) -> Any:
+    """The lowest value of each choice, in the space's shape and type; None where it is 0."""
+    if not isinstance(space, Discrete | MultiDiscrete) or not lowest(space).any():
+        return None
+    return lowest(space).reshape(space.shape).astype(space.dtype)
 
 
 def _from_zero(space: gym.Space) -> gym.Space:
+    if isinstance(space, MultiDiscrete):
+        return MultiDiscrete(space.nvec, space.dtype)
     return Discrete(int(space.n)) if isinstance(space, Discrete) else space
 
 
