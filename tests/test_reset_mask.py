@@ -26,12 +26,14 @@ K, E, STEPS = 3, 2, 20
 N = K * E
 
 
-def play(env: Any, family: Any, masks: dict[int, np.ndarray], new_tasks: bool) -> list[tuple[np.ndarray, ...]]:
-    """Observations, rewards and flags of `STEPS` steps; before step t the environments in masks[t] are reset."""
+def play(
+    env: Any, family: Any, masks: dict[int, np.ndarray], new_tasks: bool, steps: int = STEPS
+) -> list[tuple[np.ndarray, ...]]:
+    """Observations, rewards and flags of so many steps; before step t the environments in masks[t] are reset."""
     rng, out = np.random.default_rng(3), []
-    actions = rng.uniform(-0.5, 0.5, (STEPS, N, *family.action_space.shape)).astype(np.float32)
+    actions = rng.uniform(-0.5, 0.5, (steps, N, *family.action_space.shape)).astype(np.float32)
     env.reset(seed=list(range(N)), options={"tasks": family.sample(K, np.random.default_rng(0))})
-    for t in range(STEPS):
+    for t in range(steps):
         if t in masks:
             options: dict[str, Any] = {"reset_mask": masks[t]}
             if new_tasks:
@@ -64,7 +66,7 @@ def test_the_tensor_backend_equals_the_loop(new_tasks, block, monkeypatch):
 
 
 def assert_same_bits(fast: list[tuple[np.ndarray, ...]], slow: list[tuple[np.ndarray, ...]]) -> None:
-    assert len(fast) == len(slow) == STEPS + len(MASKS)
+    assert len(fast) == len(slow)
     for a, b in zip(fast, slow, strict=True):
         for x, y in zip(a, b, strict=True):
             assert x.dtype == y.dtype
@@ -96,6 +98,17 @@ def test_the_simulators_threads_equal_the_loop(id, new_tasks):
     assert_same_bits(play(mujoco.MujocoVectorEnv(family, K, E, threads=2), family, MASKS, new_tasks), slow)
     over = np.array([step[2] | step[3] for step in slow if len(step) == 4])
     assert (over[:-1] & ~over[1:]).any() and (over.any(1) & ~over.all(1)).any()
+
+
+def test_who_fell_over_gets_up_again():
+    mujoco = pytest.importorskip("metarl.vector.mujoco")
+    pytest.importorskip("mujoco")
+    family: Any = metarl.make("HopperRandParams-v0", horizon=60)
+    masks = {t: np.random.default_rng(t).random(N) < 0.5 for t in (5, 40, 50, 60, 70)}
+    slow = play(LoopVectorEnv(family, K, E), family, masks, True, 75)
+    assert_same_bits(play(mujoco.MujocoVectorEnv(family, K, E, threads=2), family, masks, True, 75), slow)
+    terminated = np.array([step[2] for step in slow if len(step) == 4])
+    assert (terminated[:-1] & ~terminated[1:]).any()
 
 
 def test_a_worker_that_fails_after_such_a_reset_names_the_episodes_own_step_and_task():
