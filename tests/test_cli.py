@@ -89,7 +89,7 @@ def test_a_second_run_in_the_same_directory_is_refused_and_the_first_left_alone(
 
 
 OTHER = {"hidden": ("3", "5"), "activation": ("relu",), "graph_tasks": ("1",), "inner_steps": ("2",),
-         "gae_lambda": ("0.5",), "inner_gradient": ("lvc",)}  # fmt: skip
+         "gae_lambda": ("0.5",), "inner_gradient": ("lvc",), "network": ("mlp",), "channels": ("8", "4")}  # fmt: skip
 
 
 def other(field: dataclasses.Field) -> tuple[tuple[str, ...], Any]:
