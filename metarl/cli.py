@@ -380,6 +380,7 @@ def list_command(argv: Sequence[str]) -> int:
     for title, rows in (
         ("algorithms", {n: (algorithms.get(n).__doc__ or "").splitlines()[0] for n in algorithms.ALGORITHMS}),
         ("task families", registered()),
+        ("prefixes of families", PREFIXES),
     ):
         rich.print(f"[bold]{title}[/]")
         grid = rich.table.Table.grid(padding=(0, 2))
@@ -388,6 +389,11 @@ def list_command(argv: Sequence[str]) -> int:
         rich.print(grid)
     return 0
 
+
+PREFIXES = {
+    "gym:ID": "A Gymnasium environment as a family, like gym:Pendulum-v1 --family-kwargs \"parameters={'g':[8,10]}\"",
+    "visible:ID": "A family with its tasks in the observations, like visible:PointNavigation-v0",
+}
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train_command, "evaluate": evaluate_command, "adapt": adapt_command,

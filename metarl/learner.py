@@ -411,6 +411,8 @@ def _settings_of(start: AdaptedPolicy, given: Mapping[str, Any]) -> dict[str, An
         own["network"] = "cnn" if isinstance(start.policy, CNNPolicy) else "mlp"
     if isinstance(start.policy, CNNPolicy):
         own["channels"] = tuple(start.policy.channels)
+    if start.obs_stats:
+        own["normalize_obs"] = True
     for name in own.keys() & given.keys():
         wanted = tuple(given[name]) if isinstance(own[name], tuple) else given[name]
         if wanted != own[name] and wanted != "auto":

@@ -101,7 +101,7 @@ class Spaces:
         space, x = self.observation, torch.as_tensor(obs, device=device)
         if isinstance(space, Discrete | MultiDiscrete):
             sizes = _choices(space)
-            index = x.reshape(-1, len(sizes)).long() - torch.as_tensor(_start(space), device=device)
+            index = x.reshape(-1, len(sizes)).long() - torch.as_tensor(lowest(space), device=device)
             hot = [torch.nn.functional.one_hot(index[:, d], n) for d, n in enumerate(sizes)]
             return torch.cat(hot, -1).float()
         x = x.reshape(x.shape[0], self.obs_dim).float()
@@ -115,7 +115,7 @@ class Spaces:
             return lambda action: action + start if start else action
         if not isinstance(space, Box):
             offset, kind = (
-                torch.as_tensor(_start(space), device=device),
+                torch.as_tensor(lowest(space), device=device),
                 torch.from_numpy(np.empty(0, space.dtype)).dtype,
             )
             return lambda action: (action + offset).to(kind).reshape(-1, *space.shape)
@@ -141,7 +141,7 @@ def _choices(space: Space) -> tuple[int, ...]:
     return (2,) * int(np.prod(space.shape))
 
 
-def _start(space: Space) -> np.ndarray:
+def lowest(space: Space) -> np.ndarray:
     """The lowest value of each choice, int64 [D]."""
     start = getattr(space, "start", np.zeros(space.shape or ()))
     return np.asarray(start, np.int64).reshape(-1)
@@ -193,7 +193,7 @@ def check_same_spaces(name: str, spaces: Spaces, env: Any) -> None:
 
 def _same_values(ours: Space, theirs: Any, what: str) -> bool:
     if not isinstance(ours, Box):
-        return _choices(ours) == _choices(theirs) and np.array_equal(_start(ours), _start(theirs))
+        return _choices(ours) == _choices(theirs) and np.array_equal(lowest(ours), lowest(theirs))
     if what == "observation":
         return Spaces(ours, ours).image == Spaces(theirs, theirs).image
     return bool(np.allclose(ours.low, theirs.low) and np.allclose(ours.high, theirs.high))

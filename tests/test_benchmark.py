@@ -7,6 +7,8 @@ step; after ten it is percents, whichever way the products are taken.
 
 import importlib.util
 import json
+import os
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -162,3 +164,40 @@ def test_memory_is_that_of_a_fresh_process():
     ballast = torch.ones(64 << 20, dtype=torch.uint8)  # 64 MiB that the child must not inherit
     measured = benchmark.in_fresh_process(benchmark.parser().parse_args(TINY), n_tasks=2, episodes=2)
     assert measured["peak_mib"] < len(ballast) / benchmark.MIB
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The other scripts, in a few steps each
+
+
+def run_script(name: str, out: Path, *arguments: str) -> dict[str, Any]:
+    """What a script writes; in a process of its own, as some of them fork."""
+    subprocess.run([sys.executable, FOLDER / f"{name}.py", *arguments, "--repeats", "1", "--out", out], check=True,
+                   timeout=300, stdout=subprocess.DEVNULL)  # fmt: skip
+    return json.loads((out / f"{name}.json").read_text())
+
+
+def test_the_simulators_script_runs_and_accounts_for_the_whole_iteration(tmp_path):
+    pytest.importorskip("mujoco")
+    written = run_script("simulators", tmp_path, *TINY, "--threads", "1")
+    ways = ["whole rollout", "vector environment", "mujoco.rollout"]
+    rows = written["rollout"]
+    assert [row["what"] for row in rows] == 2 * ways
+    assert all(row["steps_per_second"] > 0 for row in rows)
+    assert [row["ratio"] for row in rows[2::3]] == [1.0, 1.0]
+    *parts, whole = (row["seconds"] for row in written["iteration"])
+    assert sum(parts) == pytest.approx(whole)
+    names = {"simulators.json", "simulators_rollout.csv", "simulators_iteration.csv"}
+    assert {path.name for path in tmp_path.iterdir()} == names
+
+
+@pytest.mark.skipif(os.name != "posix", reason="worker processes need a POSIX system")
+def test_the_script_of_the_process_backend_runs_every_way(tmp_path):
+    pytest.importorskip("stable_baselines3")
+    written = run_script("process_backend", tmp_path, "--only", "cheap", "--sizes", "2", "--seconds", "0.001")
+    rows = written["rows"]
+    assert [row["way"] for row in rows] == ["automatic", "loop", "processes", "sync", "async", "subproc"]
+    assert [row["failed"] for row in rows] == [None] * 6
+    assert rows[0]["ratio"] == 1.0
+    assert all(row["env-steps per second"] == pytest.approx(2000 / row["ms per step"]) for row in rows)
+    assert {path.name for path in tmp_path.iterdir()} == {"process_backend.json", "process_backend.csv"}

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import torch
 from runs import contents, iterations_logged, rows_without_time, same_params
 
 import metarl
-from metarl import AdaptedPolicy, MetaLearner, cli
+from metarl import AdaptedPolicy, MetaLearner, cli, tasks
 from metarl.algorithms import maml_trpo
 from metarl.train import BEST, LATEST
 
@@ -224,6 +225,18 @@ def test_the_list_names_every_algorithm_and_family(capsys):
     text = capsys.readouterr().out
     assert "maml_trpo" in text
     assert set(metarl.registered()) <= set(text.split())
+
+
+def test_the_list_names_every_prefix_with_an_example_that_works(capsys):
+    assert cli.run(["list"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for prefix in (tasks.GYMNASIUM, tasks.VISIBLE):
+        line = cli.PREFIXES[f"{prefix}:ID"]
+        assert f"{prefix}:ID {line}" in text
+        example, *options = shlex.split(line.partition(" like ")[2])
+        family = metarl.make(example, **cli._parse_kwargs(options[1:]))
+        assert family.id == example
+        assert len(family.sample(3, np.random.default_rng(0))) == 1
 
 
 @pytest.mark.parametrize(("argv", "status"), [([], 2), (["--help"], 0), (["-h"], 0)])

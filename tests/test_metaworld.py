@@ -271,6 +271,39 @@ def test_classes_mix_in_one_batch(mw):
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("new_tasks", [False, True])
+def test_some_can_be_reset_and_the_others_notice_nothing(mw, new_tasks):
+    """Against the package one by one; new tasks change classes, and differ within what was one task."""
+    family = metarl.make("MetaWorld-ML10-v0", horizon=6)
+    from metarl_envs.metaworld_vector import _builder
+
+    def tasks(*chosen: int) -> Any:
+        vectors = [start(_builder(family.env_class({"task": np.array(i)})), f"{i}")[n % 2]
+                   for n, i in enumerate(chosen)]  # fmt: skip
+        return {"task": np.array(chosen), "rand_vec": np.stack(vectors)}
+
+    rounds = {2: tasks(3, 3, 7), 3: tasks(0, 7, 7), 7: tasks(0, 0, 0), 11: tasks(7, 3, 0)}
+    masks = {2: [1, 0, 0, 0, 1, 1], 3: [0, 0, 1, 0, 0, 1], 7: [0, 1, 1, 1, 0, 0], 11: [1] * 6}
+    first, actions, found = tasks(0, 3, 0), moves(15, K * E), []
+    for env in (make_vector(family, K, E), LoopVectorEnv(family, K, E)):
+        out: list[Any] = [env.reset(options={"tasks": first})[0]]
+        for t, action in enumerate(actions):
+            if t in masks:
+                options: dict[str, Any] = {"reset_mask": np.array(masks[t], bool)}
+                before = out[-5]
+                obs, _ = env.reset(options=options | ({"tasks": rounds[t]} if new_tasks else {}))
+                np.testing.assert_array_equal(obs[~options["reset_mask"]], before[~options["reset_mask"]])
+                out.append(obs)
+            obs, reward, terminated, truncated, infos = env.step(action)
+            out += [obs, reward, terminated, truncated, infos.get("success", np.zeros(K * E, bool))]
+        found.append(out)
+        env.close()
+    for got, want in zip(*found, strict=True):
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-12)
+    cut = np.array([x for x in found[0] if x.dtype == bool]).reshape(-1, 3, K * E)[:, 1]
+    assert (cut.any(1) & ~cut.all(1)).any() and (cut[:-1] & ~cut[1:]).any()
+
+
 @pytest.mark.parametrize("threads", [2, 3])
 def test_the_number_of_threads_changes_no_number(reach, threads):
     from metarl_envs.metaworld_vector import MetaWorldVectorEnv

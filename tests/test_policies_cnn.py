@@ -19,7 +19,7 @@ from metarl.algorithms.maml_trpo import Config
 from metarl.distributions import Categorical, Gaussian, MultiCategorical
 from metarl.policies import MLPPolicy
 from metarl.policies_cnn import CNNPolicy
-from metarl.spaces import Spaces
+from metarl.spaces import Spaces, spaces_of
 from metarl.trust_region import flatten
 
 K = 3
@@ -257,6 +257,40 @@ def test_an_adapted_policy_on_images_predicts_and_comes_back(tmp_path):
     actions, _ = loaded.predict(obs, deterministic=True)
     np.testing.assert_allclose(actions, 0.1 * want.mean[0].clamp(-1, 1).numpy(), atol=1e-6)
     np.testing.assert_allclose(loaded.predict(obs[2], deterministic=True)[0], actions[2], atol=1e-6)
+
+
+def test_a_learner_starts_from_a_convolutional_policy(tmp_path):
+    start = MetaLearner("maml_trpo", pixels(), device="cpu", activation="relu", **TINY).adapt(
+        {"goal": [0.3, -0.2]}, steps=1
+    )
+    start = AdaptedPolicy.load(start.save(tmp_path / "start"))
+    learner = MetaLearner("maml_trpo", pixels(), policy=start, device="cpu", n_tasks=2, episodes=2)
+    assert isinstance(learner.policy, CNNPolicy)
+    config = learner.config
+    assert (config.network, config.channels, config.hidden, config.activation) == ("cnn", (3,), (8,), "relu")
+    assert same_params(learner.state.params, start.params)
+    obs = images(learner.policy.spaces, 6).reshape(6, *learner.family.observation_space.shape) * 255
+    unmoved = learner.adapt({"goal": [0.1, 0.2]}, step_sizes=(1e-12,))
+    got, want = (p.predict(obs.numpy().astype(np.uint8), deterministic=True)[0] for p in (unmoved, start))
+    np.testing.assert_allclose(got, want, atol=1e-6)
+    learner.learn(1, eval_every=0).save(tmp_path / "learner")
+    assert not same_params(learner.state.params, start.params)
+    again = MetaLearner.load(tmp_path / "learner", device="cpu")
+    assert isinstance(again.policy, CNNPolicy)
+    assert same_params(again.learn(1, eval_every=0).state.params, learner.learn(1, eval_every=0).state.params)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [({"channels": (4,)}, r"channels=\(4,\) contradicts the policy to start from, which has \(3,\)"),
+     ({"network": "mlp"}, "network='mlp' contradicts")],
+)  # fmt: skip
+def test_settings_that_contradict_a_convolutional_policy_are_refused(setting, message):
+    policy = CNNPolicy(spaces_of(pixels()), (3,), (8,))
+    start = AdaptedPolicy(policy, policy.init(torch.Generator()))
+    with pytest.raises(ValueError, match=message):
+        MetaLearner("maml_trpo", pixels(), policy=start, **setting)
+    MetaLearner("maml_trpo", pixels(), policy=start, network="auto")
 
 
 def test_a_learner_adapts_to_a_plain_environment_with_images():

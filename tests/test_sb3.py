@@ -1,5 +1,6 @@
 """To and from stable-baselines3: equal action distributions, families as its environments, its callbacks."""
 
+import os
 import subprocess
 import sys
 from collections import deque
@@ -11,8 +12,9 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from gymnasium.spaces import Box, Discrete
-from probes import Drift, PointGoal, Stops, TwoArms
+from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
+from probes import Drift, Locks, PointGoal, Stops, TwoArms
+from process_families import Noisy
 from runs import point, rows_without_time, same_params, tiny
 from stable_baselines3 import A2C, PPO, SAC, TD3
 from stable_baselines3.common import callbacks as sb3_callbacks
@@ -22,11 +24,12 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormali
 from test_readme import ROOT, blocks
 from torch import nn
 
-from metarl import AdaptedPolicy, MetaLearner, random
+from metarl import AdaptedPolicy, MetaLearner, normalize, random
 from metarl.adapt import expand
 from metarl.policies import MLPPolicy, ModulePolicy
 from metarl.sb3 import as_vec_env, from_sb3, to_sb3
 from metarl.spaces import spaces_of
+from metarl.tasks import make, task_at
 from metarl.vector import LoopVectorEnv
 
 LOW, HIGH = np.array([-0.5, -1.0], np.float32), np.array([0.5, 3.0], np.float32)
@@ -37,6 +40,9 @@ SPACES = {
     "discrete to box": (Discrete(4), ACTIONS),
     "box to discrete": (VECTOR, Discrete(3)),
     "matrix to matrix": (Box(-1, 1, (2, 2), np.float32), Box(LOW.reshape(1, 2), HIGH.reshape(1, 2))),
+    "box to several": (VECTOR, MultiDiscrete([3, 2, 4])),
+    "several to bits": (MultiDiscrete([2, 3]), MultiBinary(3)),
+    "bits to several": (MultiBinary((2, 3)), MultiDiscrete([2, 2])),
 }
 
 
@@ -55,6 +61,8 @@ def observations(space: Any, n: int = 50) -> np.ndarray:
     rng = np.random.default_rng(1)
     if isinstance(space, Discrete):
         return rng.integers(space.n, size=n)
+    if isinstance(space, MultiDiscrete | MultiBinary):
+        return rng.integers(getattr(space, "nvec", 2), size=(n, *space.shape))
     if space.dtype == np.uint8:
         return rng.integers(256, size=(n, *space.shape)).astype(np.uint8)
     return rng.normal(size=(n, *space.shape)).astype(np.float32)
@@ -62,8 +70,12 @@ def observations(space: Any, n: int = 50) -> np.ndarray:
 
 def ours(policy: AdaptedPolicy, obs: np.ndarray) -> list[np.ndarray]:
     """Mean and standard deviation in the environment's units, by the bounds written down above; or probabilities."""
-    x = policy.policy.spaces.encode(obs)[None]
+    x = normalize.scaler(policy.obs_stats)(policy.policy.spaces.encode(obs)[None])
     dist: Any = policy.policy.distribution(expand(policy.params, 1), x)
+    if isinstance(policy.policy.spaces.action, MultiBinary):  # the probability of a one
+        return [torch.softmax(dist.logits[0].reshape(len(obs), -1, 2), -1)[..., 1].numpy()]
+    if isinstance(policy.policy.spaces.action, MultiDiscrete):
+        return [torch.softmax(x, -1).numpy() for x in dist.logits[0].split(list(dist.sizes), -1)]
     if policy.policy.spaces.discrete:
         return [torch.softmax(dist.logits[0], -1).numpy()]
     return [CENTRE + SCALE * dist.mean[0].numpy(), SCALE * dist.log_std[0].exp().numpy() + 0 * dist.mean[0].numpy()]
@@ -72,6 +84,8 @@ def ours(policy: AdaptedPolicy, obs: np.ndarray) -> list[np.ndarray]:
 def theirs(policy: Any, obs: np.ndarray) -> list[np.ndarray]:
     with torch.no_grad():
         dist = policy.get_distribution(policy.obs_to_tensor(obs)[0]).distribution
+    if isinstance(dist, list):
+        return [choice.probs.numpy() for choice in dist]
     return [dist.probs.numpy()] if hasattr(dist, "probs") else [dist.mean.numpy(), dist.stddev.numpy()]
 
 
@@ -88,6 +102,19 @@ def assert_same_distributions(policy: AdaptedPolicy, model: Any, obs: np.ndarray
     assert_close(mine, its)
     one, its_one = (p.predict(obs[0], deterministic=True)[0] for p in (policy, model))
     assert_close(one, its_one)
+
+
+class Still(gym.Env):
+    """An environment with any spaces, in which nothing happens."""
+
+    def __init__(self, obs: Any, act: Any):
+        self.observation_space, self.action_space = obs, act
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return self.observation_space.sample(), 0.0, False, False, {}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -126,13 +153,64 @@ class Net(nn.Module):
         return self.b(torch.sin(self.a(x)))
 
 
-@pytest.mark.parametrize("spaces", ["box to box", "box to discrete", "discrete to box"])
+@pytest.mark.parametrize(
+    "spaces", ["box to box", "box to discrete", "discrete to box", "several to bits", "bits to several"]
+)
 def test_a_policy_of_ones_own_has_the_same_distributions(spaces, tmp_path):
     policy = adapted(*SPACES[spaces], lambda s: ModulePolicy(s, Net(s.obs_dim, s.act_dim), min_std=0.1))
     model = to_sb3(policy, device="cpu")
     assert_same_distributions(policy, model)
     model.save(tmp_path / "model")
     assert_same_distributions(policy, PPO.load(tmp_path / "model", device="cpu"))
+
+
+STATS = {
+    "count": torch.tensor(8.0, dtype=torch.float64),
+    "mean": torch.tensor([1.0, -2.0, 0.3], dtype=torch.float64),
+    "m2": torch.tensor([32.0, 2.0, 8e-4], dtype=torch.float64),  # standard deviations 2, 0.5 and 0.01
+}
+
+
+@pytest.mark.parametrize("act", [ACTIONS, Discrete(3), MultiBinary(2)], ids=["box", "discrete", "bits"])
+def test_a_policy_that_normalises_observations_does_so_there_too(act, tmp_path):
+    plain = adapted(VECTOR, act)
+    policy = AdaptedPolicy(plain.policy, plain.params, obs_stats=STATS)
+    obs = observations(VECTOR)
+    cut = np.abs((obs - STATS["mean"].numpy()) / [2, 0.5, 0.01]) > 10
+    assert cut[:, 2].any() and not cut[:, 2].all() and not cut[:, :2].any()
+    model = to_sb3(policy, device="cpu", policy_kwargs={"net_arch": {"vf": [3]}})
+    assert_same_distributions(policy, model, obs)
+    model.save(tmp_path / "model")
+    assert_same_distributions(policy, PPO.load(tmp_path / "model", device="cpu"), obs)
+    assert not np.allclose(ours(plain, obs)[0], ours(policy, obs)[0], atol=0.01)  # the control: it matters
+
+
+def test_the_statistics_are_the_models_own_and_stay_as_they_are():
+    learner = tiny(normalize_obs=True).learn(2, eval_every=0)
+    own = AdaptedPolicy(learner.policy, learner.state.params, obs_stats=learner.state.obs_stats)
+    obs = observations(learner.family.observation_space)
+    model = to_sb3(learner, env=as_vec_env(learner.family, 2), n_steps=8, batch_size=16, device="cpu")
+    mine, its = (p.predict(obs, deterministic=True)[0] for p in (own, model))
+    assert_close(mine, its)
+    before = {n: x.clone() for n, x in model.policy.state_dict().items()}
+    model.learn(16)
+    after = model.policy.state_dict()
+    for name in ("count", "mean", "m2"):
+        key = f"pi_features_extractor.obs_{name}"
+        assert torch.equal(after[key], before[key]) and torch.equal(after[key], learner.state.obs_stats[name])
+        after[key].add_(1)  # must not reach the learner
+    assert any(
+        not torch.equal(after[n], x) for n, x in before.items() if n.startswith("pi_features") and "obs" not in n
+    )
+    assert_close(own.predict(obs, deterministic=True)[0], mine)
+
+
+def test_bits_have_the_difference_of_two_logits():
+    policy = adapted(VECTOR, MultiBinary(2))
+    params = {name: torch.zeros_like(x) for name, x in policy.params.items()}
+    params["b2"] = torch.tensor([0.0, float(np.log(3.0)), 1.0, 1.0])
+    model = to_sb3(AdaptedPolicy(policy.policy, params), device="cpu")
+    np.testing.assert_allclose(theirs(model.policy, observations(VECTOR, 4))[0], [[0.75, 0.5]] * 4, rtol=1e-6)
 
 
 def test_a_saved_model_loads_in_a_fresh_process_without_this_package(tmp_path):
@@ -174,6 +252,13 @@ def test_a_converted_learner_trains_on(algorithm, tmp_path):
     assert again.num_timesteps == 10
 
 
+def test_a_converted_learner_of_several_choices_trains_on():
+    learner = tiny(Locks())
+    env = as_vec_env(learner.family, 2)  # its choices are counted from 0, the family's are not
+    model = to_sb3(learner, env=env, n_steps=8, batch_size=16, device="cpu").learn(16)
+    assert model.num_timesteps == 16 and model.action_space == MultiDiscrete([3, 2])
+
+
 def test_an_environment_can_be_set_later():
     learner = tiny()
     model = to_sb3(learner, n_steps=16, batch_size=16, device="cpu")
@@ -186,6 +271,11 @@ def test_an_environment_can_be_set_later():
     [
         ((VECTOR, Box(-np.inf, 1, (2,), np.float32)), {}, "finite bounds"),
         ((Discrete(3, start=2), ACTIONS), {}, r"counts choices from 0.*start=2"),
+        ((VECTOR, MultiDiscrete([2, 2], start=[0, 1])), {}, r"counts choices from 0"),
+        ((VECTOR, MultiDiscrete([[2, 2]])), {}, "choices of one axis only, this policy's action space"),
+        ((VECTOR, MultiBinary((1, 2))), {}, "choices of one axis only, this policy's action space"),
+        ((MultiDiscrete([[2, 2]]), ACTIONS), {}, "choices of one axis only, this policy's observation space"),
+        ((VECTOR, MultiDiscrete([2, 3])), {"env": Still(VECTOR, MultiDiscrete([3, 2]))}, "env has"),
         ((VECTOR, ACTIONS), {"algorithm": "sac"}, "'sac' can be used here"),
         ((VECTOR, ACTIONS), {"algorithm": SAC}, "got SAC"),
         ((VECTOR, ACTIONS), {"use_sde": True}, "use_sde follows from the policy"),
@@ -207,19 +297,6 @@ def test_normalised_observations_are_refused():
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Policies from stable-baselines3
-
-
-class Still(gym.Env):
-    """An environment with any spaces, in which nothing happens."""
-
-    def __init__(self, obs: Any, act: Any):
-        self.observation_space, self.action_space = obs, act
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
-        return self.observation_space.sample(), {}
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        return self.observation_space.sample(), 0.0, False, False, {}
 
 
 def theirs_on(kind: Any, obs: Any, act: Any, policy: str = "MlpPolicy", **kwargs: Any) -> Any:
@@ -271,7 +348,7 @@ def test_every_network_of_theirs_has_the_same_distributions_here(kwargs, kind, t
 IMAGE = Box(0, 255, (36, 40, 3), np.uint8)
 
 
-@pytest.mark.parametrize("act", [ACTIONS, Discrete(3)], ids=["box", "discrete"])
+@pytest.mark.parametrize("act", [ACTIONS, Discrete(3), MultiBinary(2)], ids=["box", "discrete", "bits"])
 def test_their_cnn_has_the_same_distributions_here(act):
     model = theirs_on(
         PPO, IMAGE, act, "CnnPolicy", n_steps=8, policy_kwargs={"features_extractor_kwargs": {"features_dim": 8}}
@@ -315,7 +392,6 @@ def test_a_deterministic_actor_gets_a_standard_deviation():
         (lambda: theirs_on(PPO, VECTOR, ACTIONS, use_sde=True), {}, "use_sde"),
         (lambda: theirs_on(PPO, VECTOR, ACTIONS), {"std": 0.0}, "std must be positive, got 0"),
         (lambda: theirs_on(PPO, VECTOR, ACTIONS), {"env": point()}, r"observation space Box\(-inf, inf, \(3,\)"),
-        (lambda: theirs_on(PPO, VECTOR, gym.spaces.MultiBinary(2)), {}, "MultiBinary"),
         (lambda: 3, {}, "a path, got int"),
     ],
 )
@@ -337,6 +413,24 @@ def test_meta_training_and_adaptation_start_from_their_model(tmp_path):
     learner.learn(1).save(tmp_path / "learner")
     assert not same_params(learner.state.params, start.params)
     assert same_params(MetaLearner.load(tmp_path / "learner").learn(1).state.params, learner.learn(1).state.params)
+
+
+def test_a_learner_that_started_from_a_policy_with_statistics_goes_on_normalising(tmp_path):
+    start = tiny(normalize_obs=True).learn(2, eval_every=0).adapt({"goal": [0.3, -0.2]}, steps=1)
+    learner = MetaLearner("maml_trpo", point(), policy=start, device="cpu", n_tasks=2, episodes=2)
+    assert learner.config.normalize_obs and same_params(learner.state.obs_stats, start.obs_stats)
+    assert all(learner.state.obs_stats[n] is not x for n, x in start.obs_stats.items())
+    obs = observations(point().observation_space)
+    unmoved = learner.adapt({"goal": [0.1, 0.2]}, step_sizes=(1e-12,))
+    assert_close(unmoved.predict(obs, deterministic=True)[0], start.predict(obs, deterministic=True)[0])
+    learner.learn(1, eval_every=0).save(tmp_path / "learner")
+    steps = 2 * 2 * 2 * 5  # tasks, episodes, rollouts, horizon
+    assert int(learner.state.obs_stats["count"]) == int(start.obs_stats["count"]) + steps
+    again = MetaLearner.load(tmp_path / "learner", device="cpu")
+    assert same_params(again.state.obs_stats, learner.state.obs_stats)
+    assert same_params(again.learn(1).state.params, learner.learn(1).state.params)
+    with pytest.raises(ValueError, match="normalize_obs=False contradicts"):
+        MetaLearner("maml_trpo", point(), policy=start, normalize_obs=False)
 
 
 def test_a_learner_that_started_from_a_module_loads_with_it(tmp_path):
@@ -406,13 +500,14 @@ TASK = {"steps": 5, "push": np.array([0.3, -0.2], np.float32)}
         (plain(Short), "resample"),
         (Stops(), "resample"),
         (Numbered(), "resample"),
+        (Locks(), "resample"),
     ],
-    ids=["tensor", "one task", "a task each", "loop", "gymnasium", "numbered"],
+    ids=["tensor", "one task", "a task each", "loop", "gymnasium", "numbered", "several"],
 )
 def test_a_vec_env_equals_plain_environments(family, task):
     n, seed, rng = 4, 11, np.random.default_rng(0)
     env = as_vec_env(family, n, task, seed=seed, split="test")
-    shift_obs, shift_act = (getattr(s, "start", 0) for s in (family.observation_space, family.action_space))
+    shift_obs, shift_act = (np.asarray(getattr(s, "start", 0)) for s in (family.observation_space, family.action_space))
     obs = env.reset()
     episode, singles, ends = [0] * n, [None] * n, [0, 0]
 
@@ -426,8 +521,10 @@ def test_a_vec_env_equals_plain_environments(family, task):
 
     np.testing.assert_allclose(obs, [begin(i) for i in range(n)], rtol=1e-5, atol=1e-6)
     for _ in range(25):
-        actions = np.stack([env.action_space.sample() if shift_act else rng.uniform(-0.5, 0.5, 2) for _ in range(n)])
-        actions = actions if shift_act else actions.astype(np.float32)
+        actions = np.stack(
+            [env.action_space.sample() if shift_act.any() else rng.uniform(-0.5, 0.5, 2) for _ in range(n)]
+        )
+        actions = actions if shift_act.any() else actions.astype(np.float32)
         ages = [s.t if isinstance(family, Stops) else int(s._batch._elapsed) for s in singles]
         obs, reward, done, infos = env.step(actions)
         assert obs.dtype == env.observation_space.dtype and reward.dtype == np.float32
@@ -447,6 +544,46 @@ def test_a_vec_env_equals_plain_environments(family, task):
             assert env.observation_space.contains(obs[i])
     assert sum(ends) > n
     env.close()
+
+
+def trace(env: Any, steps: int) -> list[Any]:
+    """What a VecEnv answers to random actions, its infos included, all of them numbers and arrays."""
+    rng, out = np.random.default_rng(0), [env.reset()]
+    for _ in range(steps):
+        actions = rng.uniform(-1, 1, (env.num_envs, *env.action_space.shape)).astype(np.float32)
+        obs, reward, done, infos = env.step(actions)
+        ends = [value for info in infos for _, value in sorted(info.items())]
+        out += [obs, reward, done, *ends, *(x for task in env.get_attr("task") for x in task.values())]
+    env.close()
+    return out
+
+
+@pytest.mark.parametrize("task", ["resample", "one"])
+@pytest.mark.parametrize("id", ["HopperRandParams-v0", "AntVel-v0"])
+def test_a_simulator_runs_at_its_own_speed_where_episodes_end_early(id, task):
+    pytest.importorskip("mujoco")
+    family: Any = make(id, horizon=50 if id.startswith("Hopper") else 15)
+    task = task if task == "resample" else task_at(family.sample(1, np.random.default_rng(0)), 0)
+    fast = as_vec_env(family, 4, task, seed=3)
+    assert type(fast.vector).__name__ == "MujocoVectorEnv"
+    a, b = trace(fast, 70), trace(as_vec_env(family, 4, task, seed=3, workers=0), 70)
+    assert len(a) == len(b) and all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+    if id.startswith("Hopper"):
+        done = np.array([x for x in a if isinstance(x, np.ndarray) and x.dtype == bool])
+        assert (done.any(1) & ~done.all(1)).any()  # some end before the others
+
+
+@pytest.mark.skipif(os.name != "posix", reason="worker processes need a POSIX system")
+@pytest.mark.parametrize("task", ["resample", "one"])
+def test_worker_processes_change_no_number(task):
+    family: Any = Noisy()
+    task = task if task == "resample" else task_at(family.sample(1, np.random.default_rng(0)), 0)
+    kinds = {workers: type(as_vec_env(family, 4, task, workers=workers).vector).__name__ for workers in (None, 0, 2)}
+    assert kinds == {None: "LoopVectorEnv", 0: "LoopVectorEnv", 2: "ProcessVectorEnv"}
+    a, b = (trace(as_vec_env(family, 4, task, seed=3, workers=workers), 25) for workers in (2, 0))
+    assert len(a) == len(b) and all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+    done = np.array([x for x in a if isinstance(x, np.ndarray) and x.dtype == bool])
+    assert (done.any(1) & ~done.all(1)).any()
 
 
 def test_both_kinds_of_end_and_single_resets_come_up():
@@ -530,6 +667,7 @@ def test_single_environments_are_reached_where_there_are_any():
         ({"task": [{"goal": [0.1, 0.0]}]}, "each of 2 environments, got 1"),
         ({"split": "validation"}, "validation"),
         ({"seed": -1}, "negative"),
+        ({"workers": -1}, "workers must not be negative"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, message):

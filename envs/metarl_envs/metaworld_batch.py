@@ -318,7 +318,9 @@ class Attributes:
 
     def __init__(self, snapshots: Sequence[dict[str, Any]]):
         self._n = len(snapshots)
-        self._values = {name: self._stack([s[name] for s in snapshots]) for name in snapshots[0]}
+        # What only some have was written in a step and is written again before it is read.
+        names = [name for name in snapshots[0] if all(name in s for s in snapshots)]
+        self._values = {name: self._stack([s[name] for s in snapshots]) for name in names}
 
     def _stack(self, values: list[Any]) -> Any:
         first = values[0]
@@ -327,6 +329,11 @@ class Attributes:
         if isinstance(first, float) and any(value != first for value in values):
             return batch(np.array(values))
         return first
+
+    def snapshot(self, i: int) -> dict[str, Any]:
+        """A copy of one environment's own."""
+        return {name: np.array(np.asarray(value)[..., i]) if isinstance(value, Batch) else value
+                for name, value in self._values.items()}  # fmt: skip
 
     def __contains__(self, name: str) -> bool:
         return name in self._values

@@ -16,6 +16,7 @@ from gymnasium.vector.utils import batch_space
 
 from metarl.parallel import pool, workers
 from metarl.tasks import Task, Tasks, num_tasks, task_at
+from metarl.vector.resets import reset_mask
 from metarl_envs.metaworld_batch import Attributes, Code, Columns, StandIn, batch, call, snapshot
 
 MOCAP_QUAT = (1.0, 0.0, 1.0, 0.0)
@@ -28,6 +29,16 @@ class Start:
     changes: dict[str, np.ndarray]  # fields of the model that differ from the class's own
     state: np.ndarray
     obs: np.ndarray
+    attributes: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """An environment in the middle of its episode."""
+
+    state: np.ndarray
+    previous: np.ndarray  # the part of its last observation that the next one repeats
+    mocap: np.ndarray
     attributes: dict[str, Any]
 
 
@@ -100,6 +111,9 @@ class _Slot:
 class MetaWorldVectorEnv(VectorEnv):
     """As `LoopVectorEnv` over the package's environments, to the number, and several times faster.
 
+    `options["reset_mask"]` resets some of the environments. Episodes of one task that have different tasks from then
+    on (new tasks for some of them only) each take a model of their own.
+
     Args:
         family: a `metarl_envs.metaworld` family.
         threads: that step the simulator; by default as many as PyTorch has.
@@ -116,34 +130,51 @@ class MetaWorldVectorEnv(VectorEnv):
         self._starts: dict[bytes, Start] = {}
         self._slots: dict[type, list[_Slot]] = {}
         self._groups: list[_Group] = []
+        self._tasks: list[Task] = [{}] * self.num_envs
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         """`seed` changes nothing: an episode's start follows from its task."""
         tasks: Tasks | None = (options or {}).get("tasks")
-        if tasks is not None:
-            if num_tasks(tasks) != self.n_tasks:
-                raise ValueError(f"this vector environment runs {self.n_tasks} tasks, got {num_tasks(tasks)}")
-            self._tasks = [task_at(tasks, k) for k in range(self.n_tasks)]
-        elif not self._groups:
+        mask = reset_mask(options, self.num_envs)
+        if tasks is not None and num_tasks(tasks) != self.n_tasks:
+            raise ValueError(f"this vector environment runs {self.n_tasks} tasks, got {num_tasks(tasks)}")
+        if mask is not None and not self._groups:
+            raise ValueError("the first reset is one of all environments: leave reset_mask out")
+        if tasks is None and not self._groups:
             raise ValueError('the first reset needs options={"tasks": tasks}')
-        kept = self._starts
-        keys = [b"|".join(np.asarray(task[name]).tobytes() for name in sorted(task)) for task in self._tasks]
-        self._starts = {key: kept[key] if key in kept else self._start(task)
-                        for key, task in zip(keys, self._tasks, strict=True)}  # fmt: skip
-        classes = [self.family.env_class(task) for task in self._tasks]
-        self._groups = []
-        for cls in dict.fromkeys(classes):
-            index = [k for k in range(self.n_tasks) if classes[k] is cls]
-            starts = [self._starts[keys[k]] for k in index]
-            rows = np.concatenate([np.arange(k * self.episodes, (k + 1) * self.episodes) for k in index])
-            slots = self._slots.setdefault(cls, [])
-            slots += [_Slot(cls, self.episodes) for _ in range(len(index) - len(slots))]
-            self._groups.append(_Group(cls, starts, slots, rows, self.family.goal_observed))
-        self._obs = np.empty((self.num_envs, *self.family.observation_space.shape))
+        chosen = np.ones(self.num_envs, bool) if mask is None else mask
+        if tasks is not None:
+            new = [task_at(tasks, k) for k in range(self.n_tasks)]
+            self._tasks = [new[i // self.episodes] if chosen[i] else task for i, task in enumerate(self._tasks)]
+        self._regroup({i: group.keep(j) for group in self._groups for j, i in enumerate(group.rows.tolist())
+                       if not chosen[i]})  # fmt: skip
+        if mask is None:
+            self._obs = np.empty((self.num_envs, *self.family.observation_space.shape))
+            self._elapsed = np.zeros(self.num_envs, int)
         for group in self._groups:
-            self._obs[group.rows] = group.first
-        self._elapsed = 0
+            fresh = chosen[group.rows]
+            self._obs[group.rows[fresh]] = group.first[fresh]
+        self._elapsed[chosen] = 0
         return self._obs.copy(), {}
+
+    def _regroup(self, kept: dict[int, Kept]) -> None:
+        """Put every environment to the start of its task, or back to where it was if it is in `kept`."""
+        keys = [b"|".join(np.asarray(task[name]).tobytes() for name in sorted(task)) for task in self._tasks]
+        old = self._starts
+        self._starts = {}
+        for key, task in zip(keys, self._tasks, strict=True):
+            if key not in self._starts:
+                self._starts[key] = old[key] if key in old else self._start(task)
+        units: dict[type, dict[tuple[int, bytes], list[int]]] = {}  # of a class: the rows that share a model
+        for i, key in enumerate(keys):
+            of_class = units.setdefault(self.family.env_class(self._tasks[i]), {})
+            of_class.setdefault((i // self.episodes, key), []).append(i)
+        self._groups = []
+        for cls, shared in units.items():
+            slots = self._slots.setdefault(cls, [])
+            slots += [_Slot(cls, self.episodes) for _ in range(len(shared) - len(slots))]
+            parts = [(self._starts[key], rows) for (_, key), rows in shared.items()]
+            self._groups.append(_Group(cls, parts, slots, kept, self.family.goal_observed))
 
     def _start(self, task: Task) -> Start:
         return start_of(self.family.env_class(task), lambda env: self.family.set_task(env, task))
@@ -151,13 +182,17 @@ class MetaWorldVectorEnv(VectorEnv):
     def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         reward, success = np.zeros(self.num_envs), np.zeros(self.num_envs, bool)
         terminated = np.zeros(self.num_envs, bool)
-        if self._elapsed < self.family.horizon:
-            self._elapsed += 1
+        alive = self._elapsed < self.family.horizon
+        if alive.any():
+            self._elapsed[alive] += 1
             actions = np.asarray(actions)
-            self._simulate(actions)
+            self._simulate(actions)  # those that ended too: nobody looks at them before they are reset
             for group in self._groups:
-                self._obs[group.rows], reward[group.rows], success[group.rows] = group.evaluate(actions[group.rows])
-        truncated = np.full(self.num_envs, self._elapsed >= self.family.horizon)
+                on = alive[group.rows]
+                obs, rewards, successes = group.evaluate(actions[group.rows])
+                rows = group.rows[on]
+                self._obs[rows], reward[rows], success[rows] = obs[on], rewards[on], successes[on]
+        truncated = self._elapsed >= self.family.horizon
         return self._obs.copy(), reward, terminated, truncated, {"success": success}
 
     def _simulate(self, actions: np.ndarray) -> None:
@@ -185,14 +220,18 @@ def _run(jobs: Sequence[tuple[Any, Any, int]]) -> None:
 class _Group:
     """The environments of one class."""
 
-    def __init__(self, cls: type, starts: list[Start], slots: list[_Slot], rows: np.ndarray, goal_observed: bool):
-        self.rows, self.goal_observed, env = rows, goal_observed, _builder(cls)
-        used = list(zip(slots, starts, strict=False))  # there may be more slots, of earlier tasks
-        for slot, start in used:
+    def __init__(
+        self, cls: type, parts: list[tuple[Start, list[int]]], slots: list[_Slot], kept: dict[int, Kept],
+        goal_observed: bool,
+    ):  # fmt: skip
+        self.goal_observed, env = goal_observed, _builder(cls)
+        self.rows = np.concatenate([rows for _, rows in parts])
+        self.models, self.datas = [], []
+        for slot, (start, rows) in zip(slots, parts, strict=False):  # there may be more slots, of earlier tasks
             slot.take(start)
-        starts = [start for slot, start in used for _ in slot.datas]
-        self.models = [slot.model for slot, _ in used for _ in slot.datas]
-        self.datas = [data for slot, _ in used for data in slot.datas]
+            self.models += [slot.model] * len(rows)
+            self.datas += slot.datas[: len(rows)]
+        starts = [start for start, rows in parts for _ in rows]
         self.first = np.stack([start.obs for start in starts])  # [N, 39]
         self._previous = batch(self.first[:, :18].T.copy())
         self._mocap = np.stack([data.mocap_pos[0] for data in self.datas])
@@ -201,8 +240,29 @@ class _Group:
         self._jobs = [(model, data, env.frame_skip) for model, data in zip(self.models, self.datas, strict=True)]
         space = env.sawyer_observation_space
         self._bounds = space.low, space.high
-        self._code, self._attributes = _code(cls), Attributes([start.attributes for start in starts])
+        attributes = [start.attributes for start in starts]
+        for j, i in enumerate(self.rows.tolist()):
+            if i in kept:
+                attributes[j] = kept[i].attributes
+                self._put_back(j, kept[i])
+        self._code, self._attributes = _code(cls), Attributes(attributes)
         self._columns = Columns(self.datas, self.models[0])
+
+    def keep(self, j: int) -> Kept:
+        """The j-th environment as it is."""
+        import mujoco
+
+        model, data, spec = self.models[j], self.datas[j], int(mujoco.mjtState.mjSTATE_INTEGRATION)
+        state = np.empty(mujoco.mj_stateSize(model, spec))
+        mujoco.mj_getState(model, data, state, spec)
+        previous = np.array(self._previous[:, j])
+        return Kept(state, previous, self._mocap[j].copy(), self._attributes.snapshot(j))
+
+    def _put_back(self, j: int, kept: Kept) -> None:
+        import mujoco
+
+        mujoco.mj_setState(self.models[j], self.datas[j], kept.state, int(mujoco.mjtState.mjSTATE_INTEGRATION))
+        self._previous[:, j], self._mocap[j] = kept.previous, kept.mocap
 
     def jobs(self, actions: np.ndarray) -> list[tuple[Any, Any, int]]:
         """Sets every simulator's inputs, as the package does: an action moves a mocap body and closes the gripper."""

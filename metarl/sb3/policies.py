@@ -3,6 +3,7 @@
 Our policies act in policy units (1 is half the range of a bounded action), stable-baselines3's in the environment's;
 both clip. A Gaussian's mean and standard deviation are therefore scaled, and the last layer takes the scale in:
     mean_env = centre + scale * mean      log_std_env = log_std + log(scale)
+Choices have the same logits here and there, except for bits: ours have two each, theirs have one, the difference.
 """
 
 import copy
@@ -13,7 +14,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 from stable_baselines3 import A2C, DDPG, PPO, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -24,11 +25,13 @@ from stable_baselines3.common.vec_env import VecNormalize, VecTransposeImage, is
 from stable_baselines3.td3.policies import TD3Policy
 from torch import Tensor, nn
 
+from metarl import normalize
 from metarl.adapt import Params, expand
 from metarl.adapted_policy import AdaptedPolicy
 from metarl.learner import MetaLearner
+from metarl.normalize import ObsStats
 from metarl.policies import MLPPolicy, ModulePolicy, Policy, floored_log_std
-from metarl.spaces import Spaces, spaces_of
+from metarl.spaces import Spaces, lowest, spaces_of
 from metarl.tasks import TaskFamily, did_you_mean
 
 ON_POLICY: dict[str, type[OnPolicyAlgorithm]] = {"ppo": PPO, "a2c": A2C}
@@ -60,7 +63,8 @@ def to_sb3(
     """A stable-baselines3 model whose action distributions are those of `policy`.
 
     An MLP policy becomes an ordinary `MlpPolicy`: what the model saves can be loaded where this package is not
-    installed. Any other policy becomes its features extractor. The value network is new. The standard deviation's
+    installed. Any other policy, and one that normalises observations, becomes its features extractor; the statistics
+    of the observations are kept as they are. The value network is new. The standard deviation's
     floor is applied once; training in stable-baselines3 may go below it.
 
     Args:
@@ -79,15 +83,15 @@ def to_sb3(
     env = gym.make(env) if isinstance(env, str) else env
     if not issubclass(kind, OnPolicyAlgorithm):
         raise ValueError(f"algorithm must be PPO, A2C or a class of that kind, got {kind.__name__}")
-    own, params = (
-        (policy.policy, policy.state.params) if isinstance(policy, MetaLearner) else (policy.policy, policy.params)
-    )
-    params = {name: value.detach().cpu() for name, value in params.items()}
+    data: Any = policy.state if isinstance(policy, MetaLearner) else policy
+    own = policy.policy
+    params = {name: value.detach().cpu() for name, value in data.params.items()}
+    stats = {name: value.detach().cpu().clone() for name, value in getattr(data, "obs_stats", {}).items()}
     spaces = _their_spaces(own.spaces, env)
     policy_kwargs = dict(kwargs.pop("policy_kwargs", None) or {})
     for name in [name for name in _OURS if name in policy_kwargs or name in kwargs]:
         raise ValueError(f"{name} follows from the policy that is converted: leave it out")
-    policy_kwargs |= _architecture(own, policy_kwargs.get("net_arch"))
+    policy_kwargs |= _architecture(own, policy_kwargs.get("net_arch"), stats)
     model = kind("MlpPolicy", env, policy_kwargs=policy_kwargs, _init_setup_model=False, **kwargs)
     if env is None:
         model.observation_space, model.action_space, model.n_envs = spaces.observation, spaces.action, 1
@@ -99,9 +103,10 @@ def to_sb3(
 def _their_spaces(spaces: Spaces, env: Any) -> Spaces:
     """The spaces of the model, with choices counted from zero and the channels of an image in front."""
     for what, space in (("observation", spaces.observation), ("action", spaces.action)):
-        if not isinstance(space, Box | Discrete):
-            raise ValueError(f"policies with the {what} space {space} cannot be converted; Box and Discrete can")
-        if isinstance(space, Discrete) and space.start != 0 and env is None:
+        bits = isinstance(space, MultiBinary) and what == "action"
+        if (bits or isinstance(space, MultiDiscrete)) and len(space.shape or ()) != 1:
+            raise ValueError(f"stable-baselines3 takes choices of one axis only, this policy's {what} space is {space}")
+        if not isinstance(space, Box) and lowest(space).any() and env is None:
             raise ValueError(
                 f"stable-baselines3 counts choices from 0, this policy's {what} space is {space}: pass an environment "
                 "that does too as env=, for example as_vec_env(family)"
@@ -123,16 +128,17 @@ def _their_spaces(spaces: Spaces, env: Any) -> Spaces:
 def _theirs(space: Any) -> Any:
     if isinstance(space, Discrete):
         return Discrete(int(space.n))
+    if isinstance(space, MultiDiscrete):
+        return MultiDiscrete(space.nvec, space.dtype)
     if is_image_space(space) and not is_image_space_channels_first(space):
         return VecTransposeImage.transpose_space(space)
     return space
 
 
 def _same(a: gym.Space, b: gym.Space, bounds: bool) -> bool:
-    if isinstance(a, Discrete) or isinstance(b, Discrete):
+    if not (isinstance(a, Box) and isinstance(b, Box)):
         return a == b
-    assert isinstance(a, Box)
-    return isinstance(b, Box) and (not bounds or (np.allclose(a.low, b.low) and np.allclose(a.high, b.high)))
+    return not bounds or (np.allclose(a.low, b.low) and np.allclose(a.high, b.high))
 
 
 def _vec_normalize(env: Any) -> Any:
@@ -141,11 +147,11 @@ def _vec_normalize(env: Any) -> Any:
     return env
 
 
-def _architecture(policy: Policy, net_arch: Any) -> dict[str, Any]:
+def _architecture(policy: Policy, net_arch: Any, stats: ObsStats) -> dict[str, Any]:
     """The policy as `policy_kwargs`."""
     if net_arch is not None and (not isinstance(net_arch, dict) or "pi" in net_arch):
         raise ValueError(f"net_arch follows from the policy, except for dict(vf=[...]); got {net_arch}")
-    if isinstance(policy, MLPPolicy) and not is_image_space(policy.spaces.observation):
+    if isinstance(policy, MLPPolicy) and not is_image_space(policy.spaces.observation) and not stats:
         hidden = list(policy.hidden)
         return {
             "activation_fn": ACTIVATIONS[policy.activation],
@@ -154,16 +160,19 @@ def _architecture(policy: Policy, net_arch: Any) -> dict[str, Any]:
     return {
         "net_arch": {"pi": [], "vf": [64, 64]} | (net_arch or {}),
         "features_extractor_class": PolicyExtractor,
-        "features_extractor_kwargs": {"policy": policy},
+        "features_extractor_kwargs": {"policy": policy, "obs_stats": stats},
         "share_features_extractor": False,
         "normalize_images": False,
     }
 
 
 class PolicyExtractor(BaseFeaturesExtractor):
-    """One of our policies as a features extractor: its features are the action means in policy units, or logits."""
+    """One of our policies as a features extractor: its features are the action means in policy units, or logits.
 
-    def __init__(self, observation_space: gym.Space, policy: Policy):
+    The statistics of observations are buffers: they are saved with the model, and training leaves them alone.
+    """
+
+    def __init__(self, observation_space: gym.Space, policy: Policy, obs_stats: ObsStats):
         super().__init__(observation_space, policy.spaces.act_dim)
         self.policy = policy
         shape = policy.spaces.observation.shape
@@ -171,13 +180,17 @@ class PolicyExtractor(BaseFeaturesExtractor):
         first = policy.init(torch.Generator().manual_seed(int(torch.randint(2**31, ()))))
         self.names = [name for name in first if name != "log_std"]
         self.weights = nn.ParameterList([nn.Parameter(first[name]) for name in self.names])
+        self.stats = list(obs_stats)
+        for name, value in obs_stats.items():
+            self.register_buffer(f"obs_{name}", value.clone())
         self.rest = {"log_std": torch.zeros_like(first["log_std"])} if "log_std" in first else {}
 
     def forward(self, observations: Tensor) -> Tensor:
         """Observations as stable-baselines3 preprocesses them [N, ...] -> [N, A]."""
         x = observations.movedim(-3, -1) if self.transposed else observations
         spaces = self.policy.spaces
-        x = spaces.encode(x, x.device) if isinstance(spaces.observation, Box) else x
+        x = spaces.encode(x, x.device) if isinstance(spaces.observation, Box) else x.flatten(1)
+        x = normalize.scaler({name: getattr(self, f"obs_{name}") for name in self.stats}, x.device)(x)
         params = dict(zip(self.names, self.weights, strict=True)) | {k: v.to(x.device) for k, v in self.rest.items()}
         return self.policy.distribution(expand(params, 1), x[None])[0][0]
 
@@ -187,6 +200,7 @@ def _fill(theirs: Any, policy: Policy, params: Params) -> None:
     """Copy `params` into a stable-baselines3 policy of the right architecture."""
     A = policy.spaces.act_dim
     centre, scale = _scale(policy.spaces)
+    head = _choose_bits(A) if isinstance(policy.spaces.action, MultiBinary) else scale.diag()
     if isinstance(extractor := theirs.pi_features_extractor, PolicyExtractor):
         for name, weight in zip(extractor.names, extractor.weights, strict=True):
             weight.copy_(params[name])
@@ -197,8 +211,8 @@ def _fill(theirs: Any, policy: Policy, params: Params) -> None:
             layer.weight.copy_(params[f"w{i}"].T)
             layer.bias.copy_(params[f"b{i}"])
         weight, bias = params[f"w{len(linear)}"].T, params[f"b{len(linear)}"]
-    theirs.action_net.weight.copy_(scale[:, None] * weight)
-    theirs.action_net.bias.copy_(scale * bias + centre)
+    theirs.action_net.weight.copy_(head @ weight)
+    theirs.action_net.bias.copy_(head @ bias + centre)
     if not policy.spaces.discrete:
         log_std = floored_log_std(params, policy.min_std)  # type: ignore[attr-defined]  # all Gaussian ones have it
         assert log_std is not None
@@ -206,10 +220,26 @@ def _fill(theirs: Any, policy: Policy, params: Params) -> None:
 
 
 def _scale(spaces: Spaces) -> tuple[Tensor, Tensor]:
-    """centre and scale [A] from policy units to the environment's; 0 and 1 for logits."""
+    """centre and scale, one for each output of their last layer, from policy units to the environment's; 0 and 1 for
+    logits."""
     if spaces.discrete:
-        return torch.zeros(spaces.act_dim), torch.ones(spaces.act_dim)
+        n = int(np.prod(spaces.action.shape)) if isinstance(spaces.action, MultiBinary) else spaces.act_dim
+        return torch.zeros(n), torch.ones(n)
     return spaces._bounds()[:2]
+
+
+def _choose_bits(A: int) -> Tensor:
+    """[A / 2, A]: from our two logits of every bit to their one, the second minus the first."""
+    return torch.kron(torch.eye(A // 2), torch.tensor([[-1.0, 1.0]]))
+
+
+def _ours_from(spaces: Spaces, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Their last layer, weight [out, in] and bias [out], in policy units: [A, in] and [A]."""
+    centre, scale = _scale(spaces)
+    weight, bias = weight.detach().cpu() / scale[:, None], (bias.detach().cpu() - centre) / scale
+    if isinstance(spaces.action, MultiBinary):  # logits 0 and theirs
+        weight, bias = (torch.stack([0 * x, x], 1).flatten(0, 1) for x in (weight, bias))
+    return weight, bias
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -295,7 +325,7 @@ def _check_expressible(theirs: Any) -> None:
 def _our_spaces(theirs: BasePolicy, env: Any) -> Spaces:
     """The spaces of `env`, or the model's own."""
     found = spaces_of(theirs)
-    if isinstance(theirs, ActorCriticPolicy) and theirs.action_net.out_features != found.act_dim:
+    if isinstance(theirs, ActorCriticPolicy) and theirs.action_net.out_features != len(_scale(found)[0]):
         raise ValueError(f"a policy with the action space {found.action} cannot be converted")
     if env is None:
         return found
@@ -324,11 +354,10 @@ def _mlp_params(theirs: Any, spaces: Spaces) -> Params | None:
         return None
     if layers and _activation(theirs.mlp_extractor.policy_net) is None:
         return None
-    centre, scale = _scale(spaces)
     params: Params = {}
     for i, layer in enumerate(linear):
         params |= {f"w{i}": layer.weight.detach().cpu().T.contiguous(), f"b{i}": layer.bias.detach().cpu().clone()}
-    weight, bias = last.weight.detach().cpu() / scale[:, None], (last.bias.detach().cpu() - centre) / scale
+    weight, bias = _ours_from(spaces, last.weight, last.bias)
     return params | {f"w{len(linear)}": weight.T.contiguous(), f"b{len(linear)}": bias}
 
 
@@ -356,12 +385,11 @@ class _Actor(nn.Module):
     def __init__(self, theirs: Any, spaces: Spaces):
         super().__init__()
         self._observations(theirs, spaces)
-        parts = theirs.pi_features_extractor, theirs.mlp_extractor.policy_net, theirs.action_net
-        self.features, self.network, self.head = (copy.deepcopy(part).to("cpu").eval() for part in parts)
-        centre, scale = _scale(spaces)
-        with torch.no_grad():
-            self.head.weight.div_(scale[:, None])
-            self.head.bias.sub_(centre).div_(scale)
+        parts = theirs.pi_features_extractor, theirs.mlp_extractor.policy_net
+        self.features, self.network = (copy.deepcopy(part).to("cpu").eval() for part in parts)
+        weight, bias = _ours_from(spaces, theirs.action_net.weight, theirs.action_net.bias)
+        self.head: nn.Module = nn.Linear(weight.shape[1], spaces.act_dim)
+        self.head.load_state_dict({"weight": weight, "bias": bias})
 
     def _observations(self, theirs: Any, spaces: Spaces) -> None:
         space = spaces.observation
@@ -385,5 +413,6 @@ class _TD3Actor(_Actor):
     def __init__(self, theirs: Any, spaces: Spaces):
         nn.Module.__init__(self)
         self._observations(theirs.actor, spaces)
-        parts = theirs.actor.features_extractor, theirs.actor.mu, nn.Identity()
-        self.features, self.network, self.head = (copy.deepcopy(part).to("cpu").eval() for part in parts)
+        parts = theirs.actor.features_extractor, theirs.actor.mu
+        self.features, self.network = (copy.deepcopy(part).to("cpu").eval() for part in parts)
+        self.head = nn.Identity()

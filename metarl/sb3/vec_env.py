@@ -10,12 +10,13 @@ from typing import Any, Literal
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.spaces import Discrete
+from gymnasium.spaces import Discrete, MultiDiscrete
 from stable_baselines3.common.vec_env import VecEnv
 
 from metarl import random
+from metarl.spaces import lowest
 from metarl.tasks import SPLITS, Task, TaskFamily, Tasks, make, task_at, validate_task
-from metarl.vector import LoopVectorEnv, make_vector
+from metarl.vector import make_vector
 
 RESAMPLE: Literal["resample"] = "resample"
 _STAGE = 0x5B3  # keeps the episodes' seeds apart from those of meta-training
@@ -29,6 +30,7 @@ def as_vec_env(
     seed: int = 0,
     split: str = "train",
     device: torch.device | str = "cpu",
+    workers: int | None = None,
 ) -> "FamilyVecEnv":
     """Environments of `family` for stable-baselines3's algorithms.
 
@@ -41,10 +43,13 @@ def as_vec_env(
             follow from (seed, i, c) alone.
         split: where `"resample"` draws from, `"train"` or `"test"`.
         device: where a tensor family computes.
+        workers: processes that step the environments. None takes what the family offers itself, else the environments
+            run one by one in this process, where `env_method` and `get_attr` reach them; so does 0 for any family.
+            No choice changes a number.
 
     Raises:
-        ValueError: no such family or split, a task that is none of the family's, or as many tasks as there are not
-            environments.
+        ValueError: no such family or split, a task that is none of the family's, as many tasks as there are not
+            environments, or a family that no process can take.
     """
     family = make(family) if isinstance(family, str) else family
     if split not in SPLITS:
@@ -62,7 +67,7 @@ def as_vec_env(
         fixed = [validate_task(family, one) for one in task]
         if len(fixed) != n_envs:
             raise ValueError(f"expected one task for each of {n_envs} environments, got {len(fixed)}")
-    return FamilyVecEnv(family, n_envs, fixed, isinstance(task, Mapping), seed, split, device)
+    return FamilyVecEnv(family, n_envs, fixed, isinstance(task, Mapping), seed, split, device, workers)
 
 
 class FamilyVecEnv(VecEnv):
@@ -82,14 +87,15 @@ class FamilyVecEnv(VecEnv):
         seed: int,
         split: str,
         device: torch.device | str = "cpu",
+        workers: int | None = None,
     ):
         self.family, self.split = family, split
         # One task for all is one task with many episodes to the vector environment: a simulator builds one model.
         self._one_task = one_task
         sizes = (1, n_envs) if one_task else (n_envs, 1)
-        # One by one where the family has no backend of its own: that can reset single ones, and they can be reached.
-        own = hasattr(family, "make_vector")
-        self.vector: Any = make_vector(family, *sizes, device) if own else LoopVectorEnv(family, *sizes)
+        # One by one where the family has no backend of its own and nobody asks for processes: those can be reached.
+        plain = workers is None and not hasattr(family, "make_vector")
+        self.vector: Any = make_vector(family, *sizes, device, 0 if plain else workers)
         self._fixed = fixed
         self._drawn = np.array([task is None for task in fixed])  # gets a new task for every episode
         self._renewed = np.ones(n_envs, bool)  # gets another given one at its next reset
@@ -122,7 +128,7 @@ class FamilyVecEnv(VecEnv):
         return self._begin(np.ones(self.num_envs, bool))
 
     def step_async(self, actions: np.ndarray) -> None:
-        self._actions = np.asarray(actions) + self._act_start if self._act_start else np.asarray(actions)
+        self._actions = np.asarray(actions) if self._act_start is None else np.asarray(actions) + self._act_start
 
     def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
         raw, reward, terminated, truncated, more = self.vector.step(self._actions)
@@ -187,7 +193,7 @@ class FamilyVecEnv(VecEnv):
     def _convert(self, obs: Any) -> np.ndarray:
         # A copy: a vector environment may write its next observations into the same memory.
         out = np.array(_numpy(obs), dtype=self.observation_space.dtype)
-        return out - self._obs_start if self._obs_start else out
+        return out if self._obs_start is None else out - self._obs_start
 
     def close(self) -> None:
         self.vector.close()
@@ -246,11 +252,16 @@ class FamilyVecEnv(VecEnv):
         return envs
 
 
-def _start(space: gym.Space) -> int:
-    return int(space.start) if isinstance(space, Discrete) else 0
+def _start(space: gym.Space) -> Any:
+    """The lowest value of each choice, in the space's shape and type; None where it is 0."""
+    if not isinstance(space, Discrete | MultiDiscrete) or not lowest(space).any():
+        return None
+    return lowest(space).reshape(space.shape).astype(space.dtype)
 
 
 def _from_zero(space: gym.Space) -> gym.Space:
+    if isinstance(space, MultiDiscrete):
+        return MultiDiscrete(space.nvec, space.dtype)
     return Discrete(int(space.n)) if isinstance(space, Discrete) else space
 
 

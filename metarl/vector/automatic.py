@@ -22,8 +22,8 @@ class AutomaticVectorEnv(VectorEnv):
     """`LoopVectorEnv` that becomes a `ProcessVectorEnv` between two rollouts; nobody but a clock can tell.
 
     The environments run one by one for a rollout, on a clock. If they took longer than `STEP_SECONDS` and
-    `ROLLOUT_SECONDS`, the next reset with tasks moves them into as many processes as PyTorch has threads, at most one
-    for each core. Where that cannot be done, they stay with a warning.
+    `ROLLOUT_SECONDS`, the next reset of all with tasks moves them into as many processes as PyTorch has threads, at
+    most one for each core. Where that cannot be done, they stay with a warning.
     """
 
     def __init__(self, family: TaskFamily, n_tasks: int, episodes: int):
@@ -42,6 +42,10 @@ class AutomaticVectorEnv(VectorEnv):
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         begin = time.perf_counter()
+        if (options or {}).get("reset_mask") is not None:  # of some: the others are under way, and so is the rollout
+            some = self._env.reset(seed=seed, options=options)
+            self._seconds += time.perf_counter() - begin
+            return some
         out = None
         if self._may_move and options and "tasks" in options and "reset_mask" not in options and self._pays():
             self._may_move = False
