@@ -21,13 +21,15 @@ B = TypeVar("B")
 P = ParamSpec("P")
 
 CHUNK_ROWS = 10_000
-"""States per chunk of tasks. Smaller chunks stay nearer to the core, but their operations are so short that threads
-wait for Python's lock; with larger ones there are too few to share out."""
+"""States per chunk of tasks, where there are enough for several. Smaller chunks stay nearer to the core, but their
+operations are so short that threads wait for Python's lock; with larger ones there are too few to share out."""
 
 
 def task_chunks(n_tasks: int, rows_per_task: int, device: torch.device) -> list[slice]:
-    """Cut K tasks into chunks of about `CHUNK_ROWS` states each; on a GPU all tasks are one chunk."""
-    size = n_tasks if device.type != "cpu" else max(1, CHUNK_ROWS // rows_per_task)
+    """Cut K tasks into chunks of about `CHUNK_ROWS` states each, of half as many where that gives a second core some;
+    on a GPU all tasks are one chunk."""
+    rows = min(CHUNK_ROWS, max(CHUNK_ROWS // 2, n_tasks * rows_per_task // 2))
+    size = n_tasks if device.type != "cpu" else max(1, rows // rows_per_task)
     return [slice(i, min(i + size, n_tasks)) for i in range(0, n_tasks, size)]
 
 

@@ -32,6 +32,16 @@ def test_chunks_are_as_large_as_they_may_be():
     assert sizes == [4, 4, 2]
 
 
+def test_work_for_one_chunk_is_halved_unless_it_is_little():
+    def sizes(n_tasks: int, rows: int) -> list[int]:
+        return [chunk.stop - chunk.start for chunk in task_chunks(n_tasks, rows, CPU)]
+
+    assert sizes(20, CHUNK_ROWS // 20) == [10, 10]
+    assert sizes(32, CHUNK_ROWS // 20) == [16, 16]
+    assert sizes(12, CHUNK_ROWS // 20) == [10, 2]
+    assert sizes(10, CHUNK_ROWS // 20) == [10]
+
+
 def test_a_task_larger_than_the_cache_is_a_chunk_of_its_own():
     assert task_chunks(2, 2 * CHUNK_ROWS, CPU) == [slice(0, 1), slice(1, 2)]
 

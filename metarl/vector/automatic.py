@@ -47,7 +47,7 @@ class AutomaticVectorEnv(VectorEnv):
             self._seconds += time.perf_counter() - begin
             return some
         out = None
-        if self._may_move and options and "tasks" in options and "reset_mask" not in options and self._pays():
+        if self._may_move and options and "tasks" in options and self._pays():
             self._may_move = False
             out = self._move(seed, options)
         if out is None:
