@@ -141,7 +141,7 @@ def iteration(args: argparse.Namespace) -> Rows:
         parts: dict[str, Clock] = {"collect": (0.0, 0.0), "simulator": (0.0, 0.0)}
         with (
             patch.object(sampler, "collect", adding(parts, "collect", sampler.collect)),
-            patch.object(env, "_everywhere", adding(parts, "simulator", env._everywhere)),
+            patch.object(env._simulator, "advance", adding(parts, "simulator", env._simulator.advance)),
         ):
             whole, _ = clocked(lambda: maml_trpo.iteration(config, sampler, policy, state, SEED))
         limit, _ = clocked(bare)

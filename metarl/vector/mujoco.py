@@ -1,19 +1,20 @@
-"""Gymnasium's MuJoCo environments as task families: all K*E of them advanced by a pool of threads, to the last bit.
+"""Gymnasium's MuJoCo environments as task families: all K*E of them advanced by threads, to the last bit.
 
-Every thread owns one `MjData`. An environment is one row of a contiguous array, MuJoCo's integration state, which the
-thread puts into its `MjData`, advances by one control step (MuJoCo runs without Python's lock) and takes out again.
-Observations and rewards are then computed for all environments at once.
+An environment is one row of a contiguous array, MuJoCo's integration state. A thread puts it into its own `MjData`,
+advances it by one control step and takes it out again: MuJoCo's own threads where it offers them (`mujoco.batch`, from
+MuJoCo 4 on), else Python's, which wait a little for Python's lock between environments. Observations and rewards are
+then computed for all environments at once.
 
-`mujoco.rollout` does the first part without Python, but starts the constraint solver cold in every call and does not
-say where it ended. Gymnasium carries that warm start over from step to step; without it, a half cheetah's trajectory
-differs from Gymnasium's in the tenth digit after one step and altogether after a hundred. The integration state holds
-it.
+`mujoco.rollout` starts the constraint solver cold in every call and does not say where it ended. Gymnasium carries
+that warm start over from step to step; without it, a half cheetah's trajectory differs from Gymnasium's in the tenth
+digit after one step and altogether after a hundred. The integration state holds it.
 """
 
 import abc
 import contextlib
 import copy
 import functools
+import importlib.util
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -31,6 +32,8 @@ from metarl.parallel import pool, workers
 from metarl.tasks import Task, Tasks, num_tasks, task_at, validate_task
 from metarl.vector.resets import reset_mask
 
+_CONTACT_FORCES = "cfrc_ext"
+"""Gymnasium computes these after the control step, by a call that MuJoCo's batches do not offer."""
 _CHUNKS_PER_THREAD = 4  # environments do not take equally long: whoever is done early takes another chunk
 
 
@@ -207,7 +210,7 @@ class MujocoVectorEnv(VectorEnv):
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self.metadata = {"autoreset_mode": AutoresetMode.DISABLED}
         self.threads = workers() if threads is None else threads
-        self._simulator = _Simulator(family, self.num_envs)
+        self._simulator = _simulator(family, self.num_envs, self.threads)
         self._task: Tasks = {}  # of every environment, each value [K*E, ...]
         self._terminated, self._elapsed = np.zeros(self.num_envs, bool), np.zeros(self.num_envs, int)
         self._begun = False  # whether all have been reset
@@ -229,7 +232,7 @@ class MujocoVectorEnv(VectorEnv):
         qpos, qvel = np.stack([qpos for qpos, _ in starts]), np.stack([qvel for _, qvel in starts])
         self.family.place(qpos, {name: value[rows] for name, value in self._task.items()})
         self._simulator.set_start(rows, qpos, qvel)
-        self._everywhere(self._simulator.forward, rows.tolist())
+        self._simulator.forward(rows)
         self._terminated[rows], self._elapsed[rows] = False, 0
         first = self.family.observe(self._simulator.physics(rows))
         if mask is None:
@@ -247,7 +250,7 @@ class MujocoVectorEnv(VectorEnv):
             rows = slice(None) if len(alive) == self.num_envs else alive
             before = self._simulator.physics(rows, own=True)
             self._simulator.set_controls(rows, actions[rows])
-            self._everywhere(self._simulator.advance, alive.tolist())
+            self._simulator.advance(alive)
             after = self._simulator.physics(rows)
             task = {name: value[rows] for name, value in self._task.items()}
             reward[rows] = self.family.reward(before, after, actions[rows], task)
@@ -266,16 +269,7 @@ class MujocoVectorEnv(VectorEnv):
             self._task[name] = np.where(chosen.reshape(-1, *[1] * (every.ndim - 1)), every, self._task.get(name, every))
         if self.family.changes_model:
             models = {k: self.family.task_model(task_at(tasks, k)) for k in np.unique(rows // self.episodes).tolist()}
-            for i in rows.tolist():
-                self._simulator.models[i] = models[i // self.episodes]
-
-    def _everywhere(self, function: Any, rows: list[int]) -> None:
-        """`function(rows)`, the rows shared out among the threads."""
-        if self.threads == 1:
-            function(rows)
-            return
-        size = -(-len(rows) // (self.threads * _CHUNKS_PER_THREAD))
-        list(pool(self.threads).map(function, [rows[i : i + size] for i in range(0, len(rows), size)]))
+            self._simulator.set_models({i: models[i // self.episodes] for i in rows.tolist()})
 
     def _seed_list(self, seed: Any) -> list[int]:
         if seed is None:
@@ -289,29 +283,46 @@ class MujocoVectorEnv(VectorEnv):
         return seeds
 
 
-class _Simulator:
-    """N environments' integration states [N, S], and the threads' `MjData` that advance them."""
+def _simulator(family: MujocoFamily, n: int, threads: int) -> "_Simulator":
+    """The faster of the two ways that this MuJoCo and family allow; both give the same bits."""
+    native = importlib.util.find_spec("mujoco.batch") is not None and _CONTACT_FORCES not in family.fields
+    return _BatchSimulator(family, n, threads) if native else _ThreadSimulator(family, n, threads)
+
+
+class _Simulator(abc.ABC):
+    """N environments' integration states [N, S] and what advances them."""
+
+    _state: np.ndarray
+    _fields: dict[str, np.ndarray]
 
     def __init__(self, family: MujocoFamily, n: int):
         self._mujoco = mujoco = import_mujoco()
-        model, kinds = family.model, mujoco.mjtState
-        self.models = [model] * n
-        self._frame_skip, self._contact_forces = family.frame_skip, "cfrc_ext" in family.fields
+        self._model, kinds = family.model, mujoco.mjtState
+        self._models = [self._model] * n
+        self._frame_skip = family.frame_skip
         self._spec = int(kinds.mjSTATE_INTEGRATION)
-        self._state = np.zeros((n, mujoco.mj_stateSize(model, self._spec)))
-        self._rows = list(self._state)  # views: making one costs as much as a call into MuJoCo
         self._qpos, self._qvel, self._ctrl = (
             self._columns(kind) for kind in (kinds.mjSTATE_QPOS, kinds.mjSTATE_QVEL, kinds.mjSTATE_CTRL)
         )
-        example = mujoco.MjData(model)
-        self._fields = {name: np.zeros((n, *getattr(example, name).shape)) for name in family.fields}
-        self._local = threading.local()
+
+    @abc.abstractmethod
+    def forward(self, rows: np.ndarray) -> None:
+        """Begin episodes as Gymnasium does: everything at its default but the positions and velocities."""
+
+    @abc.abstractmethod
+    def advance(self, rows: np.ndarray) -> None:
+        """One control step of the environments `rows`."""
+
+    def set_models(self, models: dict[int, Any]) -> None:
+        """Give environments an `MjModel` of their own."""
+        for i, model in models.items():
+            self._models[i] = model
 
     def _columns(self, kind: Any) -> slice:
         """Where in a row one part of the state is: the parts follow one another in the order of their bits."""
         bit, size = int(kind), self._mujoco.mj_stateSize
-        start = size(self.models[0], self._spec & (bit - 1))
-        return slice(start, start + size(self.models[0], bit))
+        start = size(self._model, self._spec & (bit - 1))
+        return slice(start, start + size(self._model, bit))
 
     def physics(self, rows: Any = slice(None), own: bool = False) -> Physics:
         """The environments `rows`; `own` that the next step does not overwrite."""
@@ -329,11 +340,64 @@ class _Simulator:
         """The controls of the environments `rows`."""
         self._state[rows, self._ctrl] = ctrl
 
-    def forward(self, rows: Sequence[int]) -> None:
-        """Begin episodes as Gymnasium does: everything at its default but the positions and velocities."""
+
+class _BatchSimulator(_Simulator):
+    """MuJoCo's own batch of simulations (from MuJoCo 4 on), which holds no lock of Python's."""
+
+    def __init__(self, family: MujocoFamily, n: int, threads: int):
+        super().__init__(family, n)
+        from mujoco.batch import Batch
+
+        self._batch = Batch(self._model, nsim=n, nthread=threads)
+        self._state = self._batch.state
+        self._fields = {name: self._batch.bind(name) for name in family.fields}
+
+    def set_models(self, models: dict[int, Any]) -> None:
+        super().set_models(models)
+        self._batch.set_models(self._models)
+
+    def forward(self, rows: np.ndarray) -> None:
+        start = self._state[rows]
+        self._batch.reset(rows, stage=self._mujoco.mjtStage.mjSTAGE_NONE)
+        for part in (self._qpos, self._qvel):
+            self._state[rows, part] = start[:, part]
+        self._batch.forward(rows)
+
+    def advance(self, rows: np.ndarray) -> None:
+        self._batch.step(None if len(rows) == len(self._models) else rows, self._frame_skip)
+
+
+class _ThreadSimulator(_Simulator):
+    """A pool of threads, each with an `MjData` that it puts one environment after the other into."""
+
+    def __init__(self, family: MujocoFamily, n: int, threads: int):
+        super().__init__(family, n)
+        self._threads = threads
+        self._contact_forces = _CONTACT_FORCES in family.fields
+        self._state = np.zeros((n, self._mujoco.mj_stateSize(self._model, self._spec)))
+        self._rows = list(self._state)  # views: making one costs as much as a call into MuJoCo
+        example = self._mujoco.MjData(self._model)
+        self._fields = {name: np.zeros((n, *getattr(example, name).shape)) for name in family.fields}
+        self._local = threading.local()
+
+    def forward(self, rows: np.ndarray) -> None:
+        self._everywhere(self._forward, rows.tolist())
+
+    def advance(self, rows: np.ndarray) -> None:
+        self._everywhere(self._advance, rows.tolist())
+
+    def _everywhere(self, function: Any, rows: list[int]) -> None:
+        """`function(rows)`, the rows shared out among the threads."""
+        if self._threads == 1:
+            function(rows)
+            return
+        size = -(-len(rows) // (self._threads * _CHUNKS_PER_THREAD))
+        list(pool(self._threads).map(function, [rows[i : i + size] for i in range(0, len(rows), size)]))
+
+    def _forward(self, rows: Sequence[int]) -> None:
         mujoco, (data, views) = self._mujoco, self._data()
         for i in rows:
-            model, row = self.models[i], self._rows[i]
+            model, row = self._models[i], self._rows[i]
             mujoco.mj_resetData(model, data)
             data.qpos[:], data.qvel[:] = row[self._qpos], row[self._qvel]
             mujoco.mj_forward(model, data)
@@ -341,13 +405,12 @@ class _Simulator:
             for name, view in views:
                 self._fields[name][i] = view
 
-    def advance(self, rows: Sequence[int]) -> None:
-        """One control step."""
+    def _advance(self, rows: Sequence[int]) -> None:
         mujoco, (data, views) = self._mujoco, self._data()
         put, step, take, spec, frame_skip = (
             mujoco.mj_setState, mujoco.mj_step, mujoco.mj_getState, self._spec, self._frame_skip
         )  # fmt: skip
-        models, states = self.models, self._rows
+        models, states = self._models, self._rows
         for i in rows:
             model, row = models[i], states[i]
             put(model, data, row, spec)
@@ -362,6 +425,6 @@ class _Simulator:
     def _data(self) -> Any:
         """This thread's `MjData` and its arrays that are asked for."""
         if not hasattr(self._local, "data"):
-            data = self._mujoco.MjData(self.models[0])
+            data = self._mujoco.MjData(self._model)
             self._local.data = data, [(name, getattr(data, name)) for name in self._fields]
         return self._local.data
