@@ -45,7 +45,7 @@ def ours(args: argparse.Namespace, task: str) -> tuple[Any, Callable[[], Any]]:
     rng, n = np.random.default_rng(SEED), args.tasks * args.episodes
 
     def step() -> None:
-        if env._elapsed >= family.horizon:
+        if (env._elapsed >= family.horizon).all():
             env.reset()
         env.step(rng.uniform(-1, 1, (n, 4)).astype(np.float32))
 
