@@ -135,7 +135,7 @@ def main() -> None:
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / "metaworld.json").write_text(json.dumps(header | {"rows": rows}, indent=2) + "\n")
         with (args.out / "metaworld.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
+            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
 

@@ -153,7 +153,7 @@ def write(rows: Rows, header: dict[str, Any], out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / "process_backend.json").write_text(json.dumps(header | {"rows": rows}, indent=2) + "\n")
     with (out / "process_backend.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 

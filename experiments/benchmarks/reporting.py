@@ -74,7 +74,7 @@ def write(results: dict[str, Rows], header: dict[str, Any], out: Path) -> None:
     (out / "meta_iteration.json").write_text(json.dumps(header | results, indent=2) + "\n")
     for name, rows in results.items():
         with (out / f"{name}.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
+            writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
     figure(results, out / "meta_iteration.png")

@@ -205,7 +205,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         (args.out / "simulators.json").write_text(json.dumps(header | results, indent=2) + "\n")
         for name, rows in results.items():
             with (args.out / f"simulators_{name}.csv").open("w", newline="") as file:
-                writer = csv.DictWriter(file, list(rows[0]))
+                writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
                 writer.writeheader()
                 writer.writerows(rows)
 
