@@ -185,3 +185,18 @@ def test_a_task_of_many_is_the_task_of_one(cheetah, tasks):
     env.reset(seed=SEEDS, options={"tasks": tasks})
     move = actions(1)[0]
     assert env.step(move)[1][4] == plain.step(move[4])[1]
+
+
+@pytest.mark.parametrize("id", ["HalfCheetahVel-v0", "HopperRandParams-v0", "ReacherGoal-v0"])
+def test_mujocos_own_batches_and_our_threads_give_the_same_bits(id, monkeypatch):
+    """With fields beside the state, models of every task's own, and episodes that end early."""
+    family = metarl.make(id, horizon=60)
+    if not isinstance(make_vector(family, K, E)._simulator, backend._BatchSimulator):
+        pytest.skip("this MuJoCo has no batches")
+    tasks, moves = family.sample(K, np.random.default_rng(0)), actions(62, size=family.action_space.shape[0])
+    native = play(backend.MujocoVectorEnv(family, K, E, 2), tasks, moves)
+    monkeypatch.setattr(backend, "_simulator", backend._ThreadSimulator)
+    threads = play(backend.MujocoVectorEnv(family, K, E, 2), tasks, moves)
+    assert np.ptp(native[1]) > 0
+    for a, b in zip(native, threads, strict=True):
+        np.testing.assert_array_equal(a, b)

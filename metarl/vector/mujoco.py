@@ -14,10 +14,10 @@ import abc
 import contextlib
 import copy
 import functools
-import importlib.util
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -285,7 +285,9 @@ class MujocoVectorEnv(VectorEnv):
 
 def _simulator(family: MujocoFamily, n: int, threads: int) -> "_Simulator":
     """The faster of the two ways that this MuJoCo and family allow; both give the same bits."""
-    native = importlib.util.find_spec("mujoco.batch") is not None and _CONTACT_FORCES not in family.fields
+    # Beside the package that was imported: an older one put first on the path lets the newer one's modules shine through.
+    native = Path(import_mujoco().__file__ or "").with_name("batch.py").exists()
+    native = native and _CONTACT_FORCES not in family.fields
     return _BatchSimulator(family, n, threads) if native else _ThreadSimulator(family, n, threads)
 
 
