@@ -285,7 +285,7 @@ class MujocoVectorEnv(VectorEnv):
 
 def _simulator(family: MujocoFamily, n: int, threads: int) -> "_Simulator":
     """The faster of the two ways that this MuJoCo and family allow; both give the same bits."""
-    # Beside the package that was imported: an older one put first on the path lets the newer one's modules shine through.
+    # Beside the package that was imported: an older one put first on the path lets a newer one shine through.
     native = Path(import_mujoco().__file__ or "").with_name("batch.py").exists()
     native = native and _CONTACT_FORCES not in family.fields
     return _BatchSimulator(family, n, threads) if native else _ThreadSimulator(family, n, threads)
