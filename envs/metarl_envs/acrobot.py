@@ -9,17 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metarl.tasks import Task, Tasks
-from metarl.vector.tensor import State, TensorFamily
-from metarl_envs import parameters
+from metarl.tasks import Task
+from metarl.vector.tensor import State
 from metarl_envs.drawing import BLACK, BLUE, GREEN, ORANGE, Picture
-from metarl_envs.parameters import POSITIVE, Parameter, Range
+from metarl_envs.parameters import POSITIVE, Parameter, ParameterFamily, Range
 from metarl_envs.pendulum import wrap
 
 NAMES = ("theta1", "theta2", "dtheta1", "dtheta2")
 
 
-class AcrobotParams(TensorFamily):
+class AcrobotParams(ParameterFamily):
     """Swing up a double pendulum whose lengths, masses, inertia and gravity are hidden (Gymnasium's Acrobot-v1).
 
     Task parameters and their distribution
@@ -72,16 +71,10 @@ class AcrobotParams(TensorFamily):
         ranges: Mapping[str, Range] | None = None,
         test_ranges: Mapping[str, Range] | None = None,
     ):
-        self.horizon = parameters.at_least_one("horizon", horizon)
+        super().__init__(horizon, ranges, test_ranges)
         high = np.array([1, 1, 1, 1, *self.max_speeds], np.float32)
         self.observation_space = gym.spaces.Box(-high, high, dtype=np.float32)
         self.action_space = gym.spaces.Discrete(3)
-        self.task_space = parameters.task_space(self.parameters)
-        self.default_task = parameters.default_task(self.parameters)
-        self.ranges = parameters.split_ranges(self.id, self.parameters, ranges, test_ranges)
-
-    def sample(self, n: int, rng: np.random.Generator, split: str = "train") -> Tasks:
-        return parameters.sample_uniform(self.ranges, n, rng, split)
 
     def initial(self, task: State, draws: Tensor) -> State:
         return dict(zip(NAMES, (0.1 * (2 * draws - 1)).unbind(-1), strict=True))

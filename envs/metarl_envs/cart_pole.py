@@ -9,14 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metarl.tasks import Task, Tasks
-from metarl.vector.tensor import State, TensorFamily
-from metarl_envs import parameters
+from metarl.tasks import Task
+from metarl.vector.tensor import State
 from metarl_envs.drawing import BLACK, BLUE, GREY, ORANGE, Picture
-from metarl_envs.parameters import POSITIVE, Parameter, Range
+from metarl_envs.parameters import POSITIVE, Parameter, ParameterFamily, Range
 
 
-class CartPoleParams(TensorFamily):
+class CartPoleParams(ParameterFamily):
     """Balance a pole on a cart whose masses, length, force and gravity are hidden (Gymnasium's CartPole-v1).
 
     Task parameters and their distribution
@@ -68,18 +67,12 @@ class CartPoleParams(TensorFamily):
         test_ranges: Mapping[str, Range] | None = None,
         sutton_barto_reward: bool = False,
     ):
-        self.horizon = parameters.at_least_one("horizon", horizon)
+        super().__init__(horizon, ranges, test_ranges)
         self.sutton_barto_reward = sutton_barto_reward
         # Twice the limits, so that the observation with which an episode ends is inside too.
         high = np.array([2 * self.max_position, np.inf, 2 * self.max_angle, np.inf], np.float32)
         self.observation_space = gym.spaces.Box(-high, high, dtype=np.float32)
         self.action_space = gym.spaces.Discrete(2)
-        self.task_space = parameters.task_space(self.parameters)
-        self.default_task = parameters.default_task(self.parameters)
-        self.ranges = parameters.split_ranges(self.id, self.parameters, ranges, test_ranges)
-
-    def sample(self, n: int, rng: np.random.Generator, split: str = "train") -> Tasks:
-        return parameters.sample_uniform(self.ranges, n, rng, split)
 
     def initial(self, task: State, draws: Tensor) -> State:
         start = 0.05 * (2 * draws - 1)

@@ -8,16 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metarl.tasks import Task, Tasks
-from metarl.vector.tensor import State, TensorFamily
-from metarl_envs import parameters
+from metarl.tasks import Task
+from metarl.vector.tensor import State
 from metarl_envs.drawing import BLACK, BLUE, GREEN, GREY, Picture
-from metarl_envs.parameters import Parameter, Range
+from metarl_envs.parameters import Parameter, ParameterFamily, Range
 
 MIN_POSITION, MAX_POSITION, MAX_SPEED = -1.2, 0.6, 0.07
 
 
-class MountainCarParams(TensorFamily):
+class MountainCarParams(ParameterFamily):
     """Drive a weak car out of a valley; engine and gravity are hidden (Gymnasium's MountainCar-v0).
 
     Task parameters and their distribution
@@ -60,14 +59,8 @@ class MountainCarParams(TensorFamily):
         ranges: Mapping[str, Range] | None = None,
         test_ranges: Mapping[str, Range] | None = None,
     ):
-        self.horizon = parameters.at_least_one("horizon", horizon)
+        super().__init__(horizon, ranges, test_ranges)
         self.observation_space, self.action_space = _valley(), gym.spaces.Discrete(3)
-        self.task_space = parameters.task_space(self.parameters)
-        self.default_task = parameters.default_task(self.parameters)
-        self.ranges = parameters.split_ranges(self.id, self.parameters, ranges, test_ranges)
-
-    def sample(self, n: int, rng: np.random.Generator, split: str = "train") -> Tasks:
-        return parameters.sample_uniform(self.ranges, n, rng, split)
 
     def initial(self, task: State, draws: Tensor) -> State:
         return at_rest(draws)
@@ -87,7 +80,7 @@ class MountainCarParams(TensorFamily):
         draw_phases(axes, self.goal, observations)
 
 
-class MountainCarContinuousParams(TensorFamily):
+class MountainCarContinuousParams(ParameterFamily):
     """Drive a weak car out of a valley on little fuel; engine and gravity are hidden (MountainCarContinuous-v0).
 
     Task parameters and their distribution
@@ -130,14 +123,8 @@ class MountainCarContinuousParams(TensorFamily):
         ranges: Mapping[str, Range] | None = None,
         test_ranges: Mapping[str, Range] | None = None,
     ):
-        self.horizon = parameters.at_least_one("horizon", horizon)
+        super().__init__(horizon, ranges, test_ranges)
         self.observation_space, self.action_space = _valley(), gym.spaces.Box(-1, 1, (1,), np.float32)
-        self.task_space = parameters.task_space(self.parameters)
-        self.default_task = parameters.default_task(self.parameters)
-        self.ranges = parameters.split_ranges(self.id, self.parameters, ranges, test_ranges)
-
-    def sample(self, n: int, rng: np.random.Generator, split: str = "train") -> Tasks:
-        return parameters.sample_uniform(self.ranges, n, rng, split)
 
     def initial(self, task: State, draws: Tensor) -> State:
         return at_rest(draws)

@@ -3,11 +3,13 @@
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import gymnasium as gym
 import numpy as np
 
 from metarl.tasks import SPLITS, Task, Tasks, did_you_mean, split_rng
+from metarl.vector.tensor import TensorFamily
 
 POSITIVE = float(np.finfo(np.float32).tiny)
 """The least value of a mass, a length, or whatever else stands in a denominator."""
@@ -27,6 +29,23 @@ class Parameter:
 
 
 Parameters = Mapping[str, Parameter]
+
+
+class ParameterFamily(TensorFamily):
+    """What such families share: `parameters` are the task, each drawn uniformly from its range of the split."""
+
+    parameters: ClassVar[dict[str, Parameter]]
+
+    def __init__(
+        self, horizon: int, ranges: Mapping[str, Range] | None = None, test_ranges: Mapping[str, Range] | None = None
+    ):
+        self.horizon = at_least_one("horizon", horizon)
+        self.task_space = task_space(self.parameters)
+        self.default_task = default_task(self.parameters)
+        self.ranges = split_ranges(self.id, self.parameters, ranges, test_ranges)
+
+    def sample(self, n: int, rng: np.random.Generator, split: str = "train") -> Tasks:
+        return sample_uniform(self.ranges, n, rng, split)
 
 
 def task_space(parameters: Parameters) -> gym.spaces.Dict:

@@ -9,14 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metarl.tasks import Task, Tasks
-from metarl.vector.tensor import State, TensorFamily
-from metarl_envs import parameters
+from metarl.tasks import Task
+from metarl.vector.tensor import State
 from metarl_envs.drawing import BLACK, BLUE, GREY, Picture
-from metarl_envs.parameters import POSITIVE, Parameter, Range
+from metarl_envs.parameters import POSITIVE, Parameter, ParameterFamily, Range
 
 
-class PendulumParams(TensorFamily):
+class PendulumParams(ParameterFamily):
     """Swing up and hold a pendulum whose gravity, mass and length are hidden (Gymnasium's Pendulum-v1).
 
     Task parameters and their distribution
@@ -61,16 +60,10 @@ class PendulumParams(TensorFamily):
         ranges: Mapping[str, Range] | None = None,
         test_ranges: Mapping[str, Range] | None = None,
     ):
-        self.horizon = parameters.at_least_one("horizon", horizon)
+        super().__init__(horizon, ranges, test_ranges)
         high = np.array([1, 1, self.max_speed], np.float32)
         self.observation_space = gym.spaces.Box(-high, high, dtype=np.float32)
         self.action_space = gym.spaces.Box(-self.max_torque, self.max_torque, (1,), np.float32)
-        self.task_space = parameters.task_space(self.parameters)
-        self.default_task = parameters.default_task(self.parameters)
-        self.ranges = parameters.split_ranges(self.id, self.parameters, ranges, test_ranges)
-
-    def sample(self, n: int, rng: np.random.Generator, split: str = "train") -> Tasks:
-        return parameters.sample_uniform(self.ranges, n, rng, split)
 
     def initial(self, task: State, draws: Tensor) -> State:
         start = 2 * draws - 1
