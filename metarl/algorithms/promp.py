@@ -1,4 +1,6 @@
-"""ProMP: proximal meta-policy search (Rothfuss et al. 2019, https://arxiv.org/abs/1810.06784, section 6, eq. 12-15).
+"""ProMP: MAML-PPO with a low-variance inner gradient that stays near the data it was taken on.
+
+Proximal meta-policy search, Rothfuss et al. 2019, https://arxiv.org/abs/1810.06784, section 6, eq. 12-15.
 
 One iteration, top to bottom:
     tasks                     K tasks from the training split
