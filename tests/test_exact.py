@@ -228,6 +228,21 @@ def test_maml_with_the_exploration_term_is_formulation_i(horizon, episodes):
     assert error(maml, want) > 0.3
 
 
+def test_a_baseline_changes_formulation_i_and_the_meta_gradient_alike():
+    mdp, logits = case()
+    baseline = torch.randn(3, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+    def inner(log_prob: Tensor, data: Episodes) -> Tensor:
+        advantage = data.returns() - baseline[torch.arange(3)[None, :, None], data.obs.argmax(-1)]
+        return losses.policy_gradient(log_prob, advantage, data.mask)
+
+    want = gradient_of(lambda x: mdp.formulation_i(x, LR, 2, baseline), logits)
+    torch.testing.assert_close(expected_meta_gradient(mdp, logits, LR, 2, inner, True), want)
+    assert error(gradient_of(lambda x: mdp.formulation_i(x, LR, 2), logits), want) > 0.02
+    torch.testing.assert_close(mdp.probabilities(logits) @ mdp.gradients(logits, baseline).flatten(1),
+                               mdp.gradient(logits).flatten())  # fmt: skip
+
+
 def test_a_mean_over_the_steps_in_place_of_the_sum_is_not_formulation_i():
     # The mistake of published code: the exploration term too small by T * E.
     mdp, logits = case()
