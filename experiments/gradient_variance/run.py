@@ -5,9 +5,9 @@
     python experiments/gradient_variance/run.py report                         # tables and figure of what was run
 
 `train` meta-trains with MAML-TRPO (inner gradient: LVC) and stops now and then. There it holds parameters and tasks
-and draws 20 (half cheetah: 12) meta-batches of episodes, before and after the inner step. On each of them every estimator's meta-gradient
-is taken. They share the inner step: discount and lambda are 1, where the first derivatives of all are the same numbers.
-The differences lie in what the outer loop sees of the inner gradient alone.
+and draws 20 meta-batches of episodes (half cheetah: 12), before and after the inner step. On each of them every
+estimator's meta-gradient is taken. They share the inner step: discount and lambda are 1, where the first derivatives of
+all are the same numbers. The differences lie in what the outer loop sees of the inner gradient alone.
 
 The standard deviation of a meta-gradient is the root of the summed variances of its components over the meta-batches;
 the relative one is that over the norm of the mean, from which the part that is noise is taken off (the squared norm
