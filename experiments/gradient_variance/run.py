@@ -340,8 +340,10 @@ def path_table(on: str, part: str, seeds: list[list[dict[str, Any]]]) -> list[st
             own = [r for rows in seeds for r in rows
                    if r["iteration"] == i and r["estimator"] == name and r["part"] == part]  # fmt: skip
             if own:
-                relative = np.median([r["relative_std"] for r in own])
-                cells.append(f"{relative:.2f} ({np.exp(np.mean(np.log([r['std_over_lvc'] for r in own]))):.2f})")
+                relative = np.median([r["relative_std"] if r["relative_std"] == r["relative_std"] else math.inf
+                                      for r in own])  # fmt: skip
+                ratio = np.exp(np.mean(np.log([r["std_over_lvc"] for r in own])))
+                cells.append(f"{relative:.2f} ({ratio:.2f})" if relative < math.inf else f"— ({ratio:.2f})")
         if cells:
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return [*lines, ""]
@@ -355,12 +357,12 @@ def draw(runs: dict[str, list[list[dict[str, Any]]]]) -> None:
     for ax, (on, seeds) in zip(axes, runs.items(), strict=True):
         for i, name in enumerate(ESTIMATORS):
             for part, style in (("meta-gradient", "-"), ("curvature part", ":")):
-                per_seed = [[(r["iteration"], r["std_over_lvc"]) for r in rows
-                             if r["estimator"] == name and r["part"] == part] for rows in seeds]  # fmt: skip
-                if not per_seed[0] or name == "LVC":
+                points = [(r["iteration"], math.log(r["std_over_lvc"])) for rows in seeds for r in rows
+                          if r["estimator"] == name and r["part"] == part]  # fmt: skip
+                if not points or name == "LVC":
                     continue
-                x = [point[0] for point in per_seed[0]]
-                y = np.exp(np.mean([[math.log(point[1]) for point in points] for points in per_seed], 0))
+                x = sorted({iteration for iteration, _ in points})
+                y = [math.exp(np.mean([value for iteration, value in points if iteration == i])) for i in x]
                 ax.plot(x, y, style, color=f"C{i}", marker="o", markersize=3,
                         label=name if part == "meta-gradient" else None)  # fmt: skip
         ax.axhline(1.0, color="0.5", linewidth=0.8)
