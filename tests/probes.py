@@ -7,6 +7,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
+from metarl_envs.tabular_mdp import TabularMDP
 from torch import Tensor
 
 from metarl import inner_loop
@@ -157,6 +158,16 @@ class Signs(TwoArms):
     def step(self, state: State, action: Tensor, task: State, draws: Tensor) -> tuple[State, Tensor, Tensor | None]:
         reward = task["sign"] * action[..., 0]
         return state, reward, torch.ones_like(reward, dtype=torch.bool)
+
+
+class QuietMDP(TabularMDP):
+    """Tabular MDPs whose rewards are their means, without noise: all their trajectories can be listed."""
+
+    id = "QuietMDPProbe-v0"
+
+    def step(self, state: State, action: Tensor, task: State, draws: Tensor) -> tuple[State, Tensor, Tensor | None]:
+        median = torch.full_like(draws[..., 1:], 0.5)
+        return super().step(state, action, task, torch.cat([draws[..., :1], median], -1))
 
 
 class Stops:
