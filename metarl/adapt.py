@@ -1,11 +1,24 @@
-"""The inner step: one gradient step for every task at once."""
+"""The inner step: one gradient step for every task at once; which parameters move, and how far.
 
-from collections.abc import Callable, Collection
+Nothing here is about reinforcement learning: a loss is any function of stacked parameters with one number per task.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 Params = dict[str, Tensor]
+
+StepSize = float | Mapping[str, Tensor]
+"""One step size for all parameters, or one for each by name: a tensor that broadcasts against [K, ...]."""
+
+Direction = Callable[[Params, Params, Params], tuple[Params, Params]]
+"""(parameters, gradients, memory) -> directions to step against, and the memory for the next step."""
+
+LEARNED_LR = ("none", "scalar", "per_layer_and_step", "per_parameter")
+LearnedLr = Literal["none", "scalar", "per_layer_and_step", "per_parameter"]
 
 
 def expand(params: Params, n_tasks: int) -> Params:
@@ -16,7 +29,7 @@ def expand(params: Params, n_tasks: int) -> Params:
 def sgd_step(
     params: Params,
     loss: Callable[[Params], Tensor],
-    lr: float,
+    lr: StepSize,
     create_graph: bool = False,
     frozen: Collection[str] = (),
 ) -> Params:
@@ -27,9 +40,29 @@ def sgd_step(
 
     Where `params` hang on other parameters by a graph, so do the results: with `create_graph` through the gradient
     as well (second order), without it through the addition alone (first order). Otherwise the results are detached.
+    Step sizes that require a gradient get one in either case.
     """
-    attached = any(v.requires_grad for v in params.values())
-    if not attached:
+    return inner_step(params, loss, lr, create_graph, frozen)[0]
+
+
+def inner_step(
+    params: Params,
+    loss: Callable[[Params], Tensor],
+    lr: StepSize,
+    create_graph: bool = False,
+    frozen: Collection[str] = (),
+    direction: Direction | None = None,
+    memory: Params | None = None,
+) -> tuple[Params, Params]:
+    """`sgd_step` along any direction that a function makes of the gradients. -> parameters, memory.
+
+    Args:
+        direction: None is the gradient itself; else like `metarl.optimizers.momentum`, given the parameters too.
+        memory: what `direction` returned in the step before; None or empty at the first.
+    """
+    sizes = [] if isinstance(lr, float | int) else list(lr.values())
+    attached = any(v.requires_grad for v in (*params.values(), *sizes))
+    if not any(v.requires_grad for v in params.values()):
         params = {name: v.detach().requires_grad_() for name, v in params.items()}
     with torch.enable_grad():
         losses = loss(params)
@@ -38,5 +71,75 @@ def sgd_step(
         grads = torch.autograd.grad(
             losses.sum(), [params[n] for n in moving], create_graph=create_graph and attached, materialize_grads=True
         )  # zero for a parameter that the loss does not depend on: it stays
-        new = params | {name: params[name] - lr * g for name, g in zip(moving, grads, strict=True)}
-    return new if attached else {name: v.detach() for name, v in new.items()}
+        steps, memory = dict(zip(moving, grads, strict=True)), {} if memory is None else memory
+        if direction is not None:
+            steps, memory = direction(params, steps, memory)
+        size = (lambda _: lr) if isinstance(lr, float | int) else lr.__getitem__
+        new = params | {name: params[name] - size(name) * step for name, step in steps.items()}
+    if not attached:
+        new, memory = ({name: v.detach() for name, v in x.items()} for x in (new, memory))
+    return new, memory
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Step sizes and masks that are learned
+
+_PREFIXES = ("lr/", "lr_step/", "mask/")
+
+
+def learned_sizes(kind: LearnedLr, params: Params, moving: Collection[str], steps: int, mask: bool = False) -> Params:
+    """The initial values of what is learned about the inner steps.
+
+    Step sizes are learned as factors on a given size, all 1 at first, so that they mean the same at any size:
+    "scalar" has one, `lr`; "per_parameter" one for every number (Meta-SGD, Li et al. 2017,
+    https://arxiv.org/abs/1707.09835, eq. 2), `lr/NAME` like the parameter; "per_layer_and_step" one for every tensor
+    and step (MAML++, Antoniou et al. 2019, https://arxiv.org/abs/1810.09502, section 4), `lr_step/NAME` [steps].
+
+    `mask` adds `mask/NAME` like the parameter, all 1/2 at first: a number adapts while its entry is at least zero
+    (sparse MAML, von Oswald et al. 2021, https://arxiv.org/abs/2110.14402, section 3).
+    """
+    own = {name: value for name, value in params.items() if name in moving}
+    learned: Params = {}
+    if kind == "scalar":
+        learned["lr"] = next(iter(own.values())).new_ones(())
+    elif kind == "per_layer_and_step":
+        learned |= {f"lr_step/{name}": value.new_ones(max(1, steps)) for name, value in own.items()}
+    elif kind == "per_parameter":
+        learned |= {f"lr/{name}": torch.ones_like(value) for name, value in own.items()}
+    if mask:
+        learned |= {f"mask/{name}": torch.full_like(value, 0.5) for name, value in own.items()}
+    return learned
+
+
+def step_size(learned: Params, lr: float, step: int, moving: Collection[str]) -> StepSize:
+    """The size of inner step number `step`: `lr` times what training made of `learned_sizes`.
+
+    Steps beyond the last that has factors of its own (at test time) take that one's.
+    """
+    if not any(name == "lr" or name.startswith(_PREFIXES) for name in learned):
+        return lr
+    sizes: dict[str, Tensor] = {}
+    for name in moving:
+        size = torch.as_tensor(lr)
+        if "lr" in learned:
+            size = lr * learned["lr"]
+        elif f"lr/{name}" in learned:
+            size = lr * learned[f"lr/{name}"]
+        elif f"lr_step/{name}" in learned:
+            factors = learned[f"lr_step/{name}"]
+            size = lr * factors[min(step, len(factors) - 1)]
+        mask = learned.get(f"mask/{name}")
+        sizes[name] = size if mask is None else size * open_mask(mask)
+    return sizes
+
+
+def open_mask(mask: Tensor) -> Tensor:
+    """1 where `mask` is at least zero, else 0; its derivative is taken to be 1 (straight-through), as if it were
+    linear."""
+    return (mask >= 0).to(mask.dtype) + (mask - mask.detach())
+
+
+def split(meta: Params) -> tuple[Params, Params]:
+    """Meta-parameters -> those of the policy (or of any network), and what is learned about the inner loop."""
+    learned = {n: v for n, v in meta.items() if n in ("lr", "discount", "lambda") or n.startswith(_PREFIXES)}
+    return {name: value for name, value in meta.items() if name not in learned}, learned

@@ -1,7 +1,9 @@
 """Returns, generalised advantages and the linear feature baseline, for all tasks at once.
 
-Nothing here is differentiated: advantages are data.
+Advantages are data to the losses; only `learned_advantages` is differentiated, in discount and lambda.
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,15 +13,16 @@ from metarl.parallel import task_chunks, thread_map
 from metarl.rollout import Rollout
 
 
-def discounted_returns(rew: Tensor, gamma: float) -> Tensor:
-    """Sum of discounted rewards from each step on. rew [K, T, E] -> [K, T, E]."""
-    out, acc = torch.empty_like(rew), torch.zeros_like(rew[:, 0])
+def discounted_returns(rew: Tensor, gamma: float | Tensor) -> Tensor:
+    """Sum of discounted rewards from each step on. rew [K, T, E] -> [K, T, E]; differentiable in both."""
+    out, acc = [], torch.zeros_like(rew[:, 0])
     for t in reversed(range(rew.shape[1])):
-        out[:, t] = acc = rew[:, t] + gamma * acc
-    return out
+        acc = rew[:, t] + gamma * acc
+        out.append(acc)
+    return torch.stack(out[::-1], 1)
 
 
-def gae(rew: Tensor, values: Tensor, gamma: float, lam: float) -> Tensor:
+def gae(rew: Tensor, values: Tensor, gamma: float | Tensor, lam: float | Tensor) -> Tensor:
     """Generalised advantage estimation (Schulman et al. 2016, eq. 16).
 
     rew [K, T, E]; values [K, T + 1, E], zero from an episode's end on, the last one the bootstrap -> [K, T, E].
@@ -68,16 +71,51 @@ def _fit(features: Tensor, mask: Tensor, targets: Tensor, ridge: float) -> Tenso
     return (features @ coefficients).reshape(k, T, E).to(targets.dtype)
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """Advantages and what they were made of."""
+
+    advantage: Tensor  # [K, T, E], normalised; zero where the mask is
+    baseline: Tensor  # [K, T, E], what a step's return is compared with, in units of the reward
+    scale: Tensor  # [K], the standard deviation that advantages were divided by, in units of the reward
+
+
 @torch.no_grad()
-def advantages(rollout: Rollout, gamma: float, lam: float) -> Tensor:
+def estimate(rollout: Rollout, gamma: float, lam: float) -> Estimate:
     """GAE over the linear baseline, normalised to mean 0 and standard deviation 1 over each task's valid steps.
 
-    -> [K, T, E], zero where the mask is. An episode cut off by the horizon counts as over: the tasks are
-    finite-horizon problems and the baseline sees the time.
+    An episode cut off by the horizon counts as over: the tasks are finite-horizon problems and the baseline sees the
+    time. `baseline` is such that with lambda 1 a step's return minus it, divided by `scale`, is the advantage.
     """
     mask = rollout.mask
     values = linear_baseline(rollout, discounted_returns(rollout.rew, gamma)) * mask
-    raw = gae(rollout.rew, torch.cat([values, torch.zeros_like(values[:, :1])], 1), gamma, lam)
-    centred = (raw - masked_mean(raw, mask)[:, None, None]) * mask
-    std = masked_mean(centred**2, mask).sqrt()[:, None, None]
-    return centred / (std + 1e-8)
+    advantage, mean, scale = _normalised(_raw(rollout, values, gamma, lam), mask)
+    return Estimate(advantage, (values + mean[:, None, None]) * mask, scale)
+
+
+def advantages(rollout: Rollout, gamma: float, lam: float) -> Tensor:
+    """The normalised advantages of `estimate`, [K, T, E]."""
+    return estimate(rollout, gamma, lam).advantage
+
+
+def learned_advantages(rollout: Rollout, gamma: Tensor, lam: Tensor) -> Tensor:
+    """The same, differentiable in the discount and in lambda (0-dim tensors).
+
+    The baseline is fitted anew but held: it changes the variance of a policy gradient, not what it estimates.
+    """
+    with torch.no_grad():
+        values = linear_baseline(rollout, discounted_returns(rollout.rew, float(gamma))) * rollout.mask
+    return _normalised(_raw(rollout, values, gamma, lam), rollout.mask)[0]
+
+
+def _raw(rollout: Rollout, values: Tensor, gamma: float | Tensor, lam: float | Tensor) -> Tensor:
+    return gae(rollout.rew, torch.cat([values, torch.zeros_like(values[:, :1])], 1), gamma, lam)
+
+
+def _normalised(raw: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """-> mean 0 and standard deviation 1 over each task's valid steps; the mean and the deviation [K] there were."""
+    mean = masked_mean(raw, mask)
+    centred = (raw - mean[:, None, None]) * mask
+    # The root of zero has no derivative; 1e-16 is the square of what is added below, and changes nothing else.
+    std = (masked_mean(centred**2, mask) + (1e-16 if raw.requires_grad else 0.0)).sqrt()
+    return centred / (std + 1e-8)[:, None, None], mean, std + 1e-8

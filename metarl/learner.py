@@ -17,7 +17,7 @@ from metarl.adapted_policy import AdaptedPolicy
 from metarl.checkpoint import CheckpointError
 from metarl.evaluate import FINAL, PERIODIC, Evaluation, check_protocol, evaluation_seed
 from metarl.parallel import keep_freed_memory
-from metarl.policies import MLPPolicy, ModulePolicy, Policy
+from metarl.policies import MLPPolicy, ModulePolicy, Policy, without_context
 from metarl.policies_cnn import CNNPolicy
 from metarl.rollout import EnvSampler, Sampler
 from metarl.spaces import Spaces, check_same_spaces, spaces_of
@@ -311,11 +311,12 @@ class MetaLearner:
         else:
             tasks = stack_tasks([validate_task(self.family, task)])
         found = self._evaluate(self.state, sampler, tasks, episodes, sizes, seed)
-        params = {name: value[0].cpu() for name, value in found.params[-1].items()}
+        policy, params = without_context(self.policy, found.params[-1])
+        params = {name: value[0].cpu() for name, value in params.items()}
         rates = None if found.success_rates is None else found.success_rates[0].cpu().numpy()
         stats = {name: value.cpu() for name, value in getattr(self.state, "obs_stats", {}).items()}
         returns = found.returns[0].mean(-1).cpu().numpy()
-        return AdaptedPolicy(self.policy, params, returns, success_rates=rates, obs_stats=stats)
+        return AdaptedPolicy(policy, params, returns, success_rates=rates, obs_stats=stats)
 
     def _evaluate(
         self, state: Any, sampler: Sampler | EnvSampler, tasks: Tasks, episodes: int, sizes: Sequence[float], seed: int
@@ -328,7 +329,7 @@ class MetaLearner:
     def _step_sizes(self, steps: int, sizes: Sequence[float] | None) -> tuple[float, ...]:
         if steps < 0:
             raise ValueError(f"steps must not be negative, got {steps}")
-        return (self.config.inner_lr,) * steps if sizes is None else tuple(float(size) for size in sizes)
+        return self.config.training_step_sizes(steps) if sizes is None else tuple(float(size) for size in sizes)
 
     # -----------------------------------------------------------------------------------------------------------------
     # Saving and loading

@@ -33,6 +33,8 @@ class Surrogate:
     weight: Tensor  # [k, T, E], each state's weight in `kl`
     jacobian: Jacobian | None = None
     """Where it is known by hand; `loss` is then a function of `dist`, whose tensors are leaves."""
+    direct: Tensor | None = None
+    """With a `jacobian`: what is to be lowered beside `loss`, as a function of the parameters themselves."""
 
 
 Objective = Callable[[Params, bool], Surrogate]
@@ -114,14 +116,37 @@ def _linearise(objective: Objective, params: Params) -> _Linearised:
     leaves = {name: value.detach().clone().requires_grad_() for name, value in params.items()}
     with torch.enable_grad():
         here = objective(leaves, True)
-        if here.jacobian is None:
-            gradient = _flat(
-                torch.autograd.grad(here.loss, list(leaves.values()), retain_graph=True, materialize_grads=True)
-            )
-        else:
-            gradient = here.jacobian.vjp(torch.autograd.grad(here.loss, list(here.dist)))
+        loss, gradient = _gradient(here, leaves, retain_graph=True)
         product = fisher_vector_product(here, list(leaves.values()))
-    return _Linearised(here.loss.detach(), gradient, product)
+    return _Linearised(loss, gradient, product)
+
+
+def _gradient(here: Surrogate, leaves: Params, retain_graph: bool) -> tuple[Tensor, Tensor]:
+    def own(loss: Tensor) -> Tensor:
+        return _flat(
+            torch.autograd.grad(loss, list(leaves.values()), retain_graph=retain_graph, materialize_grads=True)
+        )
+
+    if here.jacobian is None:
+        return here.loss.detach(), own(here.loss)
+    gradient = here.jacobian.vjp(torch.autograd.grad(here.loss, list(here.dist)))
+    if here.direct is None:
+        return here.loss.detach(), gradient
+    return (here.loss + here.direct).detach(), gradient + own(here.direct)
+
+
+def value_and_gradient(objectives: Sequence[Objective], params: Params) -> tuple[float, Params, float]:
+    """The sum of `objectives` at `params`, its gradient, and the sum of their KL divergences."""
+
+    def one(objective: Objective) -> tuple[Tensor, Tensor, Tensor]:
+        leaves = {name: value.detach().clone().requires_grad_() for name, value in params.items()}
+        with torch.enable_grad():
+            here = objective(leaves, True)
+            return *_gradient(here, leaves, retain_graph=False), here.kl.detach()
+
+    losses, gradients, kls = zip(*thread_map(one, objectives), strict=True)
+    gradient = unflatten(torch.stack(gradients).sum(0), params)
+    return float(torch.stack(losses).sum()), gradient, float(torch.stack(kls).sum())
 
 
 def trpo_step(

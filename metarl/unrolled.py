@@ -1,25 +1,27 @@
 """The Jacobian of an MLP policy's distribution through its own adaptation, by hand.
 
-With S inner steps p_{s+1} = p_s - lr P grad L_s(p_s), P the projection on the parameters that move, the Jacobian of
-the adapted policy in the initialisation is
+With S inner steps p_{s+1} = p_s - D_s grad L_s(p_s), D_s the diagonal matrix of the step sizes (zero for parameters
+that do not move), the Jacobian of the adapted policy in the initialisation is
 
-    J = J_S (I - lr P H_{S-1}) ... (I - lr P H_0)
+    J = J_S (I - D_{S-1} H_{S-1}) ... (I - D_0 H_0)
 
 with H_s the Hessian of task k's inner loss. H_s is symmetric, so J v and J^T w both need only Hessian products, and
-those take the forms that `metarl.mlp` writes out. The small part, the inner loss as a function of the network's
-outputs, is left to automatic differentiation: any loss of the distribution will do.
+those take the forms that `metarl.mlp` writes out. Where step sizes are learned, p_{s+1} also moves by -dD_s grad L_s.
+The small part, the inner loss as a function of the network's outputs, is left to automatic differentiation: any loss
+of the distribution will do.
 
 The slow twin is `metarl.trust_region.autograd_jacobian`.
 """
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from metarl import mlp
-from metarl.adapt import Params, expand
+from metarl.adapt import Params, StepSize, expand
 from metarl.distributions import Distribution
 from metarl.policies import MLPPolicy, floored_log_std
 from metarl.spaces import distribution_of
@@ -63,36 +65,41 @@ class _InnerStep:
         return product | {"log_std": own[1]} if "log_std" in v else product
 
 
+SizeOf = Callable[[Params, int], StepSize]
+"""(what is learned about the inner loop, number of the inner step) -> its step size."""
+
+
 @torch.no_grad()
 def unrolled_jacobian(
     policy: MLPPolicy,
     meta: Params,
+    learned: Params,
     n_tasks: int,
     inner: Sequence[tuple[Tensor, Loss]],
     obs: Tensor,
-    lr: float,
+    size_of: SizeOf,
+    moving: Collection[str],
     second_order: bool = True,
-    frozen: Collection[str] = (),
 ) -> tuple[Distribution, Jacobian]:
-    """Adapt `meta` to K tasks and linearise the adapted policies in it.
+    """Adapt `meta` to K tasks and linearise the adapted policies in it, and in what is learned about the steps.
 
     Args:
+        learned: further meta-parameters, after those of `meta` in the Jacobian: step sizes and masks.
         inner: for every inner step its observations [K, T, E, O] and its loss.
         obs: the states [K, T, E, O] in which the adapted policies are wanted.
+        moving: the parameters that the inner steps move.
         second_order: False leaves the inner Hessians out (first-order MAML).
-        frozen: the parameters that the inner steps do not move.
 
     Returns:
         The adapted policies' distribution in `obs`, its tensors leaves that require a gradient; and J.
     """
     params = expand(meta, n_tasks)
-    moving = [name for name in meta if name not in frozen]
     steps: list[_InnerStep] = []
-    for states, loss in inner:
+    sizes = _Sizes(size_of, learned, len(inner), moving)
+    for i, (states, loss) in enumerate(inner):
         step = _InnerStep(policy, params, states, loss, second_order)
-        params = params | {name: params[name] - lr * step.gradient[name] for name in moving}
+        params = params | {name: params[name] - sizes.at[i][name] * step.gradient[name] for name in moving}
         steps.append(step)
-    steps = steps if second_order else []
 
     tape = mlp.forward(params, obs.reshape(n_tasks, -1, obs.shape[-1]), policy.activation)
     log_std = floored_log_std(params, policy.min_std)
@@ -102,10 +109,17 @@ def unrolled_jacobian(
     dist = type(dist)(*(x.detach().requires_grad_() for x in dist))
 
     def jvp(v: Tensor) -> list[Tensor]:
-        tangent = expand(unflatten(v, meta), n_tasks)
-        for step in steps:
-            product = step.hessian_product(tangent)
-            tangent = tangent | {name: tangent[name] - lr * product[name] for name in moving}
+        along = unflatten(v, meta | learned)
+        tangent = expand({name: along[name] for name in meta}, n_tasks)
+        size_dots = sizes.jvp({name: along[name] for name in learned})
+        for i, step in enumerate(steps):
+            change = {name: torch.zeros_like(step.gradient[name]) for name in moving}
+            if second_order:
+                product = step.hessian_product(tangent)
+                change = {name: sizes.at[i][name] * product[name] for name in moving}
+            if size_dots:
+                change = {name: change[name] + size_dots[i][name] * step.gradient[name] for name in moving}
+            tangent = tangent | {name: tangent[name] - change[name] for name in moving}
         out = [mlp.jvp(tape, tangent)[0].reshape(dist[0].shape)]
         if open_floor is not None:
             out.append((tangent["log_std"] * open_floor).reshape(dist[-1].shape))
@@ -115,9 +129,60 @@ def unrolled_jacobian(
         cotangent = mlp.vjp(tape, w[0].reshape(tape.out.shape))
         if open_floor is not None:
             cotangent["log_std"] = w[1].reshape(open_floor.shape) * open_floor
-        for step in reversed(steps):
-            product = step.hessian_product({n: x if n in moving else torch.zeros_like(x) for n, x in cotangent.items()})
-            cotangent = {name: x - lr * product[name] for name, x in cotangent.items()}
-        return flatten({name: cotangent[name].sum(0) for name in meta})
+        of_sizes: list[Params] = []
+        for i in range(len(steps) - 1, -1, -1):
+            if learned:
+                of_sizes.insert(0, {name: -steps[i].gradient[name] * cotangent[name] for name in moving})
+            if second_order:
+                scaled = {name: torch.zeros_like(x) for name, x in cotangent.items()}
+                scaled |= {name: sizes.at[i][name] * cotangent[name] for name in moving}
+                product = steps[i].hessian_product(scaled)
+                cotangent = {name: x - product[name] for name, x in cotangent.items()}
+        own = {name: cotangent[name].sum(0) for name in meta}
+        return flatten(own | sizes.vjp(of_sizes))
 
     return dist, Jacobian(torch.no_grad()(jvp), torch.no_grad()(vjp))
+
+
+class _Sizes:
+    """The step sizes of all inner steps, and their derivatives in what is learned about them."""
+
+    def __init__(self, size_of: SizeOf, learned: Params, steps: int, moving: Collection[str]):
+        self.moving = moving
+        self.learned = {name: value.detach().requires_grad_() for name, value in learned.items()}
+        with torch.enable_grad():
+            sizes = [size_of(self.learned, i) for i in range(steps)]
+        self.graph = [s for s in sizes if isinstance(s, Mapping)]
+        self.at: list[Any] = [
+            {n: s[n].detach() for n in moving} if isinstance(s, Mapping) else dict.fromkeys(moving, s) for s in sizes
+        ]
+
+    def _outputs(self) -> list[Tensor]:
+        return [size[name] for size in self.graph for name in self.moving]
+
+    def vjp(self, cotangents: Sequence[Params]) -> Params:
+        """Cotangents of every step's sizes [K, ...] -> of what is learned."""
+        if not self.learned:
+            return {}
+        reduced = [c.sum(0).sum_to_size(size[name].shape) for size, step in zip(self.graph, cotangents, strict=True)
+                   for name, c in ((n, step[n]) for n in self.moving)]  # fmt: skip
+        if not self.graph:
+            return {name: torch.zeros_like(value) for name, value in self.learned.items()}
+        grads = torch.autograd.grad(self._outputs(), list(self.learned.values()), reduced, retain_graph=True,
+                                    materialize_grads=True)  # fmt: skip
+        return dict(zip(self.learned, grads, strict=True))
+
+    def jvp(self, along: Params) -> list[Params]:
+        """The derivative of every step's sizes; empty if nothing is learned."""
+        if not self.graph:
+            return []
+        outputs = self._outputs()
+        with torch.enable_grad():  # J^T u is linear in u, and its derivative in u along v is J v
+            u = [torch.zeros_like(x, requires_grad=True) for x in outputs]
+            jt_u = torch.autograd.grad(
+                outputs, list(self.learned.values()), u, create_graph=True, materialize_grads=True
+            )
+            dots = torch.autograd.grad(jt_u, u, [along[name] for name in self.learned], retain_graph=True,
+                                       materialize_grads=True)  # fmt: skip
+        n = len(self.moving)
+        return [dict(zip(self.moving, dots[i : i + n], strict=True)) for i in range(0, len(dots), n)]

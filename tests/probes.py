@@ -9,12 +9,12 @@ import torch
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 from torch import Tensor
 
+from metarl import inner_loop
 from metarl.adapt import Params, expand
-from metarl.advantages import advantages
-from metarl.algorithms import maml_trpo
 from metarl.distributions import log_prob
 from metarl.policies import Policy
 from metarl.rollout import Rollout, Sampler
+from metarl.settings import GradientSettings
 from metarl.spaces import spaces_of
 from metarl.tasks import Task, TaskFamily, Tasks, split_rng
 from metarl.trust_region import Objective, autograd_jacobian, fisher_vector_product
@@ -219,11 +219,11 @@ class Wins(Stops):
 
 
 def setup(
-    family: TaskFamily, config: maml_trpo.Config, seed: int = 0, device: str = "cpu"
-) -> tuple[Sampler, Policy, maml_trpo.State]:
+    family: TaskFamily, config: GradientSettings, seed: int = 0, device: str = "cpu"
+) -> tuple[Sampler, Policy, inner_loop.State]:
     """What an algorithm needs to start."""
     policy = config.policy(spaces_of(family))
-    return Sampler(family, device), policy, maml_trpo.init(config, policy, seed, device)
+    return Sampler(family, device), policy, inner_loop.init(config, policy, seed, device)
 
 
 def random_params(policy: Policy, n_tasks: int, seed: int = 0) -> Params:
@@ -234,20 +234,20 @@ def random_params(policy: Policy, n_tasks: int, seed: int = 0) -> Params:
 
 
 def stages(
-    config: maml_trpo.Config, sampler: Sampler, policy: Policy, params: Params, seed: int = 0
-) -> list[maml_trpo.Batch]:
+    config: GradientSettings, sampler: Sampler, policy: Policy, params: Params, seed: int = 0
+) -> list[inner_loop.Batch]:
     """The data of one meta-iteration: before and after every inner step."""
     tasks, data = sampler.tasks(config.n_tasks, seed, 0), []
     stacked = expand(params, config.n_tasks)
     for stage in range(config.inner_steps + 1):
         rollout = sampler.collect(tasks, config.episodes, policy, stacked, seed, 0, stage)
-        data.append(maml_trpo.Batch(rollout, advantages(rollout, config.gamma, config.gae_lambda)))
+        data.append(inner_loop.Batch.of(config, rollout))
         if stage < config.inner_steps:
-            stacked = maml_trpo.adapt(config, policy, stacked, data[-1], config.inner_lr)
+            stacked = inner_loop.adapt(config, policy, stacked, data[-1], config.inner_lr)[0]
     return data
 
 
-def double(data: list[maml_trpo.Batch]) -> list[maml_trpo.Batch]:
+def double(data: list[inner_loop.Batch]) -> list[inner_loop.Batch]:
     """The same data in float64 (integers stay), for finite differences."""
 
     def convert(value: Any) -> Any:
@@ -261,7 +261,7 @@ def double(data: list[maml_trpo.Batch]) -> list[maml_trpo.Batch]:
     for batch in data:
         rollout = Rollout(**{f.name: convert(getattr(batch.rollout, f.name)) for f in fields(Rollout)})
         rollout = replace(rollout, log_prob=log_prob(rollout.dist, rollout.act))
-        out.append(maml_trpo.Batch(rollout, batch.advantage.double()))
+        out.append(inner_loop.Batch(rollout, batch.advantage.double(), batch.baseline.double(), batch.scale.double()))
     return out
 
 

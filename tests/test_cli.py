@@ -89,7 +89,12 @@ def test_a_second_run_in_the_same_directory_is_refused_and_the_first_left_alone(
 
 
 OTHER = {"hidden": ("3", "5"), "activation": ("relu",), "graph_tasks": ("1",), "inner_steps": ("2",),
-         "gae_lambda": ("0.5",), "inner_gradient": ("lvc",), "network": ("mlp",), "channels": ("8", "4")}  # fmt: skip
+         "gae_lambda": ("0.5",), "inner_gradient": ("lvc",), "network": ("mlp",), "channels": ("8", "4"),
+         "exploration": ("0.5",),
+         "lr_schedule": ("1.0", "0.5"), "learned_lr": ("per_parameter",), "inner_optimizer": ("adam",),
+         "adapts": ("context",)}  # fmt: skip
+NEEDS = {"learned_lambda": {"gae_lambda": 0.9}, "adapts": {"context": 5}}
+"""Settings that make no sense without another one."""
 
 
 def other(field: dataclasses.Field) -> tuple[tuple[str, ...], Any]:
@@ -108,10 +113,12 @@ def other(field: dataclasses.Field) -> tuple[tuple[str, ...], Any]:
 def test_every_setting_of_the_algorithm_is_an_option(field, monkeypatch):
     seen: list[Any] = []
     monkeypatch.setattr(cli, "_train", lambda name, options, config: seen.append(config) or 0)
-    words, value = other(field)
+    (words, value), needs = other(field), NEEDS.get(field.name, {})
     option = "--" + ("no-" if value is False else "") + field.name.replace("_", "-")
-    assert cli.run(["train", "maml_trpo", "X-v0", option, *words]) == 0
-    assert seen == [maml_trpo.Config(**{field.name: value})]
+    rest = [word for name, x in needs.items() for word in ("--" + name.replace("_", "-"), str(x))]
+    assert cli.run(["train", "maml_trpo", "X-v0", option, *words, *rest]) == 0
+    assert seen == [maml_trpo.Config(**{field.name: value, **needs})]
+    assert seen != [maml_trpo.Config(**needs)]
 
 
 def test_every_setting_stands_in_the_help_with_its_default(capsys):

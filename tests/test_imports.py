@@ -12,14 +12,15 @@ import metarl
 ROOT = Path(metarl.__file__).parent
 
 LAYERS = [
-    {"distributions", "tasks", "random", "adapt", "losses", "parallel", "worker"},
+    {"distributions", "tasks", "random", "adapt", "losses", "optimizers", "parallel", "worker"},
     {"spaces", "mlp", "normalize", "places", "priors", "visible_family"},
     {
         *("policies", "policies_cnn", "gymnasium_family", "vector", "vector.automatic", "vector.loop"),
         *("vector.mujoco", "vector.process", "vector.resets", "vector.tensor"),
     },
     {"rollout", "check", "check_environments"},
-    {"advantages", "trust_region", "unrolled"},
+    {"advantages", "natural", "settings", "trust_region", "unrolled"},
+    {"inner_loop", "outer"},
     {"algorithms", "algorithms.maml_trpo"},
     {"evaluate", "figures", "checkpoint", "train", "adapted_policy", "callbacks", "render"},
     {"learner"},
@@ -67,7 +68,7 @@ def test_imports_point_down(module):
 
 def test_the_parser_finds_the_imports():
     # The control: were `ours` to find nothing, the test above could not fail.
-    assert {"advantages", "trust_region", "policies", "adapt", "losses"} <= ours(MODULES["algorithms.maml_trpo"])
+    assert {"inner_loop", "outer", "trust_region", "policies", "settings"} <= ours(MODULES["algorithms.maml_trpo"])
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))

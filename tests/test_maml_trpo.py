@@ -10,7 +10,7 @@ from probes import Drift, Locks, PointGoal, Signs, Stops, TwoArms, double, linea
 from torch import Tensor, nn
 from torch.distributions import Categorical, Independent, Normal, kl_divergence
 
-from metarl import distributions, parallel
+from metarl import distributions, inner_loop, outer, parallel
 from metarl.adapt import Params, expand
 from metarl.algorithms import ALGORITHMS, get, maml_trpo
 from metarl.algorithms.maml_trpo import Config, State, iteration
@@ -23,11 +23,11 @@ from metarl.trust_region import flatten, trpo_step, unflatten
 SMALL = Config(n_tasks=3, episodes=4, hidden=(3,), inner_lr=0.3, adapt_std=True, output_gain=0.1)
 families = pytest.mark.parametrize("family", [Drift(), TwoArms(), Locks()], ids=["gaussian", "categorical", "several"])
 inner_steps = pytest.mark.parametrize("inner_steps", [0, 1, 2, 3])
-gradients = pytest.mark.parametrize("inner_gradient", maml_trpo.INNER_GRADIENTS)
+gradients = pytest.mark.parametrize("inner_gradient", ["policy_gradient", "lvc"])
 ways = pytest.mark.parametrize("by_hand", [True, False], ids=["by-hand", "autograd"])
 
 
-def problem(family, config: Config) -> tuple[Policy, Params, list[maml_trpo.Batch]]:
+def problem(family, config: Config) -> tuple[Policy, Params, list[inner_loop.Batch]]:
     """A policy, its parameters and the data of one iteration, in float64."""
     sampler, policy, state = setup(family, config)
     data = double(stages(config, sampler, policy, state.params))
@@ -35,9 +35,9 @@ def problem(family, config: Config) -> tuple[Policy, Params, list[maml_trpo.Batc
 
 
 def meta_gradient(
-    config: Config, policy: Policy, params: Params, data: list[maml_trpo.Batch], by_hand: bool = True
+    config: Config, policy: Policy, params: Params, data: list[inner_loop.Batch], by_hand: bool = True
 ) -> Tensor:
-    return linearise(maml_trpo.objective(config, policy, data, config.n_tasks, by_hand), params)[0]
+    return linearise(outer.objective(config, policy, data, config.n_tasks, outer.Outer(by_hand=by_hand)), params)[0]
 
 
 def finite_differences(f, params: Params, h: float = 1e-5) -> Tensor:
@@ -46,7 +46,7 @@ def finite_differences(f, params: Params, h: float = 1e-5) -> Tensor:
     return torch.stack([(f(unflatten(at + e, params)) - f(unflatten(at - e, params))) / (2 * h) for e in steps])
 
 
-def surrogate_loss(policy: Policy, stacked: Params, batch: maml_trpo.Batch) -> Tensor:
+def surrogate_loss(policy: Policy, stacked: Params, batch: inner_loop.Batch) -> Tensor:
     """Written down once more: the mean over tasks of the mean over their steps of -ratio * advantage."""
     r = batch.rollout
     ratio = (distributions.log_prob(policy.distribution(stacked, r.obs), r.act) - r.log_prob).exp()
@@ -69,7 +69,7 @@ def test_second_order_meta_gradient_against_finite_differences(family, by_hand, 
     def adapted_loss(meta: Params) -> Tensor:
         stacked = expand(meta, 3)
         for batch in data[:-1]:
-            stacked = maml_trpo.adapt(config, policy, stacked, batch, config.inner_lr)
+            stacked = inner_loop.adapt(config, policy, stacked, batch, config.inner_lr)[0]
         return surrogate_loss(policy, stacked, data[-1])
 
     want = finite_differences(adapted_loss, params)
@@ -86,7 +86,7 @@ def test_first_order_meta_gradient_against_finite_differences_with_the_inner_gra
     policy, params, data = problem(family, config)
     stacked = expand(params, 3)
     for batch in data[:-1]:
-        stacked = maml_trpo.adapt(config, policy, stacked, batch, config.inner_lr)
+        stacked = inner_loop.adapt(config, policy, stacked, batch, config.inner_lr)[0]
     moved = {name: value - params[name] for name, value in stacked.items()}
 
     def held_loss(meta: Params) -> Tensor:
@@ -108,7 +108,7 @@ def test_lvc_takes_the_step_of_the_policy_gradient_and_differentiates_it_differe
     configs = [replace(SMALL, inner_gradient=name) for name in ("policy_gradient", "lvc")]
     policy, params, data = problem(family, SMALL)
     stacked = expand(params, 3)
-    plain, lvc = (maml_trpo.adapt(config, policy, stacked, data[0], 0.3) for config in configs)
+    plain, lvc = (inner_loop.adapt(config, policy, stacked, data[0], 0.3)[0] for config in configs)
     for name, value in plain.items():
         torch.testing.assert_close(lvc[name], value, atol=1e-6, rtol=1e-6)
     plain, lvc = (meta_gradient(config, policy, params, data) for config in configs)
@@ -125,7 +125,7 @@ def test_the_lvc_hessian_has_the_term_that_the_policy_gradient_leaves_out():
 
     def loss(name: str):
         chosen = replace(config, inner_gradient=name)
-        return lambda x: maml_trpo.inner_loss(chosen, policy, batch, unflatten(x, like)).sum()
+        return lambda x: inner_loop.inner_loss(chosen, policy, batch, unflatten(x, like)).sum()
 
     lvc, plain = (torch.autograd.functional.hessian(loss(name), vector) for name in ("lvc", "policy_gradient"))
 
@@ -155,7 +155,7 @@ def test_a_std_that_does_not_adapt_is_still_meta_learned():
 def test_a_std_that_does_not_adapt_against_finite_differences(by_hand):
     config = replace(SMALL, adapt_std=False)
     policy, params, data = problem(Drift(), config)
-    objective = maml_trpo.objective(config, policy, data, 3)
+    objective = outer.objective(config, policy, data, 3)
     want = finite_differences(lambda meta: objective(meta, False).loss, params)
     torch.testing.assert_close(meta_gradient(config, policy, params, data, by_hand), want, atol=1e-8, rtol=1e-6)
 
@@ -169,7 +169,7 @@ def test_a_std_that_does_not_adapt_against_finite_differences(by_hand):
 def test_at_the_acting_parameters_the_adapted_policy_is_the_one_that_acted(family, inner_steps):
     config = replace(SMALL, inner_steps=inner_steps)
     policy, params, data = problem(family, config)
-    here, rollout = maml_trpo.objective(config, policy, data, 3)(params, False), data[-1].rollout
+    here, rollout = outer.objective(config, policy, data, 3)(params, False), data[-1].rollout
     log_ratio = (distributions.log_prob(here.dist, rollout.act) - rollout.log_prob) * rollout.mask
     assert log_ratio.abs().max() < 1e-5
 
@@ -179,7 +179,7 @@ def test_at_the_acting_parameters_the_adapted_policy_is_the_one_that_acted(famil
 def test_at_the_acting_parameters_the_kl_is_zero(family, inner_steps):
     config = replace(SMALL, inner_steps=inner_steps)
     policy, params, data = problem(family, config)
-    assert abs(maml_trpo.objective(config, policy, data, 3)(params, False).kl.item()) < 1e-9
+    assert abs(outer.objective(config, policy, data, 3)(params, False).kl.item()) < 1e-9
 
 
 @families
@@ -190,7 +190,7 @@ def test_away_from_the_acting_parameters_loss_and_kl_are_those_of_torch(family, 
     # The standard deviations move too: without them KL(a || b) and KL(b || a) are the same.
     moved = {name: value + 0.3 * torch.randn(value.shape, generator=g).double() for name, value in params.items()}
     leaves = {name: value.clone().requires_grad_() for name, value in moved.items()}
-    got = maml_trpo.objective(SMALL, policy, data, 3, by_hand)(leaves, differentiable)
+    got = outer.objective(SMALL, policy, data, 3, outer.Outer(by_hand=by_hand))(leaves, differentiable)
 
     def reference(dist: distributions.Distribution) -> torch.distributions.Distribution:
         if isinstance(dist, distributions.Gaussian):
@@ -202,7 +202,7 @@ def test_away_from_the_acting_parameters_loss_and_kl_are_those_of_torch(family, 
         return Categorical(logits=dist.logits)
 
     rollout = data[-1].rollout
-    stacked = maml_trpo.adapt(SMALL, policy, expand(moved, 3), data[0], SMALL.inner_lr)
+    stacked = inner_loop.adapt(SMALL, policy, expand(moved, 3), data[0], SMALL.inner_lr)[0]
     old, new = reference(rollout.dist), reference(policy.distribution(stacked, rollout.obs))
     ratio = (new.log_prob(rollout.act) - old.log_prob(rollout.act)).exp()
     want = [-masked_mean(ratio * data[-1].advantage, rollout.mask).mean(),
@@ -213,23 +213,23 @@ def test_away_from_the_acting_parameters_loss_and_kl_are_those_of_torch(family, 
 
 def test_the_objective_of_all_tasks_is_the_sum_of_its_chunks():
     policy, params, data = problem(Drift(), SMALL)
-    whole = maml_trpo.objective(SMALL, policy, data, 3)(params, False)
+    whole = outer.objective(SMALL, policy, data, 3)(params, False)
     chunks = [slice(0, 1), slice(1, 3)]
-    parts = [maml_trpo.objective(SMALL, policy, [batch[c] for batch in data], 3)(params, False) for c in chunks]
+    parts = [outer.objective(SMALL, policy, [batch[c] for batch in data], 3)(params, False) for c in chunks]
     assert sum(p.loss.item() for p in parts) == pytest.approx(whole.loss.item(), abs=1e-12)
     torch.testing.assert_close(torch.cat([p.weight for p in parts]), whole.weight)
 
 
 def test_the_weights_of_the_kl_are_one_in_all_and_equal_for_every_task():
     policy, params, data = problem(Drift(), SMALL)  # whose episodes have different lengths
-    weight = maml_trpo.objective(SMALL, policy, data, 3)(params, False).weight
+    weight = outer.objective(SMALL, policy, data, 3)(params, False).weight
     torch.testing.assert_close(weight.sum((1, 2)), torch.full((3,), 1 / 3, dtype=torch.float64))
 
 
 def test_the_kl_is_the_weighted_sum_of_the_states_own():
     policy, params, data = problem(Drift(), SMALL)
     moved = {name: value + 0.1 for name, value in params.items()}
-    got = maml_trpo.objective(SMALL, policy, data, 3)(moved, False)
+    got = outer.objective(SMALL, policy, data, 3)(moved, False)
     want = (got.weight * distributions.kl(data[-1].rollout.dist, got.dist)).sum()
     torch.testing.assert_close(got.kl, want)
 
@@ -256,7 +256,7 @@ def test_an_iteration_is_the_trust_region_step_on_the_data_of_its_stages(family,
     config = replace(RUN, inner_steps=inner_steps, max_kl=0.003, damping=0.01, cg_iterations=4)
     sampler, policy, state = setup(family, config)
     data = stages(config, sampler, policy, state.params, seed=7)
-    objectives = [maml_trpo.objective(config, policy, data, 4)]
+    objectives = [outer.objective(config, policy, data, 4)]
     want, _ = trpo_step(state.params, objectives, 0.003, 0.01, 4, config.max_backtracks, config.backtrack)
     got, _ = iteration(config, sampler, policy, state, 7)
     assert_equal(got, State(want), atol=1e-6, rtol=1e-5)
@@ -413,7 +413,7 @@ def test_devices_give_the_same_iteration(device):
 # Adapting to given tasks
 
 
-def adaptation(step_sizes, config: Config = RUN, family=None, seed: int = 5) -> maml_trpo.Adaptation:
+def adaptation(step_sizes, config: Config = RUN, family=None, seed: int = 5) -> inner_loop.Adaptation:
     sampler, policy, state = setup(family or Drift(), config)
     return maml_trpo.evaluate(config, sampler, policy, state, sampler.tasks(3, 1, 0, "test"), seed, 6, step_sizes)
 
@@ -442,7 +442,7 @@ def test_a_step_is_proportional_to_its_size():
 def test_a_step_is_the_gradient_of_the_episodes_before_it():
     done = adaptation([0.2, 0.1], replace(RUN, adapt_std=True))
     policy = RUN.policy(setup(Drift(), RUN)[1].spaces)
-    batch = maml_trpo.Batch(done.rollouts[1], maml_trpo.advantages(done.rollouts[1], RUN.gamma, RUN.gae_lambda))
+    batch = inner_loop.Batch.of(RUN, done.rollouts[1])
     leaves = {name: value.clone().requires_grad_() for name, value in done.params[1].items()}
     log_prob = distributions.log_prob(policy.distribution(leaves, batch.rollout.obs), batch.rollout.act)
     objective = masked_mean(log_prob * batch.advantage, batch.rollout.mask).sum()  # to be raised
@@ -637,12 +637,12 @@ def test_locks_an_adapted_policy_comes_to_know_the_code():
 
 def test_the_unit_of_the_step_size_is_the_geometric_mean_of_the_floored_standard_deviations():
     meta = {"log_std": torch.tensor([0.25, 0.01]).log()}
-    assert maml_trpo.lr_unit(Config(lr_in_std=True, min_std=0.04), meta) == pytest.approx(0.1)
-    assert maml_trpo.lr_unit(Config(min_std=0.04), meta) == 1.0
+    assert inner_loop.lr_unit(Config(lr_in_std=True, min_std=0.04), meta) == pytest.approx(0.1)
+    assert inner_loop.lr_unit(Config(min_std=0.04), meta) == 1.0
 
 
 def test_a_categorical_policy_has_no_such_unit():
-    assert maml_trpo.lr_unit(Config(lr_in_std=True), {"w0": torch.ones(1)}) == 1.0
+    assert inner_loop.lr_unit(Config(lr_in_std=True), {"w0": torch.ones(1)}) == 1.0
 
 
 def test_an_iteration_and_an_evaluation_in_that_unit_are_those_with_the_product():

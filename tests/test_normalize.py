@@ -13,6 +13,7 @@ from metarl import AdaptedPolicy, MetaLearner, checkpoint, figures, normalize, p
 from metarl.algorithms import maml_trpo
 from metarl.algorithms.maml_trpo import Config, State, iteration
 from metarl.normalize import ObsStats
+from metarl.policies import MLPPolicy
 from metarl.rollout import EnvSampler, Rollout, Sampler
 from metarl.spaces import Spaces
 
@@ -102,7 +103,7 @@ def test_an_algorithm_refuses_them_too():
 # In rollouts
 
 
-def roll(stats: ObsStats | None, family=None) -> tuple[Rollout, maml_trpo.Policy]:
+def roll(stats: ObsStats | None, family=None) -> tuple[Rollout, MLPPolicy]:
     family = family or Drift()
     sampler, policy, _ = setup(family, Config(n_tasks=4, hidden=(6,)))
     tasks = sampler.tasks(4, 0, 0)

@@ -14,8 +14,7 @@ import torch
 from probes import Stops, Wins
 from runs import TINY, contents, iterations_logged, point, rows_without_time, same_params, tiny
 
-from metarl import MetaLearner, parallel
-from metarl.algorithms import maml_trpo
+from metarl import MetaLearner, inner_loop, parallel
 from metarl.rollout import Sampler
 from metarl.train import BEST, CONFIG, LATEST, METRICS, RunDirectory, in_one_piece, train, versions
 
@@ -274,7 +273,7 @@ def test_threads_change_no_bit(monkeypatch):
     monkeypatch.setattr(parallel, "CHUNK_ROWS", 10)  # one task of 5 steps and 2 episodes
     pooled: list[int] = []
     thread_map = parallel.thread_map
-    monkeypatch.setattr(maml_trpo, "thread_map", lambda f, xs: (pooled.append(len(xs)), thread_map(f, xs))[1])
+    monkeypatch.setattr(inner_loop, "thread_map", lambda f, xs: (pooled.append(len(xs)), thread_map(f, xs))[1])
     params = []
     for threads in (1, 2):
         torch.set_num_threads(threads)

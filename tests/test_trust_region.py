@@ -8,6 +8,7 @@ import torch
 from probes import Drift, Locks, TwoArms, double, linearise, setup, stages
 from torch import Tensor
 
+from metarl import outer
 from metarl.adapt import Params
 from metarl.algorithms import maml_trpo
 from metarl.distributions import Gaussian, kl
@@ -93,10 +94,12 @@ def meta_objective(family, by_hand: bool = False, **settings) -> tuple[Objective
     config = maml_trpo.Config(**{"n_tasks": 3, "episodes": 4, "hidden": (4,), "inner_lr": 0.3, **settings})
     sampler, policy, state = setup(family, config)
     data = double(stages(config, sampler, policy, state.params))
-    params = {name: value.double() for name, value in state.params.items()}
-    here = maml_trpo.objective(config, policy, data, 3)(params, False)
+    g = torch.Generator().manual_seed(4)
+    learned = {name: value + 0.3 * torch.randn(value.shape, generator=g) for name, value in state.learned.items()}
+    params = {name: value.double() for name, value in (state.params | learned).items()}
+    here = outer.objective(config, policy, data, 3)(params, False)
     data[-1] = replace(data[-1], rollout=replace(data[-1].rollout, dist=type(here.dist)(*here.dist)))
-    return maml_trpo.objective(config, policy, data, 3, by_hand), params
+    return outer.objective(config, policy, data, 3, outer.Outer(by_hand=by_hand)), params
 
 
 families = pytest.mark.parametrize("family", [Drift(), TwoArms(), Locks()], ids=["gaussian", "categorical", "several"])
@@ -149,6 +152,16 @@ def assert_same_derivatives(hand: Objective, automatic: Objective, params: Param
         {"hidden": (12, 10), "inner_steps": 2},  # narrow layers are multiplied in another layout than wide ones
         {"hidden": (12, 5), "activation": "relu"},
         {"hidden": (12,), "activation": "elu"},
+        {"learned_lr": "scalar", "inner_steps": 2},
+        {"learned_lr": "per_layer_and_step", "inner_steps": 2, "adapt_std": True},
+        {"learned_lr": "per_parameter", "inner_steps": 3},
+        {"learned_lr": "per_parameter", "learned_mask": True},
+        {"learned_mask": True, "inner_steps": 2},
+        {"adapts": "head", "inner_steps": 2, "hidden": (4, 5)},
+        {"inner_gradient": "lvc", "inner_steps": 2},
+        {"inner_gradient": "dice", "inner_steps": 2},
+        {"inner_gradient": "loaded_dice", "dice_lambda": 0.5},
+        {"lr_schedule": (1.0, 0.5), "inner_steps": 3},
     ],
     ids=str,
 )

@@ -33,11 +33,11 @@ from reporting import Rows, machine, show, write
 from torch import Tensor
 
 import metarl
-from metarl import trust_region
+from metarl import inner_loop, outer, trust_region
 from metarl.adapt import expand
-from metarl.advantages import advantages
 from metarl.algorithms import maml_trpo
-from metarl.algorithms.maml_trpo import Batch, Config, State
+from metarl.algorithms.maml_trpo import Config, State
+from metarl.inner_loop import Batch
 from metarl.parallel import keep_freed_memory, thread_map
 from metarl.policies import MLPPolicy
 from metarl.rollout import Sampler
@@ -136,8 +136,8 @@ def stopwatch_in(sampler: Sampler) -> Iterator[Stopwatch]:
     timed = watch.around
     with (
         patch.object(sampler, "collect", timed("rollout", sampler.collect)),
-        patch.object(maml_trpo, "advantages", timed("advantages", maml_trpo.advantages)),
-        patch.object(maml_trpo, "adapt", timed("inner step", maml_trpo.adapt)),
+        patch.object(inner_loop, "estimate", timed("advantages", inner_loop.estimate)),
+        patch.object(inner_loop, "adapt", timed("inner step", inner_loop.adapt)),
         patch.object(maml_trpo, "trpo_step", timed("trpo_step", maml_trpo.trpo_step)),
         patch.object(trust_region, "conjugate_gradient", timed("conjugate_gradient", with_timed_products)),
         patch.object(trust_region, "_evaluate", timed("line search", trust_region._evaluate)),
@@ -247,12 +247,14 @@ def fisher_products(problem: Problem) -> dict[str, Callable[[Tensor], Tensor]]:
     params, data = expand(state.params, config.n_tasks), []
     for step in range(config.inner_steps + 1):
         rollout = problem.sampler.collect(tasks, config.episodes, policy, params, SEED, state.iteration, step)
-        data.append(Batch(rollout, advantages(rollout, config.gamma, config.gae_lambda)))
+        data.append(Batch.of(config, rollout))
         if step < config.inner_steps:
-            params = maml_trpo.adapt(config, policy, params, data[-1], config.inner_lr)
+            params = inner_loop.adapt(config, policy, params, data[-1], config.inner_lr)[0]
 
     def objective(chunk: slice, by_hand: bool) -> trust_region.Objective:
-        return maml_trpo.objective(config, policy, [batch[chunk] for batch in data], config.n_tasks, by_hand)
+        return outer.objective(
+            config, policy, [batch[chunk] for batch in data], config.n_tasks, outer.Outer(by_hand=by_hand)
+        )
 
     def linearised(chunk: slice, by_hand: bool) -> Callable[[Tensor], Tensor]:
         return trust_region._linearise(objective(chunk, by_hand), state.params).product
@@ -267,7 +269,7 @@ def fisher_products(problem: Problem) -> dict[str, Callable[[Tensor], Tensor]]:
     def summed(products: Sequence[Callable[[Tensor], Tensor]]) -> Callable[[Tensor], Tensor]:
         return lambda v: torch.stack(thread_map(lambda product: product(v), products)).sum(0)
 
-    chunks, everything = maml_trpo.chunks(data[-1]), slice(0, config.n_tasks)
+    chunks, everything = inner_loop.chunks(data[-1]), slice(0, config.n_tasks)
     return {
         "by hand": summed([linearised(chunk, True) for chunk in chunks]),
         "double vjp": summed([linearised(chunk, False) for chunk in chunks]),

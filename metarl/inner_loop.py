@@ -1,0 +1,287 @@
+"""The inner loop of the gradient-based meta-learners: roll out, step every task's parameters on its own data, repeat.
+
+`experience` does it in training and `evaluate` on test tasks, by the same code; `metarl.outer` does it once more on the
+data that came of it, as a function of the meta-parameters that can be differentiated.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metarl import distributions, losses, natural, normalize, optimizers, random
+from metarl.adapt import Direction, Params, expand, inner_step, learned_sizes, split, step_size
+from metarl.advantages import estimate, learned_advantages
+from metarl.distributions import Distribution
+from metarl.normalize import ObsStats
+from metarl.parallel import task_chunks, thread_map, threads_over_tasks
+from metarl.policies import Policy
+from metarl.rollout import EnvSampler, Rollout, Sampler
+from metarl.settings import GradientSettings
+from metarl.tasks import Tasks, num_tasks
+
+
+@dataclass(frozen=True)
+class State:
+    """What training carries from one meta-iteration to the next."""
+
+    params: Params
+    """The policy's, where every task starts from."""
+    iteration: int = 0
+    env_steps: int = 0
+    obs_stats: ObsStats = field(default_factory=dict)
+    """Running statistics of the observations; empty without `normalize_obs`."""
+    learned: Params = field(default_factory=dict)
+    """What is learned about the inner loop: step sizes, mask, discount, lambda; empty if nothing is."""
+    optimizer: Params = field(default_factory=dict)
+    """The outer optimiser's statistics; empty without any."""
+
+    @property
+    def meta(self) -> Params:
+        """All meta-parameters."""
+        return self.params | self.learned
+
+
+def init(config: GradientSettings, policy: Policy, seed: int, device: torch.device | str = "cpu") -> State:
+    """The state before the first meta-iteration."""
+    generator = torch.Generator().manual_seed(random.generator_seed(seed, 0))
+    params = {name: value.to(device) for name, value in policy.init(generator).items()}
+    moving = config.moving(params)
+    learned = learned_sizes(config.learned_lr, params, moving, config.inner_steps, config.learned_mask)
+    for name, wanted, start in (
+        ("discount", config.learned_discount, config.gamma),
+        ("lambda", config.learned_lambda, config.gae_lambda),
+    ):
+        if wanted:
+            learned[name] = torch.tensor(math.log(start / (1 - start)), device=device)
+    return State(params, 0, 0, normalize.start(policy.spaces, device) if config.normalize_obs else {}, learned)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One stage's data."""
+
+    rollout: Rollout
+    advantage: Tensor  # [K, T, E]
+    baseline: Tensor  # [K, T, E], what a step's return is compared with
+    scale: Tensor  # [K], what advantages were divided by
+
+    def __getitem__(self, tasks: slice) -> "Batch":
+        return Batch(self.rollout[tasks], self.advantage[tasks], self.baseline[tasks], self.scale[tasks])
+
+    @staticmethod
+    def of(config: GradientSettings, rollout: Rollout) -> "Batch":
+        """The rollout with its advantages."""
+        found = estimate(rollout, config.gamma, config.gae_lambda)
+        return Batch(rollout, found.advantage, found.baseline, found.scale)
+
+
+def chunks(batch: Batch) -> list[slice]:
+    """The chunks in which this batch's tasks are worked on."""
+    K, T, E = batch.advantage.shape
+    return task_chunks(K, T * E, batch.advantage.device)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One inner step
+
+
+def lr_unit(config: GradientSettings, meta: Params) -> float:
+    """What the inner step sizes are multiplied by; a constant of the meta-iteration, not differentiated."""
+    if not config.lr_in_std or "log_std" not in meta:
+        return 1.0
+    return float(meta["log_std"].clamp_min(math.log(config.min_std)).mean().exp())
+
+
+def inner_loss(
+    config: GradientSettings, policy: Policy, batch: Batch, params: Params, learned: Params | None = None
+) -> Tensor:
+    """The inner loss of every task on its own data, [K]."""
+    return inner_loss_of(config, batch, policy.distribution(params, batch.rollout.obs), learned)
+
+
+def inner_loss_of(config: GradientSettings, batch: Batch, dist: Distribution, learned: Params | None = None) -> Tensor:
+    """The same as a function of the policy's action distribution. `learned`: a discount or lambda, if any are."""
+    rollout, advantage = batch.rollout, batch.advantage
+    log_prob, mask = distributions.log_prob(dist, rollout.act), rollout.mask
+    if learned and not learned.keys().isdisjoint(("discount", "lambda")):
+        gamma, lam = (
+            torch.sigmoid(learned[name]) if name in learned else advantage.new_tensor(fixed)
+            for name, fixed in (("discount", config.gamma), ("lambda", config.gae_lambda))
+        )
+        advantage = learned_advantages(rollout, gamma, lam)
+    if config.inner_gradient == "lvc":
+        return losses.surrogate(log_prob, rollout.log_prob, advantage, mask)
+    if config.inner_gradient == "loaded_dice":
+        return losses.loaded_dice(log_prob, advantage, mask, config.dice_lambda)
+    if config.inner_gradient == "dice":
+        scale = batch.scale[:, None, None]
+        return losses.dice(log_prob, rollout.rew / scale, batch.baseline / scale, mask, config.gamma)
+    return losses.policy_gradient(log_prob, advantage, mask)
+
+
+def _direction(config: GradientSettings, policy: Policy, batch: Batch) -> Direction | None:
+    if config.inner_optimizer == "momentum":
+        return lambda _, grads, memory: optimizers.momentum(grads, memory, config.inner_momentum)
+    if config.inner_optimizer == "adam":
+        return lambda _, grads, memory: optimizers.adam(grads, memory, eps=1e-3)
+    if config.inner_optimizer == "natural":
+        return natural.natural_direction(policy, batch.rollout.obs, batch.rollout.mask, config.natural_damping)
+    return None
+
+
+def step(
+    config: GradientSettings, policy: Policy, params: Params, batch: Batch, lr: float, number: int = 0,
+    learned: Params | None = None, memory: Params | None = None, create_graph: bool = False,
+) -> tuple[Params, Params]:  # fmt: skip
+    """`params` [K, ...] after inner step `number` on `batch`, and the inner optimiser's memory; differentiable."""
+    learned = {} if learned is None else learned
+    moving = config.moving(params)
+    return inner_step(
+        params, partial(inner_loss, config, policy, batch, learned=learned), step_size(learned, lr, number, moving),
+        create_graph, params.keys() - set(moving), _direction(config, policy, batch), memory,
+    )  # fmt: skip
+
+
+def adapt(
+    config: GradientSettings, policy: Policy, params: Params, batch: Batch, lr: float, number: int = 0,
+    learned: Params | None = None, memory: Params | None = None,
+) -> tuple[Params, Params]:  # fmt: skip
+    """The same without a graph, tasks shared out to threads."""
+    memory = {} if memory is None else memory
+
+    def own(chunk: slice) -> tuple[Params, Params]:
+        mine = [{name: v[chunk] if v.dim() else v for name, v in x.items()} for x in (params, memory)]
+        return step(config, policy, mine[0], batch[chunk], lr, number, learned, mine[1])
+
+    parts = thread_map(own, chunks(batch))
+    together = [
+        {name: torch.cat([part[i][name] for part in parts]) if value.dim() else value for name, value in x.items()}
+        for i, x in enumerate(parts[0])
+    ]
+    return together[0], together[1]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The whole inner loop
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """An adaptation in full: what was met before and after every inner step."""
+
+    params: list[Params]  # after 0, 1, ..., steps inner steps; each [K, ...]
+    rollouts: list[Rollout]  # with those parameters
+
+    @property
+    def returns(self) -> Tensor:
+        """[K, steps + 1, E]."""
+        return torch.stack([rollout.returns for rollout in self.rollouts], 1)
+
+    @property
+    def success_rates(self) -> Tensor | None:
+        """[K, steps + 1]: share of episodes with a success; None where no environment reports it."""
+        rates = [rate for rollout in self.rollouts if (rate := rollout.success_rate) is not None]
+        return torch.stack(rates, 1) if len(rates) == len(self.rollouts) else None
+
+
+@dataclass(frozen=True)
+class Experience(Adaptation):
+    """An adaptation in training: with the advantages of every stage, and where the time went."""
+
+    data: list[Batch]
+    seconds: float  # in rollouts
+
+    @property
+    def steps(self) -> int:
+        """Environment steps taken."""
+        return sum(rollout.steps for rollout in self.rollouts)
+
+    def statistics(self) -> dict[str, float]:
+        """What all gradient-based learners log of their data (see docs/logging.md)."""
+        stats = {f"return/step_{i}": rollout.returns.mean().item() for i, rollout in enumerate(self.rollouts)}
+        rates = {f"success/step_{i}": rollout.success_rate for i, rollout in enumerate(self.rollouts)}
+        stats |= {name: rate.mean().item() for name, rate in rates.items() if rate is not None}
+        last = self.rollouts[-1]
+        stats["policy/entropy"] = losses.masked_mean(distributions.entropy(last.dist), last.mask).mean().item()
+        return stats
+
+
+def experience(config: GradientSettings, sampler: Sampler, policy: Policy, state: State, seed: int) -> Experience:
+    """Draw the tasks of this meta-iteration and adapt to them as the settings say."""
+    tasks = sampler.tasks(config.n_tasks, seed, state.iteration)
+    return _adaptation(config, sampler, policy, state, tasks, seed, state.iteration, config.episodes,
+                       config.training_step_sizes())  # fmt: skip
+
+
+def _adaptation(
+    config: GradientSettings, sampler: Sampler | EnvSampler, policy: Policy, state: State, tasks: Tasks, seed: int,
+    iteration: int, episodes: int, step_sizes: Sequence[float],
+) -> Experience:  # fmt: skip
+    params, memory = [expand(state.params, num_tasks(tasks))], Params()
+    data: list[Batch] = []
+    unit, seconds = lr_unit(config, state.params), 0.0
+    for stage in range(len(step_sizes) + 1):
+        before = time.perf_counter()
+        rollout = sampler.collect(tasks, episodes, policy, params[-1], seed, iteration, stage, state.obs_stats)
+        seconds += time.perf_counter() - before
+        data.append(Batch.of(config, rollout))
+        if stage < len(step_sizes):
+            lr = step_sizes[stage] * unit
+            new, memory = adapt(config, policy, params[-1], data[-1], lr, stage, state.learned, memory)
+            params.append(new)
+    return Experience(params, [batch.rollout for batch in data], data, seconds)
+
+
+@threads_over_tasks
+def evaluate(
+    config: GradientSettings,
+    sampler: Sampler | EnvSampler,
+    policy: Policy,
+    state: State,
+    tasks: Tasks,
+    seed: int,
+    episodes: int,
+    step_sizes: Sequence[float],
+) -> Adaptation:
+    """Adapt to `tasks` by one inner step for each of `step_sizes`, rolling out `episodes` episodes before each and
+    after the last. Every return is that of episodes which the parameters in question acted in."""
+    found = _adaptation(config, sampler, policy, state, tasks, seed, 0, episodes, step_sizes)
+    return Adaptation(found.params, found.rollouts)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The next state
+
+
+def advance(state: State, found: Experience, meta: Params, optimizer: Params | None = None) -> State:
+    """The state after a meta-iteration that saw `found` and made `meta` of the meta-parameters."""
+    params, learned = split(state.meta | meta)
+    obs_stats = state.obs_stats
+    for rollout in found.rollouts:
+        obs_stats = normalize.update(obs_stats, rollout.raw_obs, rollout.mask)
+    return replace(
+        state, params=params, learned=learned, iteration=state.iteration + 1, obs_stats=obs_stats,
+        env_steps=state.env_steps + found.steps, optimizer=state.optimizer if optimizer is None else optimizer,
+    )  # fmt: skip
+
+
+def learned_statistics(state: State) -> dict[str, Any]:
+    """What is logged of the learned inner loop: the mean step-size factor, the share of numbers that adapt, the
+    discount and lambda."""
+    stats: dict[str, Any] = {}
+    factors = [v.flatten() for n, v in state.learned.items() if n == "lr" or n.startswith(("lr/", "lr_step/"))]
+    masks = [(v >= 0).flatten() for n, v in state.learned.items() if n.startswith("mask/")]
+    if factors:
+        stats["inner/lr_factor"] = torch.cat(factors).mean().item()
+    if masks:
+        stats["inner/mask_open"] = torch.cat(masks).float().mean().item()
+    for name in ("discount", "lambda"):
+        if name in state.learned:
+            stats[f"inner/{name}"] = torch.sigmoid(state.learned[name]).item()
+    return stats

@@ -1,0 +1,70 @@
+"""The natural-gradient inner step: the gradient times the inverse of each task's own Fisher matrix.
+
+Score functions grow as a policy's standard deviation shrinks; measured by the Fisher matrix a step does not (Kakade
+2001, "A natural policy gradient"). The matrix is formed and solved for every task, so this is for small policies.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.func import jvp, vmap
+
+from metarl.adapt import Direction, Params
+from metarl.distributions import fisher_product
+from metarl.policies import Policy
+
+MOST = 2000
+"""Numbers that may adapt: a Fisher matrix of this size takes 16 MB for every task."""
+
+
+def natural_direction(policy: Policy, obs: Tensor, mask: Tensor, damping: float) -> Direction:
+    """gradients -> (F + damping I)^-1 gradients, with F the Fisher matrix of the parameters that have a gradient,
+    a mean over each task's valid steps. obs [K, T, E, O], mask [K, T, E]. Differentiable, through F too.
+
+    Raises:
+        ValueError: more than `MOST` numbers adapt.
+    """
+
+    def direction(params: Params, grads: Params, memory: Params) -> tuple[Params, Params]:
+        fisher = fisher_matrix(policy, params, obs, mask, list(grads))
+        eye = torch.eye(fisher.shape[-1], dtype=fisher.dtype, device=fisher.device)
+        solved = torch.linalg.solve(fisher + damping * eye, _stack(grads))
+        parts = solved.split([g[0].numel() for g in grads.values()], -1)
+        return {n: part.reshape(g.shape) for (n, g), part in zip(grads.items(), parts, strict=True)}, memory
+
+    return direction
+
+
+def fisher_matrix(policy: Policy, params: Params, obs: Tensor, mask: Tensor, names: Sequence[str]) -> Tensor:
+    """The Fisher matrix of every task's policy in its parameters `names`, [K, P, P]: J^T M J, mean over valid steps."""
+    own = {name: params[name] for name in names}
+    size = sum(value[0].numel() for value in own.values())
+    if size > MOST:
+        raise ValueError(f"the natural inner step solves with a matrix of the {size} numbers that adapt, and {MOST} "
+                         "are its most: use a smaller network, or adapts='head'")  # fmt: skip
+    weight = mask / mask.sum((1, 2), keepdim=True)
+    flat = _stack(own)
+
+    def heads(x: Tensor) -> tuple[Tensor, ...]:
+        parts = x.split([value[0].numel() for value in own.values()], -1)
+        moved = {n: part.reshape(v.shape) for (n, v), part in zip(own.items(), parts, strict=True)}
+        return tuple(policy.distribution(params | moved, obs))
+
+    dist = policy.distribution(params, obs)
+
+    def row(direction: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        tangent = jvp(heads, (flat,), (direction.expand_as(flat),))[1]
+        return tangent, tuple(fisher_product(dist, type(dist)(*tangent), weight))
+
+    tangents, products = vmap(row)(torch.eye(size, dtype=flat.dtype, device=flat.device))  # [P, K, T, E, A]
+    K = flat.shape[0]
+    return torch.stack([
+        sum((t[:, k].reshape(size, -1) @ p[:, k].reshape(size, -1).mT for t, p in zip(tangents, products, strict=True)),
+            flat.new_zeros(size, size))
+        for k in range(K)
+    ])  # fmt: skip
+
+
+def _stack(params: Params) -> Tensor:
+    return torch.cat([value.reshape(value.shape[0], -1) for value in params.values()], -1)

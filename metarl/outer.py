@@ -1,0 +1,147 @@
+"""What the outer loop lowers: the loss of the adapted policies as a function of the meta-parameters, on given data."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor
+
+from metarl import distributions, losses
+from metarl.adapt import Params, StepSize, expand, split, step_size
+from metarl.distributions import Distribution
+from metarl.inner_loop import Batch, State, chunks, inner_loss_of, lr_unit, step
+from metarl.policies import MLPPolicy, Policy
+from metarl.settings import GradientSettings
+from metarl.trust_region import Jacobian, Objective, Surrogate
+from metarl.unrolled import unrolled_jacobian
+
+PolicyLoss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""(log_prob, old_log_prob, advantage, mask), each [K, T, E] -> [K], like `metarl.losses.surrogate`."""
+
+
+@dataclass(frozen=True)
+class Outer:
+    """What the outer loss is made of, beside the settings of the inner loop."""
+
+    loss: PolicyLoss = losses.surrogate
+    inner_kl: float = 0.0  # weight of KL(policy that acted || policy now) before every inner step (ProMP)
+    by_hand: bool = True  # derivatives of an MLP from `metarl.unrolled` where it has them; else automatic ones
+
+
+def credit(data: Sequence[Batch]) -> Tensor:
+    """E-MAML's credit for the pre-adaptation policy, [K]: every task's mean post-adaptation return, normalised to mean
+    0 and standard deviation 1 over the tasks."""
+    returns = data[-1].rollout.returns.mean(-1)
+    return (returns - returns.mean()) / (returns.std(unbiased=False) + 1e-8)
+
+
+def objectives(
+    config: GradientSettings, policy: Policy, data: Sequence[Batch], state: State, outer: Outer = Outer()
+) -> list[Objective]:  # fmt: skip
+    """The meta-objective as chunks of tasks, each a function of the meta-parameters that are `trained`."""
+    unit, scores = lr_unit(config, state.params), credit(data)
+    rest = held(config, state)
+    return [
+        objective(config, policy, [batch[chunk] for batch in data], config.n_tasks, outer, unit, state.iteration,
+                  rest, scores[chunk])
+        for chunk in chunks(data[-1])
+    ]  # fmt: skip
+
+
+def held(config: GradientSettings, state: State) -> Params:
+    """Meta-parameters that the outer loop leaves alone: CAVIA's context always starts from zero."""
+    return {name: v for name, v in state.params.items() if name == "context" and config.adapts == "context"}
+
+
+def trained(config: GradientSettings, state: State) -> Params:
+    """The meta-parameters that the outer loop trains."""
+    rest = held(config, state)
+    return {name: value for name, value in state.meta.items() if name not in rest}
+
+
+def objective(
+    config: GradientSettings, policy: Policy, data: Sequence[Batch], n_tasks: int, outer: Outer = Outer(),
+    unit: float = 1.0, iteration: int = 0, held: Params | None = None, scores: Tensor | None = None,
+) -> Objective:  # fmt: skip
+    """The meta-objective of the tasks in `data` (a chunk of `n_tasks`) as a function of the meta-parameters.
+
+    Args:
+        data: before every inner step and after the last.
+        unit: multiplies the inner step sizes (see `lr_unit`).
+        iteration: of training, for what is annealed.
+        held: meta-parameters that are no argument of the objective.
+        scores: every task's `credit`, [K]; needed where `config.exploration` is not zero.
+    """
+    config, weights = config.at(iteration), config.step_weights(iteration)
+    *train, last = data
+    sizes = [unit * lr for lr in config.training_step_sizes(len(train))]
+    weight = last.rollout.mask / last.rollout.mask.sum((1, 2), keepdim=True) / n_tasks
+    by_hand = outer.by_hand and _known_by_hand(config, policy, len(train), weights, outer)
+
+    def post_loss(batch: Batch, dist: Distribution) -> Tensor:
+        log_prob = distributions.log_prob(dist, batch.rollout.act)
+        return outer.loss(log_prob, batch.rollout.log_prob, batch.advantage, batch.rollout.mask).sum() / n_tasks
+
+    def pre_loss(batch: Batch, params: Params) -> Tensor | None:
+        """What the outer loss has of the policy before an inner step; None: nothing."""
+        if not config.exploration and not outer.inner_kl:
+            return None
+        dist, rollout = policy.distribution(params, batch.rollout.obs), batch.rollout
+        out = outer.inner_kl * losses.masked_mean(distributions.kl(rollout.dist, dist), rollout.mask)
+        if config.exploration:
+            assert scores is not None, "E-MAML's term needs every task's score"
+            log_prob = distributions.log_prob(dist, rollout.act)
+            term = losses.exploration(log_prob, rollout.log_prob, scores, rollout.mask)
+            out = out + config.exploration / rollout.mask.shape[2] * term
+        return out.sum() / n_tasks
+
+    def evaluate_at(trained: Params, differentiable: bool) -> Surrogate:
+        meta = trained | (held or {})
+        if differentiable and by_hand:
+            dist, jacobian = _by_hand(config, policy, meta, train, last, sizes)
+            loss, kl = post_loss(last, dist), _mean_kl(last, dist, n_tasks)
+            direct = pre_loss(train[0], expand(split(meta)[0], len(last.scale))) if train else None
+            return Surrogate(loss, kl, dist, weight, jacobian, direct)
+        params, learned = split(meta)
+        params, memory, loss = expand(params, len(last.scale)), Params(), last.advantage.new_zeros(())
+        for i, batch in enumerate(train):
+            if (extra := pre_loss(batch, params)) is not None:
+                loss = loss + extra
+            create_graph = differentiable and not config.first_order
+            params, memory = step(config, policy, params, batch, sizes[i], i, learned, memory, create_graph)
+            if i + 1 < len(train) and weights[i]:
+                loss = loss + weights[i] * post_loss(data[i + 1], policy.distribution(params, data[i + 1].rollout.obs))
+        dist = policy.distribution(params, last.rollout.obs)
+        return Surrogate(loss + weights[-1] * post_loss(last, dist), _mean_kl(last, dist, n_tasks), dist, weight)
+
+    return evaluate_at
+
+
+def _mean_kl(batch: Batch, dist: Distribution, n_tasks: int) -> Tensor:
+    return losses.masked_mean(distributions.kl(batch.rollout.dist, dist), batch.rollout.mask).sum() / n_tasks
+
+
+def _known_by_hand(
+    config: GradientSettings, policy: Policy, steps: int, weights: Sequence[float], outer: Outer
+) -> bool:  # fmt: skip
+    if not isinstance(policy, MLPPolicy) or policy.context or config.inner_optimizer != "sgd":
+        return False
+    if config.learned_discount or config.learned_lambda or any(weights[:-1]):
+        return False
+    return steps <= 1 or not (config.exploration or outer.inner_kl)
+
+
+def _by_hand(
+    config: GradientSettings, policy: Policy, meta: Params, train: Sequence[Batch], last: Batch,
+    sizes: Sequence[float],
+) -> tuple[Distribution, Jacobian]:  # fmt: skip
+    assert isinstance(policy, MLPPolicy)
+    params, learned = split(meta)
+    moving = config.moving(params)
+
+    def size(learned: Params, i: int) -> StepSize:
+        return step_size(learned, sizes[i], i, moving)
+
+    inner = [(batch.rollout.obs, partial(inner_loss_of, config, batch)) for batch in train]
+    return unrolled_jacobian(policy, params, learned, len(last.scale), inner, last.rollout.obs, size, moving,
+                             not config.first_order)  # fmt: skip

@@ -1,0 +1,259 @@
+"""Groups of settings that several algorithms share. An algorithm's `Config` takes the groups it needs and adds its own.
+
+Every field has a default and a meaning; nonsense is refused with the value in the message.
+"""
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self
+
+from metarl.adapt import LEARNED_LR, LearnedLr
+from metarl.policies import MLPPolicy
+from metarl.policies_cnn import CNNPolicy
+from metarl.spaces import Spaces
+
+INNER_GRADIENTS = ("policy_gradient", "lvc", "dice", "loaded_dice")
+INNER_OPTIMIZERS = ("sgd", "momentum", "adam", "natural")
+ADAPTS = ("all", "head", "context")
+NETWORKS = ("auto", "mlp", "cnn")
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """What is rolled out, and how rewards are credited to actions."""
+
+    n_tasks: int = 20
+    """K: tasks per meta-iteration."""
+    episodes: int = 20
+    """E: episodes per task, before and again after every inner step."""
+    gamma: float = 0.99
+    """Discount."""
+    gae_lambda: float = 1.0
+    """Lambda of generalised advantage estimation; 1 is the discounted return minus the baseline."""
+    normalize_obs: bool = False
+    """Give the policy observations with mean 0 and standard deviation 1 (cut off at 10), by running statistics of the
+    training data before this meta-iteration: for vectors whose entries have different scales."""
+
+    def __post_init__(self) -> None:
+        check_whole(self, n_tasks=1, episodes=1)
+        check_fraction(self, "gamma", "gae_lambda")
+
+
+@dataclass(frozen=True)
+class InnerSettings:
+    """The inner loop: by which gradient, what adapts, how far."""
+
+    inner_steps: int = 1
+    """Inner gradient steps in training; 0 trains one policy on all tasks jointly."""
+    inner_lr: float = 0.5
+    """Step size of the inner loop. With a Gaussian policy it acts in proportion to 1 / init_std^2."""
+    lr_schedule: tuple[float, ...] = ()
+    """Factors on `inner_lr`, one for every inner step; the last one holds for all later steps. Empty: all 1."""
+    lr_in_std: bool = False
+    """Measure the inner step sizes in units of the meta-policy's present standard deviation (the geometric mean over
+    actions). The policy gradient grows as the standard deviation shrinks in training; with this the step does not."""
+    learned_lr: LearnedLr = "none"
+    """What the outer loop learns of the inner step sizes, as factors that start at 1: nothing, one factor ("scalar"),
+    one for every tensor and step ("per_layer_and_step", MAML++), one for every number ("per_parameter", Meta-SGD)."""
+    learned_mask: bool = False
+    """Learn which numbers adapt: each has a mask of its own, open at first (sparse MAML, von Oswald et al. 2021)."""
+    learned_discount: bool = False
+    """Learn the discount of the inner loop's advantages by the meta-gradient (Xu et al. 2018); it starts at `gamma`."""
+    learned_lambda: bool = False
+    """Learn the lambda of the inner loop's advantages likewise; it starts at `gae_lambda`."""
+    inner_gradient: Literal["policy_gradient", "lvc", "dice", "loaded_dice"] = "policy_gradient"
+    """What the outer loop differentiates of the inner gradient. "policy_gradient": the gradient of log pi * A, as in
+    MAML. "lvc": of the importance-weighted return (low-variance curvature, Rothfuss et al. 2019, section 5): the same
+    step, but its derivative also sees that other parameters would have sampled other episodes. "dice" (Foerster et al.
+    2018) is unbiased at any order, at a higher variance; "loaded_dice" (Farquhar et al. 2019) lies between the two."""
+    dice_lambda: float = 1.0
+    """Lambda of "loaded_dice": 0 has the derivative of LVC, 1 is unbiased."""
+    inner_optimizer: Literal["sgd", "momentum", "adam", "natural"] = "sgd"
+    """What the inner step makes of the gradient. "momentum" and "adam" carry statistics from one inner step to the
+    next, all differentiated; "natural" multiplies by the inverse Fisher matrix of each task's policy: for policies of
+    a few hundred parameters."""
+    inner_momentum: float = 0.9
+    """Factor of "momentum"."""
+    natural_damping: float = 0.1
+    """Multiple of the identity added to the Fisher matrix of "natural"."""
+    adapts: Literal["all", "head", "context"] = "all"
+    """What the inner loop moves: all of the policy; the last layer (ANIL); the context vector alone (CAVIA)."""
+    adapt_std: bool = False
+    """Whether the inner step moves a Gaussian policy's standard deviation too. It multiplies the noise of the next
+    step's gradient: on 2D navigation adaptation over several steps became unstable with it."""
+    first_order: bool = False
+    """Leave the inner gradient out when differentiating (first-order MAML)."""
+    first_order_until: int = 0
+    """Do so for so many iterations at first (derivative-order annealing of MAML++)."""
+    multi_step_until: int = 0
+    """Weigh the losses after all inner steps equally at first, and within so many iterations only the last one
+    (multi-step loss of MAML++)."""
+    exploration: float = 0.0
+    """Weight of E-MAML's term, which credits the pre-adaptation policy with what its episodes led to. 1 averages it
+    over episodes, as published code does; `episodes` is the exact gradient (see docs/algorithms/gradients.md)."""
+
+    def __post_init__(self) -> None:
+        check_choice(self, inner_gradient=INNER_GRADIENTS, inner_optimizer=INNER_OPTIMIZERS, adapts=ADAPTS)
+        check_choice(self, learned_lr=LEARNED_LR)
+        check_whole(self, inner_steps=0, first_order_until=0, multi_step_until=0)
+        check_positive(self, "inner_lr")
+        check_fraction(self, "dice_lambda", "inner_momentum")
+        if any(not factor > 0 for factor in self.lr_schedule):
+            raise ValueError(f"lr_schedule must have positive factors, got {self.lr_schedule}")
+        for name in ("natural_damping", "exploration"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+
+    def training_step_sizes(self, steps: int | None = None) -> tuple[float, ...]:
+        """The sizes of the first `steps` inner steps (by default as many as in training), without learned factors."""
+        factors = self.lr_schedule or (1.0,)
+        n = self.inner_steps if steps is None else steps
+        return tuple(self.inner_lr * factors[min(i, len(factors) - 1)] for i in range(n))
+
+    def moving(self, names: Collection[str]) -> tuple[str, ...]:
+        """The parameters among `names` that the inner step moves.
+
+        Raises:
+            ValueError: `adapts` has no meaning for a policy with these parameters.
+        """
+        own = [name for name in names if name != "log_std" or self.adapt_std]
+        if self.adapts == "all":
+            return tuple(own)
+        if self.adapts == "context":
+            if "context" not in names:
+                raise ValueError("adapts='context' needs a policy with a context vector: set context to its size")
+            return tuple(name for name in own if name in ("context", "log_std"))
+        head = _head(list(names))
+        return tuple(name for name in own if name in head or name == "log_std")
+
+
+def _head(names: list[str]) -> set[str]:
+    """The weights and biases of the last layer: of the highest w0, w1, ..., or of a module's last submodule."""
+    layers = [name for name in names if name[:1] == "w" and name[1:].isdigit()]
+    if layers:
+        last = max(int(name[1:]) for name in layers)
+        return {f"w{last}", f"b{last}"}
+    own = [name for name in names if name.startswith("module.")]
+    last_module = own[-1].rpartition(".")[0]
+    return {name for name in own if name.rpartition(".")[0] == last_module}
+
+
+@dataclass(frozen=True)
+class PolicySettings:
+    """The policy's network. Actions are in policy units: 1 is half the range of a bounded action."""
+
+    network: Literal["auto", "mlp", "cnn"] = "auto"
+    """The policy's network: "cnn" has convolutions before the hidden layers and needs image observations (a Box of
+    uint8 in [0, 255], height x width x channels); "auto" is "cnn" where they are images, else "mlp"."""
+    channels: tuple[int, ...] = ()
+    """Channels of the convolutions (3 x 3, stride 2) of a "cnn". Empty: 16 in as many as bring the image to 4 x 4 or
+    less."""
+    hidden: tuple[int, ...] = (64, 64)
+    """Units in the hidden layers of the policy."""
+    activation: str = "tanh"
+    """Activation of the hidden layers: tanh, relu or elu."""
+    context: int = 0
+    """Numbers in a context vector that is an input to the first layer beside the observation, zero at first. Where all
+    parameters adapt it is a bias transformation (Finn et al. 2017b, https://arxiv.org/abs/1709.04905, section 4.3)."""
+    init_std: float = 1.0
+    """Initial standard deviation of a Gaussian policy."""
+    min_std: float = 1e-3
+    """Floor of that standard deviation."""
+    input_gain: float = 1.0
+    """Factor on the initial weights of the policy's first layer: above 1 where observations are small numbers."""
+    output_gain: float = 0.01
+    """Factor on the initial weights of the policy's last layer."""
+
+    def __post_init__(self) -> None:
+        check_choice(self, network=NETWORKS)
+        check_whole(self, context=0)
+        check_positive(self, "init_std", "min_std", "input_gain", "output_gain")
+        for name in ("channels", "context"):
+            wrong = "mlp" if name == "channels" else "cnn"
+            if getattr(self, name) and self.network == wrong:
+                raise ValueError(f"{name}={getattr(self, name)} has no meaning for network={wrong!r}")
+
+    def policy(self, spaces: Spaces) -> MLPPolicy | CNNPolicy:
+        """The policy that these settings describe."""
+        rest = (
+            tuple(self.hidden), self.activation, self.init_std, self.min_std, self.input_gain, self.output_gain
+        )  # fmt: skip
+        if self.network == "cnn" or (self.network == "auto" and spaces.image is not None):
+            if self.context:
+                raise ValueError(f"context={self.context} needs network='mlp'")
+            return CNNPolicy(spaces, tuple(self.channels), *rest)
+        if self.channels:
+            raise ValueError(f"channels={self.channels} needs image observations, got {spaces.observation}")
+        return MLPPolicy(spaces, *rest, self.context)
+
+
+@dataclass(frozen=True)
+class GradientSettings(PolicySettings, InnerSettings, SamplingSettings):
+    """The settings that all gradient-based meta-learners share."""
+
+    def __post_init__(self) -> None:
+        SamplingSettings.__post_init__(self)
+        InnerSettings.__post_init__(self)
+        PolicySettings.__post_init__(self)
+        for name, start in (("learned_discount", "gamma"), ("learned_lambda", "gae_lambda")):
+            if getattr(self, name) and not 0 < getattr(self, start) < 1:
+                raise ValueError(
+                    f"{name} starts at {start}, which must lie between 0 and 1, got {getattr(self, start)}"
+                )
+            if getattr(self, name) and (self.first_order or self.first_order_until):
+                raise ValueError(f"{name} is learned through the inner gradient, which first_order leaves out")
+        if self.adapts == "context" and not self.context:
+            raise ValueError("adapts='context' needs a context vector: set context to its size, 5 say")
+
+    def at(self, iteration: int) -> Self:
+        """These settings as they are in effect in meta-iteration `iteration`."""
+        return replace(self, first_order=True) if iteration < self.first_order_until else self
+
+    def step_weights(self, iteration: int) -> tuple[float, ...]:
+        """The weights of the losses after inner steps 1 to `inner_steps` (after none of them, if there are none)."""
+        steps = max(1, self.inner_steps)
+        left = max(0.0, 1 - iteration / self.multi_step_until) if self.multi_step_until else 0.0
+        return (*(left / steps for _ in range(steps - 1)), 1 - left * (steps - 1) / steps)
+
+
+def cosine(iteration: int, over: int, final: float) -> float:
+    """A factor that goes from 1 to `final` in half a cosine wave over `over` iterations; 1 where `over` is 0."""
+    if over == 0:
+        return 1.0
+    return final + (1 - final) * (1 + math.cos(math.pi * min(iteration / over, 1.0))) / 2
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Checks
+
+
+def check_choice(config: Any, **choices: tuple[str, ...]) -> None:
+    """Raise ValueError for a field that is none of its choices."""
+    for name, known in choices.items():
+        if getattr(config, name) not in known:
+            raise ValueError(f"{name} must be one of {known}, got {getattr(config, name)!r}")
+
+
+def check_whole(config: Any, **least: int) -> None:
+    """Raise ValueError for a field below its least value, or no whole number; None passes."""
+    for name, bound in least.items():
+        value = getattr(config, name)
+        if value is not None and value < bound:
+            raise ValueError(f"{name} must be at least {bound}, got {value}")
+        if value is not None and value != int(value):
+            raise ValueError(f"{name} must be a whole number, got {value}")
+
+
+def check_positive(config: Any, *names: str) -> None:
+    """Raise ValueError for a field that is not above zero."""
+    for name in names:
+        if not getattr(config, name) > 0:
+            raise ValueError(f"{name} must be positive, got {getattr(config, name)}")
+
+
+def check_fraction(config: Any, *names: str) -> None:
+    """Raise ValueError for a field outside [0, 1]."""
+    for name in names:
+        if not 0 <= getattr(config, name) <= 1:
+            raise ValueError(f"{name} must lie in [0, 1], got {getattr(config, name)}")
