@@ -62,12 +62,12 @@ def inner_step(
     """
     sizes = [] if isinstance(lr, float | int) else list(lr.values())
     attached = any(v.requires_grad for v in (*params.values(), *sizes))
-    if not any(v.requires_grad for v in params.values()):
-        params = {name: v.detach().requires_grad_() for name, v in params.items()}
+    moving = [name for name in params if name not in frozen]
+    leaves = {name: params[name].detach().requires_grad_() for name in moving if not params[name].requires_grad}
+    params = params | leaves
     with torch.enable_grad():
         losses = loss(params)
         assert losses.dim() == 1, f"an inner loss has one number per task [K], got shape {tuple(losses.shape)}"
-        moving = [name for name in params if name not in frozen]
         grads = torch.autograd.grad(
             losses.sum(), [params[n] for n in moving], create_graph=create_graph and attached, materialize_grads=True
         )  # zero for a parameter that the loss does not depend on: it stays

@@ -212,23 +212,30 @@ class Experience(Adaptation):
         return stats
 
 
-def experience(config: GradientSettings, sampler: Sampler, policy: Policy, state: State, seed: int) -> Experience:
-    """Draw the tasks of this meta-iteration and adapt to them as the settings say."""
+def experience(
+    config: GradientSettings, sampler: Sampler, policy: Policy, state: State, seed: int, only: int | None = None
+) -> Experience:
+    """Draw the tasks of this meta-iteration and adapt to them as the settings say; to one of them alone if `only` is
+    its number, with episodes that no other number has."""
     tasks = sampler.tasks(config.n_tasks, seed, state.iteration)
-    return _adaptation(config, sampler, policy, state, tasks, seed, state.iteration, config.episodes,
-                       config.training_step_sizes())  # fmt: skip
+    sizes = config.training_step_sizes()
+    first = 0 if only is None else only * (len(sizes) + 1)
+    tasks = tasks if only is None else {name: value[only : only + 1] for name, value in tasks.items()}
+    return _adaptation(config, sampler, policy, state, tasks, seed, state.iteration, config.episodes, sizes, first)
 
 
 def _adaptation(
     config: GradientSettings, sampler: Sampler | EnvSampler, policy: Policy, state: State, tasks: Tasks, seed: int,
-    iteration: int, episodes: int, step_sizes: Sequence[float],
+    iteration: int, episodes: int, step_sizes: Sequence[float], first_stage: int = 0,
 ) -> Experience:  # fmt: skip
     params, memory = [expand(state.params, num_tasks(tasks))], Params()
     data: list[Batch] = []
     unit, seconds = lr_unit(config, state.params), 0.0
     for stage in range(len(step_sizes) + 1):
         before = time.perf_counter()
-        rollout = sampler.collect(tasks, episodes, policy, params[-1], seed, iteration, stage, state.obs_stats)
+        rollout = sampler.collect(
+            tasks, episodes, policy, params[-1], seed, iteration, first_stage + stage, state.obs_stats
+        )
         seconds += time.perf_counter() - before
         data.append(Batch.of(config, rollout))
         if stage < len(step_sizes):

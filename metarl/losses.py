@@ -27,6 +27,16 @@ def surrogate(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, mask: T
     return -masked_mean((log_prob - old_log_prob).exp() * advantage, mask)
 
 
+def clipped_surrogate(
+    log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, mask: Tensor, clip: float = 0.2
+) -> Tensor:
+    """PPO's pessimistic bound on `surrogate` (Schulman et al. 2017, https://arxiv.org/abs/1707.06347, eq. 7): no gain
+    from a ratio outside [1 - clip, 1 + clip]."""
+    _check(log_prob, old_log_prob, advantage, mask)
+    ratio = (log_prob - old_log_prob).exp()
+    return -masked_mean(torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage), mask)
+
+
 def dice(log_prob: Tensor, reward: Tensor, baseline: Tensor | None, mask: Tensor, gamma: float) -> Tensor:
     """DiCE (Foerster et al. 2018, https://arxiv.org/abs/1802.05098): every derivative of it is an
     unbiased estimate of the same derivative of the expected discounted return (divided by the number of steps).

@@ -43,6 +43,8 @@ def adam(
 def clip_norm(grads: Params, most: float) -> tuple[Params, Tensor]:
     """`grads` scaled down to a joint Euclidean norm of at most `most`; and the norm before."""
     norm = torch.stack([g.norm() for g in grads.values()]).norm()
+    if most == float("inf"):
+        return grads, norm
     factor = (most / (norm + 1e-6)).clamp(max=1.0)
     return {name: g * factor for name, g in grads.items()}, norm
 

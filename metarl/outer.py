@@ -1,18 +1,20 @@
 """What the outer loop lowers: the loss of the adapted policies as a function of the meta-parameters, on given data."""
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
+import torch
 from torch import Tensor
 
-from metarl import distributions, losses
+from metarl import distributions, losses, optimizers
 from metarl.adapt import Params, StepSize, expand, split, step_size
 from metarl.distributions import Distribution
-from metarl.inner_loop import Batch, State, chunks, inner_loss_of, lr_unit, step
+from metarl.inner_loop import Batch, State, chunks, init, inner_loss_of, lr_unit, step
 from metarl.policies import MLPPolicy, Policy
-from metarl.settings import GradientSettings
-from metarl.trust_region import Jacobian, Objective, Surrogate
+from metarl.settings import AdamSettings, GradientSettings, cosine
+from metarl.trust_region import Jacobian, Objective, Surrogate, value_and_gradient, value_and_kl
 from metarl.unrolled import unrolled_jacobian
 
 PolicyLoss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -145,3 +147,39 @@ def _by_hand(
     inner = [(batch.rollout.obs, partial(inner_loss_of, config, batch)) for batch in train]
     return unrolled_jacobian(policy, params, learned, len(last.scale), inner, last.rollout.obs, size, moving,
                              not config.first_order)  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Adam on the objective
+
+
+def adam_init(config: GradientSettings, policy: Policy, seed: int, device: torch.device | str = "cpu") -> State:
+    """`metarl.inner_loop.init` with Adam's statistics."""
+    state = init(config, policy, seed, device)
+    return replace(state, optimizer=optimizers.adam_start(trained(config, state)))
+
+
+def adam_steps(
+    settings: AdamSettings, parts: Sequence[Objective], meta: Params, memory: Params, iteration: int, steps: int
+) -> tuple[Params, Params, dict[str, float]]:
+    """Lower the sum of `parts` by `steps` steps of Adam from `meta`. -> new parameters, Adam's memory, statistics.
+
+    Raises:
+        ValueError: the gradient is not finite.
+    """
+    factor = cosine(iteration, settings.anneal_over, settings.anneal_to)
+    own, _ = split(meta)
+    before: dict[str, float] = {}
+    for _ in range(steps):
+        loss, gradient = value_and_gradient(parts, meta)
+        most = settings.max_grad_norm or math.inf
+        gradient, norm = optimizers.clip_norm(gradient, most)
+        if not math.isfinite(float(norm)):
+            raise ValueError(f"the meta-gradient of iteration {iteration + 1} has the norm {float(norm)}: the steps "
+                             "are too large, lower inner_lr or outer_lr")  # fmt: skip
+        before = before or {"gradient_norm": float(norm), "loss_before": loss}
+        direction, memory = optimizers.adam(gradient, memory)
+        lr = {name: factor * (settings.outer_lr if name in own else settings.learned_outer_lr) for name in meta}
+        meta = {name: value - lr[name] * direction[name] for name, value in meta.items()}
+    loss, kl = value_and_kl(parts, meta)
+    return meta, memory, before | {"loss_after": loss, "kl": kl, "lr": factor * settings.outer_lr}

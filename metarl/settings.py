@@ -193,6 +193,29 @@ class PolicySettings:
 
 
 @dataclass(frozen=True)
+class AdamSettings:
+    """An outer loop of Adam steps."""
+
+    outer_lr: float = 1e-3
+    """Adam's step size for the policy."""
+    learned_outer_lr: float = 1e-2
+    """Adam's step size for what is learned about the inner loop (factors of step sizes, masks, discount, lambda)."""
+    anneal_over: int = 0
+    """Bring both down to `anneal_to` times themselves over so many iterations, by a cosine (MAML++); 0: constant."""
+    anneal_to: float = 0.01
+    """What they end at, as a factor."""
+    max_grad_norm: float = 0.0
+    """Largest norm of the meta-gradient, which is scaled down to it; 0: any."""
+
+    def __post_init__(self) -> None:
+        check_positive(self, "outer_lr", "learned_outer_lr")
+        check_whole(self, anneal_over=0)
+        check_fraction(self, "anneal_to")
+        if not self.max_grad_norm >= 0:
+            raise ValueError(f"max_grad_norm must not be negative, got {self.max_grad_norm}")
+
+
+@dataclass(frozen=True)
 class GradientSettings(PolicySettings, InnerSettings, SamplingSettings):
     """The settings that all gradient-based meta-learners share."""
 

@@ -135,18 +135,16 @@ def _gradient(here: Surrogate, leaves: Params, retain_graph: bool) -> tuple[Tens
     return (here.loss + here.direct).detach(), gradient + own(here.direct)
 
 
-def value_and_gradient(objectives: Sequence[Objective], params: Params) -> tuple[float, Params, float]:
-    """The sum of `objectives` at `params`, its gradient, and the sum of their KL divergences."""
+def value_and_gradient(objectives: Sequence[Objective], params: Params) -> tuple[float, Params]:
+    """The sum of `objectives` at `params`, and its gradient."""
 
-    def one(objective: Objective) -> tuple[Tensor, Tensor, Tensor]:
+    def one(objective: Objective) -> tuple[Tensor, Tensor]:
         leaves = {name: value.detach().clone().requires_grad_() for name, value in params.items()}
         with torch.enable_grad():
-            here = objective(leaves, True)
-            return *_gradient(here, leaves, retain_graph=False), here.kl.detach()
+            return _gradient(objective(leaves, True), leaves, retain_graph=False)
 
-    losses, gradients, kls = zip(*thread_map(one, objectives), strict=True)
-    gradient = unflatten(torch.stack(gradients).sum(0), params)
-    return float(torch.stack(losses).sum()), gradient, float(torch.stack(kls).sum())
+    losses, gradients = zip(*thread_map(one, objectives), strict=True)
+    return float(torch.stack(losses).sum()), unflatten(torch.stack(gradients).sum(0), params)
 
 
 def trpo_step(
@@ -188,7 +186,7 @@ def trpo_step(
     start = flatten(params).detach()
     for i in range(max_backtracks):
         new = unflatten(start - backtrack**i * step, params)
-        new_loss, new_kl = _evaluate(objectives, new)
+        new_loss, new_kl = value_and_kl(objectives, new)
         if new_loss < float(loss) and new_kl <= max_kl:
             return new, stats | {"loss_after": new_loss, "kl": new_kl, "backtracks": i, "accepted": True}
     kept_stats = {"loss_after": float(loss), "kl": 0.0, "backtracks": max_backtracks, "accepted": False}
@@ -200,7 +198,8 @@ def _gradient_only(objective: Objective, params: Params) -> tuple[Tensor, Tensor
     return part.loss, part.gradient
 
 
-def _evaluate(objectives: Sequence[Objective], params: Params) -> tuple[float, float]:
+def value_and_kl(objectives: Sequence[Objective], params: Params) -> tuple[float, float]:
+    """The sum of `objectives` at `params` and that of their KL divergences, without a graph."""
     with torch.no_grad():
         parts = thread_map(torch.no_grad()(lambda objective: objective(params, False)), objectives)
     return float(torch.stack([p.loss for p in parts]).sum()), float(torch.stack([p.kl for p in parts]).sum())

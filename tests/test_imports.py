@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import metarl
+from metarl.algorithms import ALGORITHMS
 
 ROOT = Path(metarl.__file__).parent
 
@@ -21,7 +22,7 @@ LAYERS = [
     {"rollout", "check", "check_environments"},
     {"advantages", "natural", "settings", "trust_region", "unrolled"},
     {"inner_loop", "outer"},
-    {"algorithms", "algorithms.maml_trpo"},
+    {"algorithms", *(f"algorithms.{name}" for name in ALGORITHMS)},
     {"evaluate", "figures", "checkpoint", "train", "adapted_policy", "callbacks", "render"},
     {"learner"},
     {"cli", "sb3", "sb3.policies", "sb3.vec_env"},

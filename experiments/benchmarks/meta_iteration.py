@@ -140,7 +140,7 @@ def stopwatch_in(sampler: Sampler) -> Iterator[Stopwatch]:
         patch.object(inner_loop, "adapt", timed("inner step", inner_loop.adapt)),
         patch.object(maml_trpo, "trpo_step", timed("trpo_step", maml_trpo.trpo_step)),
         patch.object(trust_region, "conjugate_gradient", timed("conjugate_gradient", with_timed_products)),
-        patch.object(trust_region, "_evaluate", timed("line search", trust_region._evaluate)),
+        patch.object(trust_region, "value_and_kl", timed("line search", trust_region.value_and_kl)),
     ):
         yield watch
 

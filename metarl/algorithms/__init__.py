@@ -5,7 +5,10 @@ from types import ModuleType
 
 from metarl.tasks import did_you_mean
 
-ALGORITHMS = ("maml_trpo",)
+ALGORITHMS = (
+    "maml_trpo", "maml_ppo", "maml_vpg", "promp", "e_maml", "fomaml", "reptile", "meta_sgd", "maml_plus_plus", "anil",
+    "cavia",
+)  # fmt: skip
 
 
 def get(name: str) -> ModuleType:

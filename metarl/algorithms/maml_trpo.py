@@ -1,4 +1,6 @@
-"""MAML with a TRPO outer step (Finn, Abbeel, Levine 2017, https://arxiv.org/abs/1703.03400, section 4.2).
+"""MAML with a TRPO outer step: robust, and the slowest per iteration.
+
+Finn, Abbeel, Levine 2017, https://arxiv.org/abs/1703.03400, section 4.2.
 
 One iteration, top to bottom:
     tasks                     K tasks from the training split

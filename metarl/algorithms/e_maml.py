@@ -1,0 +1,23 @@
+"""E-MAML: the policy before adaptation learns to explore for the inner step.
+
+Stadie et al. 2018, https://arxiv.org/abs/1803.01118; formulation I of Rothfuss et al. 2019, section 4. MAML-TRPO whose
+outer loss also credits the policy before adaptation with what its episodes led to: the sampling distribution becomes
+something to be learned, so that the first episodes explore for the inner step. The iteration is that of `maml_trpo`;
+`exploration` weighs the term (`metarl.losses.exploration`).
+"""
+
+from dataclasses import dataclass
+
+from metarl.algorithms import maml_trpo
+from metarl.algorithms.maml_trpo import State, evaluate, init, iteration
+
+__all__ = ["Config", "State", "evaluate", "init", "iteration"]
+
+
+@dataclass(frozen=True)
+class Config(maml_trpo.Config):
+    """Settings of E-MAML."""
+
+    exploration: float = 1.0
+    """Weight of the term. 1 averages it over a task's pre-adaptation episodes, as published code does; `episodes` is
+    the exact gradient, whose variance is that much larger (see docs/algorithms/gradients.md)."""

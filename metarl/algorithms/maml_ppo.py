@@ -1,0 +1,61 @@
+"""MAML with a PPO outer step: some epochs of Adam on the adapted policies' clipped surrogate.
+
+Schulman et al. 2017, https://arxiv.org/abs/1707.06347, eq. 7, in place of MAML's outer step.
+
+One iteration, top to bottom:
+    tasks                     K tasks from the training split
+    data_0 .. data_{S-1}      roll out, step each task's parameters on its own data, repeat
+    data_S                    roll out the adapted policies
+    outer step                some steps of Adam on the clipped surrogate, through the S inner steps on the same data
+"""
+
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from metarl import losses
+from metarl.inner_loop import State, advance, evaluate, experience, learned_statistics
+from metarl.outer import Outer, adam_init, adam_steps, objectives, trained
+from metarl.parallel import threads_over_tasks
+from metarl.policies import Policy
+from metarl.rollout import Sampler
+from metarl.settings import AdamSettings, GradientSettings, check_positive, check_whole
+
+__all__ = ["Config", "State", "evaluate", "init", "iteration"]
+
+init = adam_init
+
+
+@dataclass(frozen=True)
+class Config(AdamSettings, GradientSettings):
+    """Settings of MAML-PPO."""
+
+    epochs: int = 5
+    """Adam steps on the data of an iteration, each on all of it."""
+    clip: float = 0.3
+    """By how much an adapted policy's probability ratio may leave 1 before it brings no more gain."""
+
+    def __post_init__(self) -> None:
+        GradientSettings.__post_init__(self)
+        AdamSettings.__post_init__(self)
+        check_whole(self, epochs=1)
+        check_positive(self, "clip")
+
+
+@threads_over_tasks
+def iteration(
+    config: Config, sampler: Sampler, policy: Policy, state: State, seed: int
+) -> tuple[State, dict[str, Any]]:
+    """One meta-iteration, from `seed` and `state` alone. -> the next state and statistics (see docs/logging.md)."""
+    start = time.perf_counter()
+    found = experience(config, sampler, policy, state, seed)
+    parts = objectives(config, policy, found.data, state, Outer(partial(losses.clipped_surrogate, clip=config.clip)))
+    meta, memory, outer = adam_steps(
+        config, parts, trained(config, state), state.optimizer, state.iteration, config.epochs
+    )
+    new = advance(state, found, meta, memory)
+    stats = found.statistics() | learned_statistics(new)
+    stats |= {f"outer/{name}": value for name, value in outer.items()}
+    stats |= {"time/rollout": found.seconds, "time/update": time.perf_counter() - start - found.seconds}
+    return new, stats

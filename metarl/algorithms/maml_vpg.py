@@ -1,0 +1,58 @@
+"""MAML with the plain policy gradient outside: one step of Adam.
+
+Finn, Abbeel, Levine 2017, https://arxiv.org/abs/1703.03400, algorithm 3, whose outer step is gradient ascent.
+
+One iteration, top to bottom:
+    tasks                     K tasks from the training split
+    data_0 .. data_{S-1}      roll out, step each task's parameters on its own data, repeat
+    data_S                    roll out the adapted policies
+    outer step                one step of Adam on the adapted policies' policy gradient, through the S inner steps
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from metarl import losses
+from metarl.inner_loop import State, advance, evaluate, experience, learned_statistics
+from metarl.outer import Outer, adam_init, adam_steps, objectives, trained
+from metarl.parallel import threads_over_tasks
+from metarl.policies import Policy
+from metarl.rollout import Sampler
+from metarl.settings import AdamSettings, GradientSettings
+
+__all__ = ["Config", "State", "evaluate", "init", "iteration"]
+
+init = adam_init
+
+
+@dataclass(frozen=True)
+class Config(AdamSettings, GradientSettings):
+    """Settings of MAML with a policy-gradient outer step."""
+
+    def __post_init__(self) -> None:
+        GradientSettings.__post_init__(self)
+        AdamSettings.__post_init__(self)
+
+
+def on_policy(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, mask: Tensor) -> Tensor:
+    """The policy-gradient loss; the only step is taken at the policy that acted, so there is no ratio to weigh by."""
+    return losses.policy_gradient(log_prob, advantage, mask)
+
+
+@threads_over_tasks
+def iteration(
+    config: Config, sampler: Sampler, policy: Policy, state: State, seed: int
+) -> tuple[State, dict[str, Any]]:
+    """One meta-iteration, from `seed` and `state` alone. -> the next state and statistics (see docs/logging.md)."""
+    start = time.perf_counter()
+    found = experience(config, sampler, policy, state, seed)
+    parts = objectives(config, policy, found.data, state, Outer(on_policy))
+    meta, memory, outer = adam_steps(config, parts, trained(config, state), state.optimizer, state.iteration, steps=1)
+    new = advance(state, found, meta, memory)
+    stats = found.statistics() | learned_statistics(new)
+    stats |= {f"outer/{name}": value for name, value in outer.items()}
+    stats |= {"time/rollout": found.seconds, "time/update": time.perf_counter() - start - found.seconds}
+    return new, stats
