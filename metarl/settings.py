@@ -31,6 +31,10 @@ class SamplingSettings:
     """Discount."""
     gae_lambda: float = 1.0
     """Lambda of generalised advantage estimation; 1 is the discounted return minus the baseline."""
+    reward_baseline: float | None = None
+    """Compare every reward with this number, and not returns with a baseline that is fitted to the task's own; the
+    advantages are then not normalised. A fit takes away what the rewards say of a task as a whole, and from a task's
+    only episode everything."""
     normalize_obs: bool = False
     """Give the policy observations with mean 0 and standard deviation 1 (cut off at 10), by running statistics of the
     training data before this meta-iteration: for vectors whose entries have different scales."""
@@ -226,6 +230,8 @@ class GradientSettings(PolicySettings, InnerSettings, SamplingSettings):
                 )
             if getattr(self, name) and (self.first_order or self.first_order_until):
                 raise ValueError(f"{name} is learned through the inner gradient, which first_order leaves out")
+            if getattr(self, name) and self.reward_baseline is not None:
+                raise ValueError(f"{name} needs the fitted baseline: leave reward_baseline={self.reward_baseline} out")
         if self.adapts == "context" and not self.context:
             raise ValueError("adapts='context' needs a context vector: set context to its size, 5 say")
 
