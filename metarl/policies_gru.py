@@ -90,7 +90,7 @@ class GRUPolicy:
         return Memory(
             torch.zeros(*shape, self.hidden, device=device),
             torch.zeros(*shape, self.spaces.act_dim, device=device),
-            torch.zeros(*shape, device=device),
+            torch.zeros(shape, device=device),
         )
 
     def inputs(self, obs: Tensor, memory: Memory, first: Tensor | float) -> Tensor:

@@ -21,7 +21,7 @@ from metarl import distributions, losses, normalize, optimizers, random
 from metarl.adapt import Params
 from metarl.advantages import discounted_returns, gae
 from metarl.normalize import ObsStats
-from metarl.parallel import task_chunks, thread_map, threads_over_tasks
+from metarl.parallel import CHUNK_ROWS, thread_map, threads_over_tasks
 from metarl.policies_gru import GRUPolicy, Memory
 from metarl.rollout import EnvSampler, Rollout, Sampler
 from metarl.settings import check_fraction, check_positive, check_whole, cosine
@@ -33,6 +33,8 @@ SHUFFLE = 0x5F0FF1E
 """The stage whose keys order the trials of the first epoch; far beyond the number of any episode."""
 ADAM_EPS = 1e-5
 """As is usual for PPO: where a gradient has been almost zero, its noise is not blown up to a full step."""
+WIDE = 128
+"""Trials per chunk at least: each step of the recurrence is a product with so many rows, and fewer cost as much."""
 UNIT_RATE = 0.1
 """Share of the present data in the units of the value head."""
 
@@ -163,17 +165,18 @@ def iteration(
 
     data = sequences(trials)
     units = value_units(config, state, data)
-    params = in_units(state.params, state.value_units if state.iteration else units, units)
-    batch = make_batch(config, data, state.value_units if state.iteration else units, units)
+    old = state.value_units if state.iteration else units  # before the first update nothing is to be kept
+    params = in_units(state.params, old, units)
+    batch = make_batch(config, data, old, units)
     memory, losses_of = state.optimizer, []
     lr = config.outer_lr * cosine(state.iteration, config.anneal_over, config.anneal_to)
     for epoch in range(config.epochs):
         for part in minibatches(config, data.mask.shape[1], seed, state.iteration, epoch, data.mask.device):
             grads, parts = gradient(config, policy, params, batch[part])
             grads, parts["gradient_norm"] = optimizers.clip_norm(grads, config.max_grad_norm)
-            if not math.isfinite(float(parts["gradient_norm"])):
-                raise ValueError(f"the gradient of iteration {state.iteration + 1} has the norm "
-                                 f"{float(parts['gradient_norm'])}: the steps are too large, lower outer_lr")  # fmt: skip
+            if not math.isfinite(norm := float(parts["gradient_norm"])):
+                raise ValueError(f"the gradient of iteration {state.iteration + 1} has the norm {norm}: the steps are "
+                                 "too large, lower outer_lr")  # fmt: skip
             direction, memory = optimizers.adam(grads, memory, eps=ADAM_EPS)
             params = {name: value - lr * direction[name] for name, value in params.items()}
             losses_of.append(parts)
@@ -184,7 +187,7 @@ def iteration(
     if (rates := trials.success_rates) is not None:
         stats |= {f"success/step_{n}": rates[:, n].mean().item() for n in shown_episodes(config.trial_episodes)}
     stats |= {f"outer/{name}": float(sum(x[name] for x in losses_of)) / len(losses_of) for name in losses_of[0]}
-    stats |= {"outer/explained_variance": explained_variance(batch), "outer/lr": lr}
+    stats |= {"outer/explained_variance": explained_variance(batch, old, units), "outer/lr": lr}
     stats["policy/entropy"] = float((distributions.entropy(trials.dist) * trials.mask).sum() / trials.mask.sum())
     stats |= {"time/rollout": in_rollouts, "time/update": time.perf_counter() - start - in_rollouts}
     steps = state.env_steps + trials.steps
@@ -253,8 +256,7 @@ def minibatches(
 
 def gradient(config: Config, policy: GRUPolicy, params: Params, batch: Batch) -> tuple[Params, dict[str, Tensor]]:
     """The gradient of a minibatch's loss, and the loss's parts. In chunks of trials, which are summed up in order."""
-    L, B = batch.advantage.shape
-    total = batch.data.mask.sum()
+    (L, B), total = batch.advantage.shape, batch.data.mask.sum()
 
     def of_chunk(chunk: slice) -> tuple[list[Tensor], dict[str, Tensor]]:
         own = {name: value.detach().requires_grad_() for name, value in params.items()}
@@ -264,9 +266,16 @@ def gradient(config: Config, policy: GRUPolicy, params: Params, batch: Batch) ->
             grads = torch.autograd.grad(loss * weight, list(own.values()))
         return list(grads), {name: value.detach() * weight for name, value in parts.items()}
 
-    found = thread_map(of_chunk, task_chunks(B, L, batch.advantage.device))
+    found = thread_map(of_chunk, trial_chunks(L, B, batch.advantage.device))
     grads = {name: sum(part[0][i] for part in found[1:]) + found[0][0][i] for i, name in enumerate(params)}
     return grads, {name: sum(part[1][name] for part in found[1:]) + found[0][1][name] for name in found[0][1]}
+
+
+def trial_chunks(length: int, n_trials: int, device: torch.device) -> list[slice]:
+    """B trials in chunks of about `parallel.CHUNK_ROWS` steps, but of `WIDE` trials where those are more; on a GPU all
+    are one chunk."""
+    size = n_trials if device.type != "cpu" else max(WIDE, CHUNK_ROWS // length)
+    return [slice(i, min(i + size, n_trials)) for i in range(0, n_trials, size)]
 
 
 def ppo_loss(config: Config, policy: GRUPolicy, params: Params, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -288,11 +297,12 @@ def ppo_loss(config: Config, policy: GRUPolicy, params: Params, batch: Batch) ->
     return actor + config.value_coef * critic - config.entropy_coef * entropy, parts
 
 
-def explained_variance(batch: Batch) -> float:
-    """Share of the variance of the value head's targets that its values before the outer step explain; at most 1."""
-    mask = batch.data.mask > 0
-    target, value = batch.target[mask].double(), batch.data.value[mask].double()
-    return float(1 - (target - value).var() / target.var().clamp_min(1e-12)) if len(target) > 1 else 0.0
+def explained_variance(batch: Batch, units: Tensor, new_units: Tensor) -> float:
+    """Share of the variance of the value head's targets (in `new_units`) that the values which the trials were
+    collected with (in `units`) explain; at most 1."""
+    on = batch.data.mask > 0
+    target, value = _physical(batch.target[on].double(), new_units), _physical(batch.data.value[on].double(), units)
+    return float(1 - (target - value).var(correction=0) / target.var(correction=0).clamp_min(1e-12))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
