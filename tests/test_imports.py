@@ -16,14 +16,14 @@ LAYERS = [
     {"distributions", "tasks", "random", "adapt", "losses", "optimizers", "parallel", "worker"},
     {"spaces", "mlp", "normalize", "places", "priors", "visible_family"},
     {
-        *("policies", "policies_cnn", "gymnasium_family", "vector", "vector.automatic", "vector.loop"),
+        *("policies", "policies_cnn", "policies_gru", "gymnasium_family", "vector", "vector.automatic", "vector.loop"),
         *("vector.mujoco", "vector.process", "vector.resets", "vector.tensor"),
     },
-    {"rollout", "check", "check_environments"},
+    {"rollout", "trial", "check", "check_environments"},
     {"advantages", "natural", "settings", "trust_region", "unrolled"},
     {"inner_loop", "outer"},
     {"algorithms", *(f"algorithms.{name}" for name in ALGORITHMS)},
-    {"evaluate", "figures", "checkpoint", "train", "adapted_policy", "callbacks", "render"},
+    {"evaluate", "figures", "checkpoint", "train", "adapted_policy", "recurrent_policy", "callbacks", "render"},
     {"learner"},
     {"cli", "sb3", "sb3.policies", "sb3.vec_env"},
 ]
