@@ -106,18 +106,23 @@ def interquartile_mean(x: np.ndarray, axis: int = -1) -> np.ndarray:
     return scipy.stats.trim_mean(x, 0.25, axis=axis)
 
 
-def _row(step: int, x: np.ndarray, rate: np.ndarray | None) -> Row:
-    def interval(statistic: Any, x: np.ndarray = x) -> tuple[float, float]:
-        if len(x) < 2:
-            return float("nan"), float("nan")
-        if np.ptp(x) == 0:
-            return float(x[0]), float(x[0])
-        found = scipy.stats.bootstrap((x,), statistic, n_resamples=10_000, method="percentile", batch=1000,
-                                      rng=np.random.default_rng(0)).confidence_interval  # fmt: skip
-        return float(found.low), float(found.high)
+def bootstrap_interval(x: np.ndarray, statistic: Any = np.mean) -> tuple[float, float]:
+    """The 95% interval of a statistic of x [n] (percentiles, 10,000 draws, always the same).
 
-    found = (float(x.mean()), *interval(np.mean), float(interquartile_mean(x)), *interval(interquartile_mean))
-    return Row(step, *found, *(() if rate is None else (float(rate.mean()), *interval(np.mean, rate))))
+    NaN for a single x, and where one is not finite."""
+    if len(x) < 2 or not np.isfinite(x).all():
+        return float("nan"), float("nan")
+    if np.ptp(x) == 0:
+        return float(x[0]), float(x[0])
+    found = scipy.stats.bootstrap((x,), statistic, n_resamples=10_000, method="percentile", batch=1000,
+                                  rng=np.random.default_rng(0)).confidence_interval  # fmt: skip
+    return float(found.low), float(found.high)
+
+
+def _row(step: int, x: np.ndarray, rate: np.ndarray | None) -> Row:
+    middle = float(interquartile_mean(x)), *bootstrap_interval(x, interquartile_mean)
+    success = () if rate is None else (float(rate.mean()), *bootstrap_interval(rate))
+    return Row(step, float(x.mean()), *bootstrap_interval(x), *middle, *success)
 
 
 def check_protocol(n_tasks: int, episodes: int, step_sizes: Sequence[float | None]) -> None:

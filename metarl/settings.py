@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
 from metarl.adapt import LEARNED_LR, LearnedLr
+from metarl.modules import PREFIX
 from metarl.policies import MLPPolicy
 from metarl.policies_cnn import CNNPolicy
 from metarl.spaces import Spaces
@@ -128,17 +129,17 @@ class InnerSettings:
             if "context" not in names:
                 raise ValueError("adapts='context' needs a policy with a context vector: set context to its size")
             return tuple(name for name in own if name in ("context", "log_std"))
-        head = _head(list(names))
+        head = head_of(names)
         return tuple(name for name in own if name in head or name == "log_std")
 
 
-def _head(names: list[str]) -> set[str]:
-    """The weights and biases of the last layer: of the highest w0, w1, ..., or of a module's last submodule."""
+def head_of(names: Collection[str]) -> set[str]:
+    """The weights and biases among `names` of the last layer: the highest w0, w1, ..., or a module's last submodule."""
     layers = [name for name in names if name[:1] == "w" and name[1:].isdigit()]
     if layers:
         last = max(int(name[1:]) for name in layers)
         return {f"w{last}", f"b{last}"}
-    own = [name for name in names if name.startswith("module.")]
+    own = [name for name in names if name.startswith(PREFIX)]
     last_module = own[-1].rpartition(".")[0]
     return {name for name in own if name.rpartition(".")[0] == last_module}
 
@@ -241,9 +242,15 @@ class GradientSettings(PolicySettings, InnerSettings, SamplingSettings):
 
     def step_weights(self, iteration: int) -> tuple[float, ...]:
         """The weights of the losses after inner steps 1 to `inner_steps` (after none of them, if there are none)."""
-        steps = max(1, self.inner_steps)
-        left = max(0.0, 1 - iteration / self.multi_step_until) if self.multi_step_until else 0.0
-        return (*(left / steps for _ in range(steps - 1)), 1 - left * (steps - 1) / steps)
+        return multi_step_weights(self.inner_steps, self.multi_step_until, iteration)
+
+
+def multi_step_weights(steps: int, until: int, iteration: int) -> tuple[float, ...]:
+    """Weights of the losses after inner steps 1 to `steps`: equal at first, from iteration `until` on the last one's
+    alone (MAML++). Of the loss after none, if there are no steps."""
+    steps = max(1, steps)
+    left = max(0.0, 1 - iteration / until) if until else 0.0
+    return (*(left / steps for _ in range(steps - 1)), 1 - left * (steps - 1) / steps)
 
 
 def cosine(iteration: int, over: int, final: float) -> float:
