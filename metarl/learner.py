@@ -109,7 +109,10 @@ class MetaLearner:
         self.policy: Policy = self.config.policy(spaces) if module is None else self._adapt_module(module, spaces)
         self.state = self._module.init(self.config, self.policy, self.seed, self.device)
         if start is not None:
-            params = {name: start.params[name].to(self.device, copy=True) for name in self.state.params}
+            # An adapted policy has no context vector any more: a learner that wants one starts with its own, zero.
+            found = {name: value for name, value in self.state.params.items() if name.startswith("context")}
+            found |= {name: value.to(self.device, copy=True) for name, value in start.params.items()}
+            params = {name: found[name] for name in self.state.params}
             self.state = dataclasses.replace(self.state, params=params)
             if start.obs_stats:
                 obs_stats = {name: value.to(self.device, copy=True) for name, value in start.obs_stats.items()}
@@ -129,6 +132,9 @@ class MetaLearner:
         self.close()
 
     def _adapt_module(self, module: nn.Module, spaces: Spaces) -> ModulePolicy:
+        if context := getattr(self.config, "context", 0):
+            raise ValueError(f"context={context} is an input of the package's own network; with policy= "
+                             "leave it at 0")  # fmt: skip
         return ModulePolicy(spaces, copy.deepcopy(module).to("cpu"), self.config.init_std, self.config.min_std)
 
     # -----------------------------------------------------------------------------------------------------------------

@@ -104,11 +104,9 @@ class InnerSettings:
         check_whole(self, inner_steps=0, first_order_until=0, multi_step_until=0)
         check_positive(self, "inner_lr")
         check_fraction(self, "dice_lambda", "inner_momentum")
-        if any(not factor > 0 for factor in self.lr_schedule):
+        check_not_negative(self, "natural_damping", "exploration")
+        if any(not 0 < factor < math.inf for factor in self.lr_schedule):
             raise ValueError(f"lr_schedule must have positive factors, got {self.lr_schedule}")
-        for name in ("natural_damping", "exploration"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
 
     def training_step_sizes(self, steps: int | None = None) -> tuple[float, ...]:
         """The sizes of the first `steps` inner steps (by default as many as in training), without learned factors."""
@@ -212,8 +210,7 @@ class AdamSettings:
         check_positive(self, "outer_lr", "learned_outer_lr")
         check_whole(self, anneal_over=0)
         check_fraction(self, "anneal_to")
-        if not self.max_grad_norm >= 0:
-            raise ValueError(f"max_grad_norm must not be negative, got {self.max_grad_norm}")
+        check_not_negative(self, "max_grad_norm")
 
 
 @dataclass(frozen=True)
@@ -233,6 +230,9 @@ class GradientSettings(PolicySettings, InnerSettings, SamplingSettings):
                 raise ValueError(f"{name} is learned through the inner gradient, which first_order leaves out")
             if getattr(self, name) and self.reward_baseline is not None:
                 raise ValueError(f"{name} needs the fitted baseline: leave reward_baseline={self.reward_baseline} out")
+            if getattr(self, name) and self.inner_gradient == "dice":
+                raise ValueError(f"{name} is of the inner loop's advantages, and inner_gradient='dice' has none: "
+                                 "take 'loaded_dice'")  # fmt: skip
         if self.adapts == "context" and not self.context:
             raise ValueError("adapts='context' needs a context vector: set context to its size, 5 say")
 
@@ -275,17 +275,24 @@ def check_whole(config: Any, **least: int) -> None:
     """Raise ValueError for a field below its least value, or no whole number; None passes."""
     for name, bound in least.items():
         value = getattr(config, name)
+        if value is not None and not (math.isfinite(value) and value == int(value)):
+            raise ValueError(f"{name} must be a whole number, got {value}")
         if value is not None and value < bound:
             raise ValueError(f"{name} must be at least {bound}, got {value}")
-        if value is not None and value != int(value):
-            raise ValueError(f"{name} must be a whole number, got {value}")
 
 
 def check_positive(config: Any, *names: str) -> None:
-    """Raise ValueError for a field that is not above zero."""
+    """Raise ValueError for a field that is not above zero, or infinite."""
     for name in names:
-        if not getattr(config, name) > 0:
-            raise ValueError(f"{name} must be positive, got {getattr(config, name)}")
+        if not 0 < getattr(config, name) < math.inf:
+            raise ValueError(f"{name} must be positive and finite, got {getattr(config, name)}")
+
+
+def check_not_negative(config: Any, *names: str) -> None:
+    """Raise ValueError for a field below zero, or infinite."""
+    for name in names:
+        if not 0 <= getattr(config, name) < math.inf:
+            raise ValueError(f"{name} must not be negative, and finite, got {getattr(config, name)}")
 
 
 def check_fraction(config: Any, *names: str) -> None:

@@ -6,7 +6,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from probes import Drift, Locks, PointGoal, Signs, Stops, TwoArms, double, linearise, setup, stages
+from probes import (
+    Drift,
+    Locks,
+    PointGoal,
+    Signs,
+    Stops,
+    TwoArms,
+    double,
+    finite_differences,
+    linearise,
+    setup,
+    stages,
+    surrogate_loss,
+)
 from torch import Tensor, nn
 from torch.distributions import Categorical, Independent, Normal, kl_divergence
 
@@ -38,20 +51,6 @@ def meta_gradient(
     config: Config, policy: Policy, params: Params, data: list[inner_loop.Batch], by_hand: bool = True
 ) -> Tensor:
     return linearise(outer.objective(config, policy, data, config.n_tasks, outer.Outer(by_hand=by_hand)), params)[0]
-
-
-def finite_differences(f, params: Params, h: float = 1e-5) -> Tensor:
-    at = flatten(params)
-    steps = h * torch.eye(len(at), dtype=at.dtype)
-    return torch.stack([(f(unflatten(at + e, params)) - f(unflatten(at - e, params))) / (2 * h) for e in steps])
-
-
-def surrogate_loss(policy: Policy, stacked: Params, batch: inner_loop.Batch) -> Tensor:
-    """Written down once more: the mean over tasks of the mean over their steps of -ratio * advantage."""
-    r = batch.rollout
-    ratio = (distributions.log_prob(policy.distribution(stacked, r.obs), r.act) - r.log_prob).exp()
-    per_task = [-(ratio * batch.advantage)[k][r.mask[k].bool()].mean() for k in range(len(ratio))]
-    return torch.stack(per_task).mean()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
