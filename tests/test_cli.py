@@ -281,7 +281,7 @@ def test_every_command_has_help(capsys, command):
      ([*TRAIN, "--inner-lrr", "0.1"], "there is no option --inner-lrr; did you mean 'inner-lr'?"),
      ([*TRAIN, "--n_task=3"], "there is no option --n-task; did you mean 'n-tasks'?"),
      ([*TRAIN, "--n-tasks", "0"], "n_tasks must be at least 1, got 0"),
-     ([*TRAIN, "--inner-lr", "-0.5"], "inner_lr must be positive, got -0.5"),
+     ([*TRAIN, "--inner-lr", "-0.5"], "inner_lr must be positive and finite, got -0.5"),
      ([*TRAIN, "--iterations", "0"], "--iterations must be at least 1, got 0"),
      ([*TRAIN, "--threads", "0"], "--threads must be at least 1, got 0"),
      ([*TRAIN, "--seed", "-1"], "seed must not be negative, got -1"),

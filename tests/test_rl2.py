@@ -341,8 +341,8 @@ def test_nonsense_is_refused():
     for setting, message in (
         ({"trials": 0}, "trials must be at least 1, got 0"),
         ({"trial_episodes": 1.5}, "trial_episodes must be a whole number, got 1.5"),
-        ({"outer_lr": 0}, "outer_lr must be positive, got 0"),
-        ({"clip": -1}, "clip must be positive, got -1"),
+        ({"outer_lr": 0}, "outer_lr must be positive and finite, got 0"),
+        ({"clip": -1}, "clip must be positive and finite, got -1"),
         ({"gae_lambda": 1.2}, "gae_lambda must lie in [0, 1], got 1.2"),
         ({"entropy_coef": -0.1}, "entropy_coef must not be negative, got -0.1"),
         ({"n_tasks": 3, "minibatches": 4}, "minibatches=4 is more than there are trials: n_tasks x trials = 3"),
