@@ -16,7 +16,7 @@ from test_train import DOCS, generalised
 from torch import Tensor
 
 import metarl
-from metarl import MetaLearner, RecurrentPolicy, cli, distributions, losses
+from metarl import MetaLearner, RecurrentPolicy, cli, distributions, figures, losses
 from metarl.adapted_policy import AdaptedPolicy
 from metarl.algorithms import rl2
 from metarl.algorithms.rl2 import Config
@@ -517,6 +517,7 @@ def test_the_command_line(tmp_path, capsys, monkeypatch):
     assert cli.run(["train", "rl2", "BernoulliBandit-v0", *size, "--eval-tasks", "2", "--out", "run"]) == 0
     assert "4 tasks, 1 trials of 3 episodes" in capsys.readouterr().out
     assert cli.run(["evaluate", "run", "--tasks", "5", "--no-figures"]) == 0
+    assert "return of a whole trial of 3 episodes: " in capsys.readouterr().out
     assert len((tmp_path / "run/evaluation/adaptation.csv").read_text().splitlines()) == 1 + 3
     with pytest.raises(ValueError, match="rl2 has no inner step sizes"):
         cli.run(["evaluate", "run", "--tasks", "5", "--step-sizes", "0.1"])
@@ -542,6 +543,19 @@ def test_films_show_it_before_its_first_episode(tmp_path, monkeypatch):
     monkeypatch.setattr(RecurrentPolicy, "observe", lambda self, *x: (told.append(x[1]), observe(self, *x))[1])
     _, returns = render._play(env, after, 3, 0, True)
     assert np.allclose(np.cumsum(told), returns[1:]) and len(told) == 3
+
+
+def test_pictures_count_episodes():
+    pytest.importorskip("matplotlib")
+    learner = small(metarl.make("BernoulliBandit-v0"), trial_episodes=30)
+    found = learner.evaluate(3, details=True)
+    figure = figures.evaluation_figure(
+        learner.family, found, [{"iteration": 1, "return/step_0": 0.5, "return/step_5": 1}]
+    )
+    training, curve = figure.axes
+    assert [text.get_text() for text in training.get_legend().get_texts()] == ["before adaptation", "after 5 episodes"]
+    assert curve.get_xlabel() == "episodes" and len(curve.get_xticks()) < 12
+    assert curve.lines[0].get_ydata().tolist() == pytest.approx(found.mean.tolist())
 
 
 def test_a_plain_environment_is_adapted_to():
