@@ -121,7 +121,7 @@ def test_advantages_with_values_by_hand():
 
 def test_the_values_of_steps_that_do_not_count_do_not_count():
     rew, values = torch.tensor([[1.0], [0.0]]), torch.tensor([[3.0], [100.0]])
-    found = rl2.trial_advantages(Config(gamma=0.5, gae_lambda=1.0), rew, values, torch.tensor([[1.0], [0.0]]))
+    found = rl2.trial_advantages(Config(gamma=0.5, gae_lambda=0.4), rew, values, torch.tensor([[1.0], [0.0]]))
     assert found[:, 0].tolist() == [-2.0, 0.0]
 
 
@@ -543,6 +543,26 @@ def test_films_show_it_before_its_first_episode(tmp_path, monkeypatch):
     monkeypatch.setattr(RecurrentPolicy, "observe", lambda self, *x: (told.append(x[1]), observe(self, *x))[1])
     _, returns = render._play(env, after, 3, 0, True)
     assert np.allclose(np.cumsum(told), returns[1:]) and len(told) == 3
+
+
+def test_the_documented_example_runs():
+    text = (DOCS / "algorithms" / "rl2.md").read_text()
+    (code,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert code.count("learner.learn(300") == code.count("evaluate(1000)") == 1
+    names: dict[str, Any] = {}
+    code = code.replace("learner.learn(300", "learner.learn(1").replace("evaluate(1000)", "evaluate(10)")
+    exec(compile(code.replace("n_tasks=1000", "n_tasks=10"), "rl2.md", "exec"), names)
+    assert names["learner"].state.iteration == 1 and len(names["policy"].returns) == 10
+    assert not np.array_equal(names["state"][0][0], names["policy"].memory.hidden)
+
+
+def test_an_iteration_on_every_device(device):
+    learner, alone = (MetaLearner("rl2", TwoArms(), device=where, **SMALL) for where in (device, "cpu"))
+    state, stats = rl2.iteration(learner.config, learner.sampler, learner.policy, learner.state, 0)
+    _, expected = rl2.iteration(alone.config, alone.sampler, alone.policy, alone.state, 0)
+    assert {value.device.type for value in (*state.params.values(), *state.optimizer.values())} == {device}
+    assert stats["return/trial"] == expected["return/trial"]
+    assert stats["outer/value_loss"] == pytest.approx(expected["outer/value_loss"], rel=1e-3)
 
 
 def test_pictures_count_episodes():
