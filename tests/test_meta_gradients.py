@@ -23,6 +23,7 @@ KINDS = {
     "scalar": {"learned_lr": "scalar"},
     "maml++": {"learned_lr": "per_layer_and_step", "multi_step_until": 10, "adapt_std": True},
     "anil": {"adapts": "head"},
+    "cavia": {"adapts": "context", "context": 2},
     "bias-transformation": {"context": 2},
     "momentum": {"inner_optimizer": "momentum"},
     "adam": {"inner_optimizer": "adam", "inner_lr": 0.05},
@@ -70,7 +71,7 @@ def test_the_meta_gradient_is_that_of_finite_differences(family, kind, by_hand):
 
 
 @families
-@pytest.mark.parametrize("kind", ["maml", "meta-sgd", "anil"])
+@pytest.mark.parametrize("kind", ["maml", "meta-sgd", "anil", "cavia"])
 def test_the_first_order_meta_gradient_is_that_of_finite_differences_with_the_inner_gradient_held(family, kind):
     settings = KINDS[kind] | {"first_order": True, "inner_steps": 1}
     config, objective, meta, data = problem(family, settings, by_hand=False)

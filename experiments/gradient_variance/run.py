@@ -17,6 +17,7 @@ curvature part alone, which is the difference to the first-order meta-gradient o
 
 import argparse
 import csv
+import importlib
 import itertools
 import math
 import sys
@@ -179,20 +180,29 @@ def train(on: str, seed: int, runs: Path) -> None:
 # Exactly, on small MDPs
 
 EXACT_HORIZONS, EXACT_MDPS = (2, 4, 6, 8), 20
+META_HORIZON, META_EPISODES, META_LR = 3, (1, 2), 1.0
 EXACT = ("policy gradient", "LVC", "loaded DiCE 0.5", "loaded DiCE 0.9", "loaded DiCE 1", "DiCE")
 
 
-def exact() -> None:
-    """Bias and standard deviation of the Hessian estimated from one episode, summed over all trajectories."""
+def exact_module() -> Any:
+    """The enumeration is the tests' own."""
     sys.path.insert(0, str(HERE.parents[1] / "tests"))
-    from exact import MDP
-    from metarl_envs.tabular_mdp import TabularMDP
+    return importlib.import_module("exact")
 
+
+def problem(horizon: int, seed: int) -> tuple[Any, Tensor, Tensor]:
+    """A random MDP of two states and two actions, the logits of a policy [2, 2], and its values [T, 2]."""
+    family = metarl.make("TabularMDP-v0", states=2, actions=2, horizon=horizon)
+    mdp = exact_module().MDP.of(family, family.sample(1, np.random.default_rng(seed)))
+    logits = torch.randn(2, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return mdp, logits, mdp.recursion(logits)[0][:-1]
+
+
+def exact_hessians() -> list[dict[str, Any]]:
+    """Bias and standard deviation of the Hessian estimated from one episode, summed over all trajectories."""
     rows = []
     for horizon, seed in itertools.product(EXACT_HORIZONS, range(EXACT_MDPS)):
-        family = TabularMDP(2, 2, horizon)
-        mdp = MDP.of(family, family.sample(1, np.random.default_rng(seed)))
-        logits = torch.randn(2, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        mdp, logits, _ = problem(horizon, seed)
         want = torch.func.hessian(mdp.value)(logits).flatten()
         p = mdp.probabilities(logits)
         for name in EXACT:
@@ -202,28 +212,58 @@ def exact() -> None:
             bias = (mean - want).norm() / want.norm()
             rows.append({"horizon": horizon, "mdp": seed, "estimator": name, "bias": float(bias),
                          "std": float(spread / want.norm())})  # fmt: skip
-    write_rows(RESULTS / "exact.csv", rows)
+    return rows
+
+
+def exact_meta_gradients() -> list[dict[str, Any]]:
+    """Distance of the expected meta-gradient to that of formulations I and II, and its standard deviation over the
+    pre-adaptation episodes, in units of the norm of formulation I's."""
+    exact, rows = exact_module(), []
+    for episodes, seed in itertools.product(META_EPISODES, range(EXACT_MDPS)):
+        mdp, logits, values = problem(META_HORIZON, seed)
+        one = torch.func.grad(lambda x: mdp.formulation_i(x, META_LR, episodes, values))(logits)  # noqa: B023
+        two = torch.func.grad(lambda x: mdp.formulation_ii(x, META_LR))(logits)  # noqa: B023
+        for name in ("first order", *EXACT, "E-MAML"):
+
+            def inner(log_prob: Tensor, data: Any, name: str = name, values: Tensor = values) -> Tensor:
+                baseline = values[torch.arange(META_HORIZON)[None, :, None], data.obs.argmax(-1)]
+                return estimated("policy gradient" if name in ("first order", "E-MAML") else name, log_prob,
+                                 data.rew, baseline, data.mask)  # fmt: skip
+
+            found, weight = exact.meta_gradients(
+                mdp, logits, META_LR, episodes, inner, name == "E-MAML", name != "first order"
+            )
+            mean = torch.einsum("m,msa->sa", weight, found)
+            spread = (weight @ ((found - mean) ** 2).sum((1, 2))).sqrt()
+            rows.append({"episodes": episodes, "mdp": seed, "estimator": name,
+                         "off_formulation_i": float((mean - one).norm() / one.norm()),
+                         "off_formulation_ii": float((mean - two).norm() / one.norm()),
+                         "std": float(spread / one.norm())})  # fmt: skip
+    return rows
 
 
 def hessians(estimator: str, mdp: Any, logits: Tensor) -> Tensor:
     """Of the loss of every trajectory by itself, [N, n * n]; the baseline is the exact value of the state."""
     states, actions, _ = mdp.paths
-    values = mdp.recursion(logits)[0][torch.arange(mdp.horizon), states][..., None].detach()  # [N, T, 1]
-    reward, mask = mdp.step_rewards[..., None], torch.ones_like(values)
-    advantage = reward.flip(1).cumsum(1).flip(1) - values
+    values = mdp.recursion(logits)[0][torch.arange(mdp.horizon), states][..., None]  # [N, T, 1]
     x = logits.expand(len(states), *logits.shape).clone().requires_grad_()
     log_prob = torch.log_softmax(x, -1)[torch.arange(len(x))[:, None], states, actions][..., None]
-    if estimator == "policy gradient":
-        loss = losses.policy_gradient(log_prob, advantage, mask)
-    elif estimator == "LVC":
-        loss = losses.surrogate(log_prob, log_prob.detach(), advantage, mask)
-    elif estimator == "DiCE":
-        loss = losses.dice(log_prob, reward, values, mask, 1.0)
-    else:
-        loss = losses.loaded_dice(log_prob, advantage, mask, float(estimator.split()[-1]))
+    loss = estimated(estimator, log_prob, mdp.step_rewards[..., None], values, torch.ones_like(values))
     (gradient,) = torch.autograd.grad(loss.sum(), x, create_graph=True)
     rows = [torch.autograd.grad(g.sum(), x, retain_graph=True)[0].flatten(1) for g in gradient.flatten(1).unbind(1)]
     return torch.cat(rows, 1)
+
+
+def estimated(estimator: str, log_prob: Tensor, reward: Tensor, baseline: Tensor, mask: Tensor) -> Tensor:
+    """The loss [K] of an estimator; discount 1."""
+    advantage = reward.flip(1).cumsum(1).flip(1) - baseline
+    if estimator == "policy gradient":
+        return losses.policy_gradient(log_prob, advantage, mask)
+    if estimator == "LVC":
+        return losses.surrogate(log_prob, log_prob.detach(), advantage, mask)
+    if estimator == "DiCE":
+        return losses.dice(log_prob, reward, baseline, mask, 1.0)
+    return losses.loaded_dice(log_prob, advantage, mask, float(estimator.split()[-1]))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -252,7 +292,7 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def report() -> None:
     """From the committed files alone."""
-    lines = exact_table() if (RESULTS / "exact.csv").exists() else []
+    lines = exact_table() + exact_meta_table() if (RESULTS / "exact_meta.csv").exists() else []
     runs = {on: [read_rows(path) for path in sorted(RESULTS.glob(f"{on}-seed*.csv"))] for on in RUNS}
     runs = {on: seeds for on, seeds in runs.items() if seeds}
     for on, seeds in runs.items():
@@ -277,6 +317,19 @@ def exact_table() -> list[str]:
             lines.append(f"| {name} | " + " | ".join("0" if c < 1e-9 else f"{c:.2f}" for c in cells) + " |")
         lines.append("")
     return lines
+
+
+def exact_meta_table() -> list[str]:
+    rows = read_rows(RESULTS / "exact_meta.csv")
+    columns = [("off_formulation_i", "off formulation I"), ("off_formulation_ii", "off II"), ("std", "std")]
+    head = [f"{text}, E = {e}" for e in META_EPISODES for _, text in columns]
+    lines = [f"| expected meta-gradient, T = {META_HORIZON}, medians of {EXACT_MDPS} MDPs | " + " | ".join(head) + " |",
+             "|---|" + "---|" * len(head)]  # fmt: skip
+    for name in dict.fromkeys(row["estimator"] for row in rows):
+        cells = [np.median([r[key] for r in rows if r["estimator"] == name and r["episodes"] == e])
+                 for e in META_EPISODES for key, _ in columns]  # fmt: skip
+        lines.append(f"| {name} | " + " | ".join("0" if c < 1e-9 else f"{c:.2f}" for c in cells) + " |")
+    return [*lines, ""]
 
 
 def path_table(on: str, part: str, seeds: list[list[dict[str, Any]]]) -> list[str]:
@@ -330,7 +383,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.command == "exact":
-        exact()
+        write_rows(RESULTS / "exact.csv", exact_hessians())
+        write_rows(RESULTS / "exact_meta.csv", exact_meta_gradients())
     elif args.command == "train":
         train(args.on, args.seed, args.runs)
     else:
