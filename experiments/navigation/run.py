@@ -38,7 +38,8 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "lvc": ("maml_trpo", TRPO | {"inner_gradient": "lvc"}),
     "dice": ("maml_trpo", TRPO | {"inner_gradient": "dice"}),
     "fomaml": ("fomaml", TRPO),
-    "e_maml": ("e_maml", TRPO),
+    "e_maml": ("e_maml", TRPO | {"exploration": 1 / HORIZON}),
+    "e_maml_1": ("e_maml", TRPO),
     "meta_sgd": ("meta_sgd", TRPO),
     "anil": ("anil", TRPO),
     "cavia": ("cavia", TRPO),
@@ -49,11 +50,14 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "reptile": ("reptile", {}),
     "joint": ("maml_trpo", TRPO | {"inner_steps": 0}),
 }
-"""Algorithm and its settings. MAML++ anneals over what is 27 iterations of its two inner steps: the whole budget."""
+"""Algorithm and its settings. MAML++ anneals over what is 27 iterations of its two inner steps: the whole budget.
+E-MAML's term is averaged over steps as well as episodes, as in published code; `e_maml_1` has the default, 1."""
+CONTROLS = ("joint", "e_maml_1")
 INNER_LR = (0.5, 1.0, 2.0)
 OUTER_LR = {"maml_ppo": (3e-3, 1e-2), "promp": (3e-3, 1e-2), "maml_vpg": (3e-3, 1e-2), "maml_plus_plus": (3e-3, 1e-2),
             "reptile": (0.5, 1.0)}  # fmt: skip
-"""What the trials choose from, for a seed of their own. Joint training has no inner loop to choose a step size for."""
+"""What the trials choose from, for a seed of their own. The controls have no trials: joint training has no inner loop,
+and E-MAML with the default weight diverged where it was tried."""
 TRIAL_SEED = 100
 TEST_SIZES = (0.125, 0.25, 0.5, 1.0, 2.0)
 """Step sizes tried on validation goals."""
@@ -65,7 +69,7 @@ STEPS = 3
 
 def candidates(method: str) -> list[dict[str, float]]:
     """The step sizes of training that the trials try."""
-    if method == "joint":
+    if method in CONTROLS:
         return [{"inner_lr": 0.5}]
     outer = [{"outer_lr": lr} for lr in OUTER_LR.get(method, ())] or [{}]
     return [{"inner_lr": inner, **rest} for inner in INNER_LR for rest in outer]
