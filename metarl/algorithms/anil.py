@@ -1,7 +1,7 @@
-"""ANIL: almost no inner loop (Raghu et al. 2020, https://arxiv.org/abs/1909.09157, section 4).
+"""ANIL (almost no inner loop): only the policy's last layer adapts.
 
-MAML-TRPO whose inner loop moves the policy's last layer only; the layers below are features that the outer loop learns
-for all tasks. The iteration is that of `maml_trpo`.
+Raghu et al. 2020, https://arxiv.org/abs/1909.09157, section 4. MAML-TRPO whose inner loop moves the policy's last layer
+only; the layers below are features that the outer loop learns for all tasks. The iteration is that of `maml_trpo`.
 """
 
 from dataclasses import dataclass

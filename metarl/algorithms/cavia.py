@@ -1,7 +1,8 @@
-"""CAVIA: fast context adaptation via meta-learning (Zintgraf et al. 2019, https://arxiv.org/abs/1810.03642, section 3).
+"""CAVIA (fast context adaptation via meta-learning): only a context vector adapts.
 
-MAML-TRPO whose inner loop moves a context vector only, an input to the first layer that starts at zero for every task;
-the network is shared. What a task is, is a few numbers. The iteration is that of `maml_trpo`.
+Zintgraf et al. 2019, https://arxiv.org/abs/1810.03642, section 3. MAML-TRPO whose inner loop moves a context vector
+only, an input to the first layer that starts at zero for every task; the network is shared. What a task is, is a few
+numbers. The iteration is that of `maml_trpo`.
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
-"""First-order MAML (Finn, Abbeel, Levine 2017, https://arxiv.org/abs/1703.03400, section 5.2; analysed in Nichol et al.
-2018, https://arxiv.org/abs/1803.02999).
+"""First-order MAML: the outer loop takes the inner steps for constants.
 
-MAML-TRPO whose outer loop takes the inner steps for constants: the meta-gradient is the adapted policies' gradient
-where adaptation ended. The iteration is that of `maml_trpo`.
+Finn, Abbeel, Levine 2017, https://arxiv.org/abs/1703.03400, section 5.2; Nichol et al. 2018,
+https://arxiv.org/abs/1803.02999, section 5. MAML-TRPO whose outer loop takes the inner steps for constants: the
+meta-gradient is the adapted policies' gradient where adaptation ended. The iteration is that of `maml_trpo`.
 """
 
 from dataclasses import dataclass

@@ -1,9 +1,9 @@
-"""MAML++ (Antoniou, Edwards, Storkey 2019, https://arxiv.org/abs/1810.09502, section 4), for policies.
+"""MAML++: learned step sizes per layer and step, and a gentle start, for policies.
 
-Its parts, each also a setting of the other gradient-based learners: a learned step size for every layer and step; the
-losses after all inner steps at first, annealed to the last; first-order derivatives at first; a cosine-annealed outer
-step. The outer step is PPO's with Adam, and the iteration that of `maml_ppo`. (Its batch-norm parts have no place in
-networks without batch norm.)
+Antoniou, Edwards, Storkey 2019, https://arxiv.org/abs/1810.09502, section 4. Its parts, each also a setting of the
+other gradient-based learners: a learned step size for every layer and step; the losses after all inner steps at first,
+annealed to the last; first-order derivatives at first; a cosine-annealed outer step. The outer step is PPO's with Adam,
+and the iteration that of `maml_ppo`. (Its batch-norm parts have no place in networks without batch norm.)
 """
 
 from dataclasses import dataclass

@@ -1,5 +1,6 @@
-"""MAML with a PPO outer step: the clipped surrogate (Schulman et al. 2017, https://arxiv.org/abs/1707.06347, eq. 7) of
-the adapted policies.
+"""MAML with a PPO outer step: some epochs of Adam on the adapted policies' clipped surrogate.
+
+Schulman et al. 2017, https://arxiv.org/abs/1707.06347, eq. 7, in place of MAML's outer step.
 
 One iteration, top to bottom:
     tasks                     K tasks from the training split

@@ -1,5 +1,6 @@
-"""MAML with the plain policy gradient outside: one step of Adam (Finn, Abbeel, Levine 2017,
-https://arxiv.org/abs/1703.03400, algorithm 3, whose outer step is gradient ascent).
+"""MAML with the plain policy gradient outside: one step of Adam.
+
+Finn, Abbeel, Levine 2017, https://arxiv.org/abs/1703.03400, algorithm 3, whose outer step is gradient ascent.
 
 One iteration, top to bottom:
     tasks                     K tasks from the training split

@@ -1,7 +1,8 @@
-"""Meta-SGD (Li et al. 2017, https://arxiv.org/abs/1707.09835, algorithm 2).
+"""Meta-SGD: a learned step size for every parameter.
 
-MAML-TRPO that learns a step size for every parameter together with the initialisation: how far, and whether with or
-against its gradient, each one moves. The iteration is that of `maml_trpo`.
+Li et al. 2017, https://arxiv.org/abs/1707.09835, algorithm 2. MAML-TRPO that learns a step size for every parameter
+together with the initialisation: how far, and whether with or against its gradient, each one moves. The iteration is
+that of `maml_trpo`.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,6 @@
-"""ProMP: proximal meta-policy search (Rothfuss et al. 2019, https://arxiv.org/abs/1810.06784, section 6, eq. 12-15).
+"""ProMP: MAML-PPO with a low-variance inner gradient that stays near the data it was taken on.
+
+Proximal meta-policy search, Rothfuss et al. 2019, https://arxiv.org/abs/1810.06784, section 6, eq. 12-15.
 
 One iteration, top to bottom:
     tasks                     K tasks from the training split
@@ -20,7 +22,7 @@ from metarl.outer import Outer, adam_init, adam_steps, objectives, trained
 from metarl.parallel import threads_over_tasks
 from metarl.policies import Policy
 from metarl.rollout import Sampler
-from metarl.settings import AdamSettings, GradientSettings, check_positive, check_whole
+from metarl.settings import AdamSettings, GradientSettings, check_not_negative, check_positive, check_whole
 
 __all__ = ["Config", "State", "evaluate", "init", "iteration"]
 
@@ -46,8 +48,7 @@ class Config(AdamSettings, GradientSettings):
         AdamSettings.__post_init__(self)
         check_whole(self, epochs=1)
         check_positive(self, "clip")
-        if not self.inner_kl >= 0:
-            raise ValueError(f"inner_kl must not be negative, got {self.inner_kl}")
+        check_not_negative(self, "inner_kl")
 
 
 @threads_over_tasks

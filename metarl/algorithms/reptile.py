@@ -1,4 +1,6 @@
-"""Reptile (Nichol, Achiam, Schulman 2018, https://arxiv.org/abs/1803.02999, algorithms 1 and 2).
+"""Reptile: the initialisation moves towards where several inner steps end; no meta-gradient.
+
+Nichol, Achiam, Schulman 2018, https://arxiv.org/abs/1803.02999, algorithms 1 and 2.
 
 One iteration, top to bottom:
     tasks                     K tasks from the training split
