@@ -31,8 +31,9 @@ def script(name: str) -> ModuleType:
 
 
 def written(name: str) -> list[list[str]]:
-    """The words after the script's path in every command of an experiment's README and docstring."""
-    found = script(name).__doc__ + (EXPERIMENTS / name / "README.md").read_text()
+    """The words after the script's path in every command of an experiment's docstring and of the documents."""
+    documents = [EXPERIMENTS / name / "README.md", *sorted((EXPERIMENTS.parent / "docs" / "algorithms").glob("*.md"))]
+    found = "\n".join([script(name).__doc__ or "", *(path.read_text() for path in documents)])
     lines = re.findall(rf"python experiments/{name}/run\.py ([^\n;]*)", found)
     return [shlex.split(line.replace("$seed", "0"), comments=True) for line in lines]
 

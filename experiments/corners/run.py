@@ -11,6 +11,7 @@ this counts which corners the episodes before adaptation reach, and what the pol
 import argparse
 import csv
 import platform
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -78,6 +79,7 @@ def train(seed: int, runs: Path, methods: Sequence[str], iterations: int) -> Non
         directory = runs / f"{method}-seed{seed}"
         fresh, cpu = not (directory / "latest.safetensors").exists(), time.process_time()
         if fresh:
+            shutil.rmtree(directory, ignore_errors=True)  # what broke off before its first checkpoint
             algorithm, own = METHODS[method]
             family = metarl.make(FAMILY, horizon=HORIZON)
             made = metarl.MetaLearner(algorithm, family, seed=seed, device="cpu", **SETTINGS | own)

@@ -12,6 +12,7 @@ what those of the test are, step by step, on validation goals; from the same gri
 import argparse
 import csv
 import platform
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -81,6 +82,7 @@ def train_to(method: str, sizes: dict[str, float], seed: int, budget: int, direc
     if (directory / "latest.safetensors").exists():
         made = metarl.MetaLearner.load(directory, device="cpu")
     else:
+        shutil.rmtree(directory, ignore_errors=True)  # what broke off before its first checkpoint
         family = metarl.make(FAMILY, horizon=HORIZON)
         made = metarl.MetaLearner(algorithm, family, seed=seed, device="cpu", **SETTINGS, **own, **sizes)
     if made.state.env_steps < budget:
@@ -101,8 +103,10 @@ def trials(runs: Path, methods: Sequence[str]) -> None:
                 made = train_to(method, sizes, TRIAL_SEED, TRIAL_BUDGET, runs / f"{method}-trial{i}")
                 curve = made.evaluate(**VALIDATION | {"n_tasks": 100}, steps=made.config.inner_steps).mean
                 score = round(float(curve[-1]), 3)
-            except ValueError as error:  # steps so large that the meta-gradient is not finite
-                print(method, sizes, error, flush=True)
+            except ValueError as error:
+                if not any(word in str(error) for word in ("nan", "inf")):
+                    raise
+                print(method, sizes, error, flush=True)  # steps so large that some number is not finite
                 score = None
             rows.append({**sizes, "score": score})
             print(method, rows[-1], flush=True)
