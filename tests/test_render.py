@@ -5,9 +5,9 @@ import sys
 import gymnasium as gym
 import numpy as np
 import pytest
-import runs
 
 import metarl
+import runs
 from metarl import cli, render
 from metarl.figures import MissingExtraError
 

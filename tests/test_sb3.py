@@ -15,7 +15,6 @@ import torch
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 from probes import Drift, Locks, PointGoal, Stops, TwoArms
 from process_families import Noisy
-from runs import point, rows_without_time, same_params, tiny
 from stable_baselines3 import A2C, PPO, SAC, TD3
 from stable_baselines3.common import callbacks as sb3_callbacks
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -31,6 +30,7 @@ from metarl.sb3 import as_vec_env, from_sb3, to_sb3
 from metarl.spaces import spaces_of
 from metarl.tasks import make, task_at
 from metarl.vector import LoopVectorEnv
+from runs import point, rows_without_time, same_params, tiny
 
 LOW, HIGH = np.array([-0.5, -1.0], np.float32), np.array([0.5, 3.0], np.float32)
 CENTRE, SCALE = np.array([0.0, 1.0]), np.array([0.5, 2.0])

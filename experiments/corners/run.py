@@ -11,6 +11,7 @@ this counts which corners the episodes before adaptation reach, and what the pol
 import argparse
 import csv
 import platform
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,12 +34,12 @@ SETTINGS: dict[str, Any] = {"n_tasks": 20, "episodes": 20, "inner_lr": 0.5, "lr_
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "maml": ("maml_trpo", {}),
     "lvc": ("maml_trpo", {"inner_gradient": "lvc"}),
-    "e_maml": ("e_maml", {}),
-    "e_maml_exact": ("e_maml", {"exploration": float(SETTINGS["episodes"])}),
+    "e_maml": ("e_maml", {"exploration": 1 / HORIZON}),
+    "e_maml_1": ("e_maml", {}),
     "dice": ("maml_trpo", {"inner_gradient": "dice"}),
     "untrained": ("maml_trpo", {}),
 }
-"""`e_maml_exact` weighs the exploration term by the number of episodes: the gradient of formulation I unscaled."""
+"""`e_maml` averages the exploration term over steps and episodes, as published code does; `e_maml_1` over episodes."""
 ITERATIONS = 60
 TEST = {"episodes": 100, "steps": 3, "seed": 1_357_911}
 """Each of the four corners once; the policy before adaptation is the same in all, so 400 episodes tell of it."""
@@ -78,6 +79,7 @@ def train(seed: int, runs: Path, methods: Sequence[str], iterations: int) -> Non
         directory = runs / f"{method}-seed{seed}"
         fresh, cpu = not (directory / "latest.safetensors").exists(), time.process_time()
         if fresh:
+            shutil.rmtree(directory, ignore_errors=True)  # what broke off before its first checkpoint
             algorithm, own = METHODS[method]
             family = metarl.make(FAMILY, horizon=HORIZON)
             made = metarl.MetaLearner(algorithm, family, seed=seed, device="cpu", **SETTINGS | own)

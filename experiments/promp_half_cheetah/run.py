@@ -11,6 +11,7 @@ which other work on the machine does not lengthen.
 import argparse
 import csv
 import platform
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,6 +63,7 @@ def train(seed: int, runs: Path, methods: Sequence[str], iterations: int) -> Non
         if (directory / "latest.safetensors").exists():
             made = metarl.MetaLearner.load(directory, device="cpu")
         else:
+            shutil.rmtree(directory, ignore_errors=True)  # what broke off before its first checkpoint
             algorithm, own = METHODS[method]
             family = metarl.make(FAMILY, horizon=HORIZON)
             made = metarl.MetaLearner(algorithm, family, seed=seed, device="cpu", **SETTINGS | own)
