@@ -11,6 +11,7 @@ import torch
 from gymnasium.spaces import Box, Discrete, MultiBinary, Text
 from probes import Locks, PointGoal, Signs, Stops, TwoArms
 from scipy.stats import norm
+from tiny_runs import TINY, Walk, point, same_params, tiny
 from torch import nn
 
 import metarl
@@ -21,7 +22,6 @@ from metarl.learner import make_config, resolve_device
 from metarl.policies import ModulePolicy
 from metarl.rollout import Sampler
 from metarl.spaces import spaces_of
-from runs import TINY, Walk, point, same_params, tiny
 
 
 def module(outputs: int = 2) -> nn.Module:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from probes import Drift, PointGoal, TwoArms, Wins
-from runs import rows_without_time, same_params
 from test_policies_gru import params_of
 from test_train import DOCS, generalised
+from tiny_runs import rows_without_time, same_params
 from torch import Tensor
 
 import metarl
