@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "MetaLearner": "metarl.learner",
     "AdaptedPolicy": "metarl.adapted_policy",
+    "RecurrentPolicy": "metarl.recurrent_policy",
     "TaskFamily": "metarl.tasks",
     "Task": "metarl.tasks",
     "Tasks": "metarl.tasks",
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from metarl.check import check_family as check_family
     from metarl.gymnasium_family import from_gymnasium as from_gymnasium
     from metarl.learner import MetaLearner as MetaLearner
+    from metarl.recurrent_policy import RecurrentPolicy as RecurrentPolicy
     from metarl.tasks import Task as Task
     from metarl.tasks import TaskFamily as TaskFamily
     from metarl.tasks import Tasks as Tasks

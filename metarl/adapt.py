@@ -57,11 +57,13 @@ def inner_step(
     """`sgd_step` along any direction that a function makes of the gradients. -> parameters, memory.
 
     Args:
-        direction: None is the gradient itself; else like `metarl.optimizers.momentum`, given the parameters too.
+        direction: None is the gradient itself; else like `metarl.optimizers.momentum`, given the parameters too
+            (without `create_graph` as constants).
         memory: what `direction` returned in the step before; None or empty at the first.
     """
     sizes = [] if isinstance(lr, float | int) else list(lr.values())
     attached = any(v.requires_grad for v in (*params.values(), *sizes))
+    second = create_graph and attached
     moving = [name for name in params if name not in frozen]
     leaves = {name: params[name].detach().requires_grad_() for name in moving if not params[name].requires_grad}
     params = params | leaves
@@ -69,16 +71,20 @@ def inner_step(
         losses = loss(params)
         assert losses.dim() == 1, f"an inner loss has one number per task [K], got shape {tuple(losses.shape)}"
         grads = torch.autograd.grad(
-            losses.sum(), [params[n] for n in moving], create_graph=create_graph and attached, materialize_grads=True
+            losses.sum(), [params[n] for n in moving], create_graph=second, materialize_grads=True
         )  # zero for a parameter that the loss does not depend on: it stays
         steps, memory = dict(zip(moving, grads, strict=True)), {} if memory is None else memory
         if direction is not None:
-            steps, memory = direction(params, steps, memory)
+            steps, memory = direction(params if second else _detached(params), steps, memory)
         size = (lambda _: lr) if isinstance(lr, float | int) else lr.__getitem__
         new = params | {name: params[name] - size(name) * step for name, step in steps.items()}
     if not attached:
-        new, memory = ({name: v.detach() for name, v in x.items()} for x in (new, memory))
+        new, memory = _detached(new), _detached(memory)
     return new, memory
+
+
+def _detached(params: Params) -> Params:
+    return {name: value.detach() for name, value in params.items()}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -120,7 +126,7 @@ def step_size(learned: Params, lr: float, step: int, moving: Collection[str]) ->
         return lr
     sizes: dict[str, Tensor] = {}
     for name in moving:
-        size = torch.as_tensor(lr)
+        size = torch.as_tensor(lr, dtype=torch.float64)  # one number: what it multiplies keeps its type
         if "lr" in learned:
             size = lr * learned["lr"]
         elif f"lr/{name}" in learned:

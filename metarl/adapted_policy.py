@@ -75,7 +75,7 @@ class AdaptedPolicy:
 
     def save(self, path: Path | str) -> Path:
         """Write the policy to one file (`.safetensors` is added if missing). -> its path."""
-        path = _with_suffix(path)
+        path = with_suffix(path)
         kind: dict[str, Any] = {"type": type(self.policy).__name__}
         if isinstance(self.policy, MLPPolicy | CNNPolicy | ModulePolicy):
             kind |= {"init_std": self.policy.init_std, "min_std": self.policy.min_std}
@@ -96,10 +96,11 @@ class AdaptedPolicy:
         Raises:
             CheckpointError: a damaged file, or no policy.
         """
-        path = _with_suffix(path)
+        path = with_suffix(path)
         tensors, meta = checkpoint.load(path)
         if meta.get("kind") != "policy":
-            raise CheckpointError(f"{path} holds a {meta.get('kind')}, not a policy: use MetaLearner.load")
+            other = "RecurrentPolicy" if meta.get("kind") == "recurrent policy" else "MetaLearner"
+            raise CheckpointError(f"{path} holds a {meta.get('kind')}, not a policy: use {other}.load")
         spaces, saved = spaces_from_json(meta["spaces"]), meta["policy"]
         policy: Policy
         if saved["type"] in (MLPPolicy.__name__, CNNPolicy.__name__):
@@ -119,6 +120,7 @@ class AdaptedPolicy:
         return cls(policy, {name: tensors[name] for name in expected}, returns, obs_stats=stats)
 
 
-def _with_suffix(path: Path | str) -> Path:
+def with_suffix(path: Path | str) -> Path:
+    """`path` with the suffix that policies are saved with."""
     path = Path(path)
     return path if path.suffix == ".safetensors" else path.with_name(path.name + ".safetensors")

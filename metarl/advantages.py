@@ -75,19 +75,25 @@ def _fit(features: Tensor, mask: Tensor, targets: Tensor, ridge: float) -> Tenso
 class Estimate:
     """Advantages and what they were made of."""
 
-    advantage: Tensor  # [K, T, E], normalised; zero where the mask is
+    advantage: Tensor  # [K, T, E], normalised where the baseline is fitted; zero where the mask is
     baseline: Tensor  # [K, T, E], what a step's return is compared with, in units of the reward
     scale: Tensor  # [K], the standard deviation that advantages were divided by, in units of the reward
 
 
 @torch.no_grad()
-def estimate(rollout: Rollout, gamma: float, lam: float) -> Estimate:
+def estimate(rollout: Rollout, gamma: float, lam: float, reward_baseline: float | None = None) -> Estimate:
     """GAE over the linear baseline, normalised to mean 0 and standard deviation 1 over each task's valid steps.
+
+    With `reward_baseline` the sum of rewards minus that number instead, discounted by `gamma * lam` a step, as it is.
 
     An episode cut off by the horizon counts as over: the tasks are finite-horizon problems and the baseline sees the
     time. `baseline` is such that with lambda 1 a step's return minus it, divided by `scale`, is the advantage.
     """
     mask = rollout.mask
+    if reward_baseline is not None:
+        expected = discounted_returns(reward_baseline * mask, gamma * lam)
+        advantage = discounted_returns(rollout.rew, gamma * lam) - expected
+        return Estimate(advantage * mask, expected * mask, torch.ones_like(mask[:, 0, 0]))
     values = linear_baseline(rollout, discounted_returns(rollout.rew, gamma)) * mask
     advantage, mean, scale = _normalised(_raw(rollout, values, gamma, lam), mask)
     return Estimate(advantage, (values + mean[:, None, None]) * mask, scale)

@@ -14,6 +14,8 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList, Event
 from stable_baselines3.common.logger import Logger
 
 from metarl.adapted_policy import AdaptedPolicy
+from metarl.policies_gru import GRUPolicy
+from metarl.recurrent_policy import RecurrentPolicy
 
 _REFUSED: dict[str, str] = {
     "EvalCallback": "it measures the policy before adaptation; use learn(eval_every=...), whose results a callback "
@@ -82,7 +84,8 @@ class Model:
 
     def predict(self, observation: Any, *args: Any, **kwargs: Any) -> tuple[np.ndarray, Any]:
         """The meta-policy's actions, before any adaptation."""
-        return AdaptedPolicy(self.learner.policy, self.learner.state.params).predict(observation, *args, **kwargs)
+        kind: Any = RecurrentPolicy if isinstance(self.learner.policy, GRUPolicy) else AdaptedPolicy
+        return kind(self.learner.policy, self.learner.state.params).predict(observation, *args, **kwargs)
 
     def save(self, path: str | Path) -> None:
         """A checkpoint for `MetaLearner.load`; its name ends in `.safetensors` where they wanted `.zip`."""

@@ -166,7 +166,10 @@ def _resume(options: ResumeOptions) -> int:
 
 def _learn(learner: Any, iterations: int, out: Path, progress: bool, schedule: dict[str, Any]) -> int:
     family, config = learner.family, learner.config
-    _say(f": {iterations} iterations of {config.n_tasks} tasks, {config.episodes} episodes, {family.horizon} steps, "
+    episodes = f"{config.episodes} episodes"
+    if hasattr(config, "trial_episodes"):
+        episodes = f"{config.trials} trials of {config.trial_episodes} episodes"
+    _say(f": {iterations} iterations of {config.n_tasks} tasks, {episodes}, {family.horizon} steps, "
          f"on {learner.device}, in {out}", bold=f"{learner.algorithm} on {family.id}")  # fmt: skip
     try:
         learner.learn(iterations, run_dir=out, progress_bar=progress, **schedule)
@@ -219,9 +222,9 @@ class EvaluateOptions:
     tasks: int = 100
     """Test tasks."""
     episodes: int | None = None
-    """Episodes per task before and after every step; by default as in training."""
-    steps: int = 3
-    """Inner steps."""
+    """Episodes per task before and after every step (of RL2: trials); by default as in training."""
+    steps: int | None = None
+    """Inner steps, by default 3; of RL2 further episodes in the trial, by default as in training."""
     step_sizes: tuple[float, ...] = ()
     """One step size for every step (then --steps is not needed); by default the training's for all."""
     seed: int | None = None
@@ -256,6 +259,10 @@ def evaluate_command(argv: Sequence[str]) -> int:
     table = evaluation.table(f"{learner.family.id}, {learner.algorithm}, iteration {learner.state.iteration}: "
                              f"{options.tasks} test tasks, {evaluation.episodes} episodes each")  # fmt: skip
     console.print(table, width=None if console.is_terminal else 120)  # a file has no 80 columns to fit into
+    if None in evaluation.step_sizes:
+        _say(
+            f"return of a whole trial of {evaluation.returns.shape[1]} episodes: {evaluation.returns.sum(1).mean():.2f}"
+        )
     written = evaluation.save(out)
     if options.figures:
         metrics = RunDirectory(directory).metrics()
@@ -300,10 +307,11 @@ def adapt_command(argv: Sequence[str]) -> int:
         task, steps=options.steps, step_sizes=options.step_sizes or None, episodes=options.episodes, seed=options.seed
     )
     assert policy.returns is not None
+    what = "inner step" if hasattr(learner.config, "inner_lr") else "episode"
     for step, value in enumerate(policy.returns):
         rate = "" if policy.success_rates is None else f", success rate {policy.success_rates[step]:.0%}"
-        _say(f"return after {step} inner step{'' if step == 1 else 's'}: {value:.2f}{rate}")
-    _say(f"wrote {policy.save(options.out)}; in Python: metarl.AdaptedPolicy.load(...).predict(observation)")
+        _say(f"return after {step} {what}{'' if step == 1 else 's'}: {value:.2f}{rate}")
+    _say(f"wrote {policy.save(options.out)}; in Python: metarl.{type(policy).__name__}.load(...).predict(observation)")
     return 0
 
 
@@ -345,9 +353,13 @@ def render_command(argv: Sequence[str]) -> int:
         _say("task: " + "; ".join(f"{name}={value}" for name, value in task.items()))
     sizes = options.step_sizes or None
     before = learner.adapt(task, steps=0, episodes=options.episodes)
+    before = before.fresh() if hasattr(before, "fresh") else before  # which has seen an episode by now
     after = learner.adapt(task, steps=options.steps, step_sizes=sizes, episodes=options.episodes)
     steps = len(after.returns) - 1
-    policies = {"before": before, f"after {steps} step{'' if steps == 1 else 's'}": after}
+    caption = f"after {steps} step{'' if steps == 1 else 's'}"
+    if not hasattr(learner.config, "inner_lr"):
+        caption = f"after {steps + 1} episode{'s' if steps else ''}"
+    policies = {"before": before, caption: after}
     path = film(learner.family, task, policies, options.out or directory / "adaptation.mp4",
                 seed=options.seed, deterministic=not options.stochastic)  # fmt: skip
     _say(f"wrote {path}")

@@ -46,10 +46,10 @@ class Evaluation:
 
     returns: np.ndarray
     """[K, S + 1]: mean undiscounted return over each task's episodes after 0, 1, ..., S inner steps."""
-    step_sizes: tuple[float, ...]
-    """The S inner step sizes."""
+    step_sizes: tuple[float | None, ...]
+    """The S inner step sizes; None for steps that have none (further episodes of a trial)."""
     episodes: int
-    """Episodes per task before and after every step."""
+    """Episodes per task before and after every step; of RL2: trials per task."""
     tasks: Tasks
     seed: int
     details: Any = None
@@ -74,9 +74,10 @@ class Evaluation:
         for name in ("steps", "size", "mean [95% interval]", "interquartile mean [95%]", *last):
             table.add_column(name, justify="right")
         for row in self.rows():
-            size = f"{self.step_sizes[row.step - 1]:g}" if row.step else ""
+            size = self.step_sizes[row.step - 1] if row.step else None
+            shown = "" if size is None else f"{size:g}"
             rate = [f"{row.success:.0%} \\[{row.success_low:.0%}, {row.success_high:.0%}]"] if last else []
-            table.add_row(str(row.step), size, f"{row.mean:.2f} \\[{row.mean_low:.2f}, {row.mean_high:.2f}]",
+            table.add_row(str(row.step), shown, f"{row.mean:.2f} \\[{row.mean_low:.2f}, {row.mean_high:.2f}]",
                           f"{row.iqm:.2f} \\[{row.iqm_low:.2f}, {row.iqm_high:.2f}]", *rate)  # fmt: skip
         return table
 
@@ -105,24 +106,29 @@ def interquartile_mean(x: np.ndarray, axis: int = -1) -> np.ndarray:
     return scipy.stats.trim_mean(x, 0.25, axis=axis)
 
 
+def bootstrap_interval(x: np.ndarray, statistic: Any = np.mean) -> tuple[float, float]:
+    """The 95% interval of a statistic of x [n] (percentiles, 10,000 draws, always the same).
+
+    NaN for a single x, and where one is not finite."""
+    if len(x) < 2 or not np.isfinite(x).all():
+        return float("nan"), float("nan")
+    if np.ptp(x) == 0:
+        return float(x[0]), float(x[0])
+    found = scipy.stats.bootstrap((x,), statistic, n_resamples=10_000, method="percentile", batch=1000,
+                                  rng=np.random.default_rng(0)).confidence_interval  # fmt: skip
+    return float(found.low), float(found.high)
+
+
 def _row(step: int, x: np.ndarray, rate: np.ndarray | None) -> Row:
-    def interval(statistic: Any, x: np.ndarray = x) -> tuple[float, float]:
-        if len(x) < 2:
-            return float("nan"), float("nan")
-        if np.ptp(x) == 0:
-            return float(x[0]), float(x[0])
-        found = scipy.stats.bootstrap((x,), statistic, n_resamples=10_000, method="percentile", batch=1000,
-                                      rng=np.random.default_rng(0)).confidence_interval  # fmt: skip
-        return float(found.low), float(found.high)
-
-    found = (float(x.mean()), *interval(np.mean), float(interquartile_mean(x)), *interval(interquartile_mean))
-    return Row(step, *found, *(() if rate is None else (float(rate.mean()), *interval(np.mean, rate))))
+    middle = float(interquartile_mean(x)), *bootstrap_interval(x, interquartile_mean)
+    success = () if rate is None else (float(rate.mean()), *bootstrap_interval(rate))
+    return Row(step, float(x.mean()), *bootstrap_interval(x), *middle, *success)
 
 
-def check_protocol(n_tasks: int, episodes: int, step_sizes: Sequence[float]) -> None:
+def check_protocol(n_tasks: int, episodes: int, step_sizes: Sequence[float | None]) -> None:
     """Raise ValueError for an evaluation that makes no sense."""
     for name, value in (("n_tasks", n_tasks), ("episodes", episodes)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    if any(not size > 0 for size in step_sizes):
+    if any(size is not None and not size > 0 for size in step_sizes):
         raise ValueError(f"step sizes must be positive, got {list(step_sizes)}")

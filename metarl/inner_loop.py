@@ -77,7 +77,7 @@ class Batch:
     @staticmethod
     def of(config: GradientSettings, rollout: Rollout) -> "Batch":
         """The rollout with its advantages."""
-        found = estimate(rollout, config.gamma, config.gae_lambda)
+        found = estimate(rollout, config.gamma, config.gae_lambda, config.reward_baseline)
         return Batch(rollout, found.advantage, found.baseline, found.scale)
 
 

@@ -19,6 +19,8 @@ from metarl.evaluate import FINAL, PERIODIC, Evaluation, check_protocol, evaluat
 from metarl.parallel import keep_freed_memory
 from metarl.policies import MLPPolicy, ModulePolicy, Policy, without_context
 from metarl.policies_cnn import CNNPolicy
+from metarl.policies_gru import GRUPolicy, Memory
+from metarl.recurrent_policy import RecurrentPolicy
 from metarl.rollout import EnvSampler, Sampler
 from metarl.spaces import Spaces, check_same_spaces, spaces_of
 from metarl.tasks import (
@@ -33,6 +35,7 @@ from metarl.tasks import (
     validate_task,
 )
 from metarl.train import CONFIG, LATEST, RunDirectory, Stats, in_one_piece, train, versions
+from metarl.trial import shown_episodes
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -106,7 +109,10 @@ class MetaLearner:
         self.policy: Policy = self.config.policy(spaces) if module is None else self._adapt_module(module, spaces)
         self.state = self._module.init(self.config, self.policy, self.seed, self.device)
         if start is not None:
-            params = {name: start.params[name].to(self.device, copy=True) for name in self.state.params}
+            # An adapted policy has no context vector any more: a learner that wants one starts with its own, zero.
+            found = {name: value for name, value in self.state.params.items() if name.startswith("context")}
+            found |= {name: value.to(self.device, copy=True) for name, value in start.params.items()}
+            params = {name: found[name] for name in self.state.params}
             self.state = dataclasses.replace(self.state, params=params)
             if start.obs_stats:
                 obs_stats = {name: value.to(self.device, copy=True) for name, value in start.obs_stats.items()}
@@ -126,6 +132,9 @@ class MetaLearner:
         self.close()
 
     def _adapt_module(self, module: nn.Module, spaces: Spaces) -> ModulePolicy:
+        if context := getattr(self.config, "context", 0):
+            raise ValueError(f"context={context} is an input of the package's own network; with policy= "
+                             "leave it at 0")  # fmt: skip
         return ModulePolicy(spaces, copy.deepcopy(module).to("cpu"), self.config.init_std, self.config.min_std)
 
     # -----------------------------------------------------------------------------------------------------------------
@@ -161,8 +170,7 @@ class MetaLearner:
         if checkpoint_every < 1 or eval_every < 0:
             raise ValueError(f"need checkpoint_every >= 1 and eval_every >= 0, got {checkpoint_every} and {eval_every}")
         keep_freed_memory()
-        steps = max(1, self.config.inner_steps)
-        sizes = self._step_sizes(steps, eval_step_sizes or None)
+        sizes = self._step_sizes(self._default_steps(1), eval_step_sizes or None)
         check_protocol(eval_tasks, self.config.episodes, sizes)
         schedule = {"eval_every": eval_every, "eval_tasks": eval_tasks, "eval_step_sizes": list(eval_step_sizes),
                     "checkpoint_every": checkpoint_every}  # fmt: skip
@@ -181,10 +189,10 @@ class MetaLearner:
             tasks = self._test_tasks(eval_tasks, seed)
             curve = self._evaluate(state, self.sampler, tasks, self.config.episodes, sizes, seed)
             mean = curve.returns.mean((0, 2)).tolist()
-            stats = {f"eval/step_{k}": x for k, x in enumerate(mean)}
+            stats = {f"eval/step_{k}": mean[k] for k in shown_episodes(len(mean))}
             if (rates := curve.success_rates) is not None:
-                stats |= {f"eval/success_{k}": x for k, x in enumerate(rates.mean(0).tolist())}
-            return stats | {"eval/score": mean[-1]}
+                stats |= {f"eval/success_{k}": rates[:, k].mean().item() for k in shown_episodes(len(mean))}
+            return stats | {"eval/score": getattr(curve, "score", mean[-1])}
 
         def keep(state: Any, best: float | None) -> None:
             self.state, self._best_score = state, best
@@ -238,7 +246,7 @@ class MetaLearner:
         n_tasks: int = 100,
         *,
         episodes: int | None = None,
-        steps: int = 3,
+        steps: int | None = None,
         step_sizes: Sequence[float] | None = None,
         tasks: Tasks | None = None,
         seed: int | None = None,
@@ -249,13 +257,13 @@ class MetaLearner:
         Args:
             n_tasks: how many tasks to draw from the test split.
             episodes: episodes per task before and after every step; by default as in training.
-            steps: inner steps.
+            steps: inner steps, 3 by default; of RL2 further episodes in the trial, by default as in training.
             step_sizes: one size for every step (then `steps` is not needed); by default the training's for all.
             tasks: evaluate on these instead of drawing any.
             seed: of tasks and episodes; by default one that follows from the run's seed.
             details: keep all rollouts and parameters in the result.
         """
-        sizes = self._step_sizes(steps, step_sizes)
+        sizes = self._step_sizes(self._default_steps(3, 3) if steps is None else steps, step_sizes)
         episodes = self.config.episodes if episodes is None else episodes
         check_protocol(n_tasks if tasks is None else num_tasks(tasks), episodes, sizes)
         keep_freed_memory()
@@ -278,8 +286,9 @@ class MetaLearner:
         step_sizes: Sequence[float] | None = None,
         horizon: int | None = None,
         seed: int | None = None,
-    ) -> AdaptedPolicy:
-        """Adapt to one environment; the meta-parameters stay as they are.
+    ) -> AdaptedPolicy | RecurrentPolicy:
+        """Adapt to one environment; the meta-parameters stay as they are. RL2 gives a `RecurrentPolicy` that starts
+        from what the first of its trials left in memory.
 
         Args:
             task: a task of the family, or a plain Gymnasium environment with the same spaces (it need not belong
@@ -293,8 +302,7 @@ class MetaLearner:
         Raises:
             ValueError: a task that is none of the family's, or an environment with other spaces.
         """
-        steps = max(1, self.config.inner_steps) if steps is None else steps
-        sizes = self._step_sizes(steps, step_sizes)
+        sizes = self._step_sizes(self._default_steps(1) if steps is None else steps, step_sizes)
         episodes = self.config.episodes if episodes is None else episodes
         check_protocol(1, episodes, sizes)
         seed = evaluation_seed(self.seed, FINAL) if seed is None else _checked_seed(seed)
@@ -311,24 +319,45 @@ class MetaLearner:
         else:
             tasks = stack_tasks([validate_task(self.family, task)])
         found = self._evaluate(self.state, sampler, tasks, episodes, sizes, seed)
-        policy, params = without_context(self.policy, found.params[-1])
-        params = {name: value[0].cpu() for name, value in params.items()}
         rates = None if found.success_rates is None else found.success_rates[0].cpu().numpy()
         stats = {name: value.cpu() for name, value in getattr(self.state, "obs_stats", {}).items()}
         returns = found.returns[0].mean(-1).cpu().numpy()
+        if isinstance(self.policy, GRUPolicy):
+            params = {name: value.cpu() for name, value in self.state.params.items()}
+            memory = Memory(*(value[0, 0].cpu() for value in found.memory))
+            return RecurrentPolicy(self.policy, params, memory, returns, success_rates=rates, obs_stats=stats)
+        policy, params = without_context(self.policy, found.params[-1])
+        params = {name: value[0].cpu() for name, value in params.items()}
         return AdaptedPolicy(policy, params, returns, success_rates=rates, obs_stats=stats)
 
     def _evaluate(
-        self, state: Any, sampler: Sampler | EnvSampler, tasks: Tasks, episodes: int, sizes: Sequence[float], seed: int
+        self,
+        state: Any,
+        sampler: Sampler | EnvSampler,
+        tasks: Tasks,
+        episodes: int,
+        sizes: Sequence[float | None],
+        seed: int,
     ) -> Any:
         return self._module.evaluate(self.config, sampler, self.policy, state, tasks, seed, episodes, sizes)
 
     def _test_tasks(self, n: int, seed: int) -> Tasks:
         return self.sampler.tasks(n, seed, 0, split="test")
 
-    def _step_sizes(self, steps: int, sizes: Sequence[float] | None) -> tuple[float, ...]:
+    def _default_steps(self, least: int, otherwise: int | None = None) -> int:
+        """Inner steps, as in training or `otherwise`, at least `least`; RL2's trials are as long as in training."""
+        if isinstance(self.policy, GRUPolicy):
+            return self.config.inner_steps
+        return max(least, self.config.inner_steps if otherwise is None else otherwise)
+
+    def _step_sizes(self, steps: int, sizes: Sequence[float] | None) -> tuple[float | None, ...]:
         if steps < 0:
             raise ValueError(f"steps must not be negative, got {steps}")
+        if not hasattr(self.config, "inner_lr"):
+            if sizes is not None:
+                raise ValueError(f"{self.algorithm} has no inner step sizes, got {list(sizes)}: leave them out; "
+                                 "steps= says how many further episodes a trial has")  # fmt: skip
+            return (None,) * steps
         return self.config.training_step_sizes(steps) if sizes is None else tuple(float(size) for size in sizes)
 
     # -----------------------------------------------------------------------------------------------------------------
@@ -397,6 +426,8 @@ class MetaLearner:
 
 
 def _module_of(policy: nn.Module | AdaptedPolicy | None) -> nn.Module | None:
+    if isinstance(policy, RecurrentPolicy):
+        raise ValueError("a learner cannot start from a RecurrentPolicy: load the learner that it came from")
     if isinstance(policy, AdaptedPolicy):
         return policy.policy.module if isinstance(policy.policy, ModulePolicy) else None
     return policy

@@ -100,6 +100,12 @@ def exploration(log_prob: Tensor, old_log_prob: Tensor, score: Tensor, mask: Ten
     return -score * torch.expm1((log_prob - old_log_prob) * mask).sum((1, 2))
 
 
+def squared_error(value: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Half the mean squared error of a value function."""
+    _check(value, target, mask)
+    return 0.5 * masked_mean((value - target) ** 2, mask)
+
+
 def _magic_box(x: Tensor) -> Tensor:
     """One, with the derivatives of exp(x) over exp(x): DiCE's operator."""
     return (x - x.detach()).exp()

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.func import jvp, vmap
 
 from metarl.adapt import Direction, Params
 from metarl.distributions import fisher_product
@@ -37,33 +36,44 @@ def natural_direction(policy: Policy, obs: Tensor, mask: Tensor, damping: float)
 
 
 def fisher_matrix(policy: Policy, params: Params, obs: Tensor, mask: Tensor, names: Sequence[str]) -> Tensor:
-    """The Fisher matrix of every task's policy in its parameters `names`, [K, P, P]: J^T M J, mean over valid steps."""
-    own = {name: params[name] for name in names}
-    size = sum(value[0].numel() for value in own.values())
+    """The Fisher matrix of every task's policy in its parameters `names`, [K, P, P]: J^T M J, mean over valid steps.
+
+    Where `params` hang on other parameters by a graph, so does the matrix.
+    """
+    size = sum(params[name][0].numel() for name in names)
     if size > MOST:
         raise ValueError(f"the natural inner step solves with a matrix of the {size} numbers that adapt, and {MOST} "
                          "are its most: use a smaller network, or adapts='head'")  # fmt: skip
     weight = mask / mask.sum((1, 2), keepdim=True)
-    flat = _stack(own)
+    with torch.enable_grad():
+        differentiable = any(value.requires_grad for value in params.values())
+        own = {n: params[n] if params[n].requires_grad else params[n].detach().requires_grad_() for n in names}
+        dist = policy.distribution(params | own, obs)
+        tangents = _tangents(list(dist), own, differentiable)
+        products = fisher_product(dist, type(dist)(*tangents), weight)
+        rows = [[x.transpose(0, 1).flatten(2) for x in pair] for pair in zip(tangents, products, strict=True)]
+        fisher = torch.stack([t @ p.mT for t, p in rows]).sum(0)
+    return fisher if differentiable else fisher.detach()
 
-    def heads(x: Tensor) -> tuple[Tensor, ...]:
-        parts = x.split([value[0].numel() for value in own.values()], -1)
-        moved = {n: part.reshape(v.shape) for (n, v), part in zip(own.items(), parts, strict=True)}
-        return tuple(policy.distribution(params | moved, obs))
 
-    dist = policy.distribution(params, obs)
+def _tangents(heads: Sequence[Tensor], own: Params, create_graph: bool) -> list[Tensor]:
+    """J, the derivative of `heads` [K, ...] in every number of `own`: [P, K, ...].
 
-    def row(direction: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        tangent = jvp(heads, (flat,), (direction.expand_as(flat),))[1]
-        return tangent, tuple(fisher_product(dist, type(dist)(*tangent), weight))
-
-    tangents, products = vmap(row)(torch.eye(size, dtype=flat.dtype, device=flat.device))  # [P, K, T, E, A]
-    K = flat.shape[0]
-    return torch.stack([
-        sum((t[:, k].reshape(size, -1) @ p[:, k].reshape(size, -1).mT for t, p in zip(tangents, products, strict=True)),
-            flat.new_zeros(size, size))
-        for k in range(K)
-    ])  # fmt: skip
+    By the double-vjp trick, as in `metarl.trust_region`: forward-mode derivatives of torch keep global state, and the
+    tasks are worked on by several threads.
+    """
+    u = [torch.zeros_like(x, requires_grad=True) for x in heads]
+    there = [i for i, x in enumerate(heads) if x.requires_grad]
+    jt_u = torch.autograd.grad(
+        [heads[i] for i in there], list(own.values()), [u[i] for i in there], create_graph=True, materialize_grads=True
+    )
+    flat = _stack(dict(zip(own, jt_u, strict=True)))  # [K, P]
+    K, P = flat.shape
+    basis = torch.eye(P, dtype=flat.dtype, device=flat.device)[:, None].expand(P, K, P)
+    found = torch.autograd.grad(
+        flat, u, basis, create_graph=create_graph, is_grads_batched=True, allow_unused=True
+    )  # fmt: skip
+    return [x.new_zeros(P, *x.shape) if t is None else t for x, t in zip(heads, found, strict=True)]
 
 
 def _stack(params: Params) -> Tensor:

@@ -25,7 +25,7 @@ def adam(
     """Adam (Kingma and Ba 2015, https://arxiv.org/abs/1412.6980, algorithm 1). An empty memory starts at zero.
 
     Differentiable also where a gradient is zero: the root is taken of the second moment plus eps^2 / 100, which
-    changes the direction by less than a hundredth of what eps does.
+    makes the divisor larger by less than a tenth of `eps`, and by less than a hundredth where the root is above it.
     """
     first, second = betas
     one = next(iter(grads.values()))

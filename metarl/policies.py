@@ -3,19 +3,17 @@
 Every policy has `init(generator) -> Params` and `distribution(params [K, ...], obs [K, ..., O]) -> Distribution`.
 """
 
-import copy
 import math
-import warnings
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
 
 from metarl.adapt import Params
 from metarl.distributions import Distribution
 from metarl.mlp import ACTIVATIONS, forward
+from metarl.modules import StackedModule
 from metarl.spaces import Spaces, distribution_of
 
 
@@ -139,9 +137,7 @@ def without_context(policy: Policy, params: Params) -> tuple[Policy, Params]:
 class ModulePolicy:
     """Any `nn.Module` that maps [N, O] to [N, A] (action means in policy units, or logits), made adaptable.
 
-    Every task has its own copy of the module's parameters; buffers are shared and stay as they are. The tasks run
-    under `torch.func.vmap`, or one after the other where the module is one that `vmap` refuses (data-dependent
-    control flow, in-place updates of buffers), which is slower and says so once, in a warning.
+    Every task has its own copy of the module's parameters; see `metarl.modules.StackedModule`.
 
     Raises:
         ValueError: the module does not map [N, O] to [N, A].
@@ -151,57 +147,26 @@ class ModulePolicy:
     module: nn.Module
     init_std: float = 1.0
     min_std: float = 1e-3
-    batched: bool = field(init=False)
+    stacked: StackedModule = field(init=False)
 
     def __post_init__(self) -> None:
         _check_std(self.init_std, self.min_std)
-        object.__setattr__(self, "module", copy.deepcopy(self.module).float().requires_grad_(False))
-        object.__setattr__(self, "batched", True)
-        probe = torch.zeros(3, self.spaces.obs_dim)
-        out = self._call(self._module_params(), probe)
-        if not isinstance(out, Tensor) or out.shape != (3, self.spaces.act_dim):
-            got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-            raise ValueError(
-                f"the module must map [N, {self.spaces.obs_dim}] to [N, {self.spaces.act_dim}]; for N = 3 it gave {got}"
-            )
-        params = {name: value[None].expand(2, *value.shape) for name, value in self._module_params().items()}
-        try:
-            self._forward_vmap(params, probe.expand(2, *probe.shape))
-        except (RuntimeError, ValueError, NotImplementedError) as error:
-            warnings.warn(f"torch.func.vmap refuses this module, so its tasks run one by one: {error}", stacklevel=2)
-            object.__setattr__(self, "batched", False)
+        stacked = StackedModule(self.module, (self.spaces.obs_dim,), self.spaces.act_dim)
+        object.__setattr__(self, "stacked", stacked)
+        object.__setattr__(self, "module", stacked.module)
 
-    def _module_params(self) -> Params:
-        return {f"module.{name}": value for name, value in self.module.named_parameters()}
+    @property
+    def batched(self) -> bool:
+        """Whether the tasks run under `torch.func.vmap`."""
+        return self.stacked.batched
 
     def init(self, generator: torch.Generator) -> Params:
         """The module's own present parameters; `generator` is not used."""
-        params = {name: value.detach().clone() for name, value in self._module_params().items()}
+        params = self.stacked.init()
         return params if self.spaces.discrete else params | {"log_std": log_std_init(self.spaces, self.init_std)}
 
     def distribution(self, params: Params, obs: Tensor) -> Distribution:
-        module_params = {name: value for name, value in params.items() if name.startswith("module.")}
         x = obs.reshape(obs.shape[0], -1, obs.shape[-1])
-        out = self._forward_vmap(module_params, x) if self.batched else self._forward_loop(module_params, x)
+        out = self.stacked.forward(params, x)
         log_std = floored_log_std(params, self.min_std)
         return distribution_of(out.reshape(*obs.shape[:-1], out.shape[-1]), log_std, self.spaces.sizes)
-
-    def _call(self, params: Params, x: Tensor) -> Tensor:
-        # Buffers go in as copies, or batch norm would write its running statistics into the module. Names are listed
-        # here because functional_call, left to tie weights, does not undo its exchange for a module used twice.
-        tensors = {f"module.{n}": b.to(x.device, copy=True) for n, b in self.module.named_buffers()} | params
-        own = dict(self.module.named_parameters()) | dict(self.module.named_buffers())
-        canonical = {id(value): f"module.{name}" for name, value in own.items()}
-        named = {
-            f"{prefix}.{name}".removeprefix("."): tensors[canonical[id(value)]]
-            for prefix, module in self.module.named_modules()
-            for name, value in (*module._parameters.items(), *module._buffers.items())
-            if value is not None
-        }
-        return functional_call(self.module, named, (x,), tie_weights=False)
-
-    def _forward_vmap(self, params: Params, x: Tensor) -> Tensor:
-        return vmap(self._call, randomness="different")(params, x)
-
-    def _forward_loop(self, params: Params, x: Tensor) -> Tensor:
-        return torch.stack([self._call({n: v[k] for n, v in params.items()}, x[k]) for k in range(x.shape[0])])

@@ -34,6 +34,8 @@ def words(seeds: Tensor, start: int | Tensor, count: int, stream: int) -> Tensor
 
     `start` may be a tensor [...] with one place for every seed.
     """
+    if count == 0:  # ten rounds on nothing take a fifth of a millisecond, in every reset of a family without draws
+        return seeds.new_zeros(*seeds.shape, 0)
     if isinstance(start, Tensor):
         every = torch.arange(count, device=seeds.device) + start[..., None] % 4
         return _blocks(seeds, start[..., None] // 4 + torch.arange(-(-count // 4) + 1, device=seeds.device),

@@ -11,6 +11,7 @@ import numpy as np
 
 from metarl.adapted_policy import AdaptedPolicy
 from metarl.figures import MissingExtraError
+from metarl.recurrent_policy import RecurrentPolicy
 from metarl.tasks import Task, TaskFamily
 from metarl.visible_family import VisibleFamily
 
@@ -25,7 +26,7 @@ class RenderError(OSError):
 def film(
     family: TaskFamily,
     task: Task,
-    policies: Mapping[str, AdaptedPolicy],
+    policies: Mapping[str, AdaptedPolicy | RecurrentPolicy],
     path: Path | str,
     *,
     seed: int = 0,
@@ -80,13 +81,16 @@ def _open(family: TaskFamily, task: Task) -> gym.Env:
 
 
 def _play(
-    env: gym.Env, policy: AdaptedPolicy, steps: int, seed: int, deterministic: bool
+    env: gym.Env, policy: AdaptedPolicy | RecurrentPolicy, steps: int, seed: int, deterministic: bool
 ) -> tuple[list[np.ndarray], list[float]]:
     """One episode: the images [H, W, 3] before and after every step, and the return so far."""
     obs, _ = env.reset(seed=seed)
     images, returns = [_image(env)], [0.0]
+    state: Any = None
     for _ in range(steps):
-        obs, reward, terminated, truncated, _ = env.step(policy.predict(obs, deterministic=deterministic)[0])
+        action, state = policy.predict(obs, state, deterministic=deterministic)
+        obs, reward, terminated, truncated, _ = env.step(action)
+        state = policy.observe(state, reward) if isinstance(policy, RecurrentPolicy) else state
         images.append(_image(env))
         returns.append(returns[-1] + float(reward))
         if terminated or truncated:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
 from metarl.adapt import LEARNED_LR, LearnedLr
+from metarl.modules import PREFIX
 from metarl.policies import MLPPolicy
 from metarl.policies_cnn import CNNPolicy
 from metarl.spaces import Spaces
@@ -31,6 +32,10 @@ class SamplingSettings:
     """Discount."""
     gae_lambda: float = 1.0
     """Lambda of generalised advantage estimation; 1 is the discounted return minus the baseline."""
+    reward_baseline: float | None = None
+    """Compare every reward with this number, and not returns with a baseline that is fitted to the task's own; the
+    advantages are then not normalised. A fit takes away what the rewards say of a task as a whole, and from a task's
+    only episode everything."""
     normalize_obs: bool = False
     """Give the policy observations with mean 0 and standard deviation 1 (cut off at 10), by running statistics of the
     training data before this meta-iteration: for vectors whose entries have different scales."""
@@ -99,11 +104,9 @@ class InnerSettings:
         check_whole(self, inner_steps=0, first_order_until=0, multi_step_until=0)
         check_positive(self, "inner_lr")
         check_fraction(self, "dice_lambda", "inner_momentum")
-        if any(not factor > 0 for factor in self.lr_schedule):
+        check_not_negative(self, "natural_damping", "exploration")
+        if any(not 0 < factor < math.inf for factor in self.lr_schedule):
             raise ValueError(f"lr_schedule must have positive factors, got {self.lr_schedule}")
-        for name in ("natural_damping", "exploration"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
 
     def training_step_sizes(self, steps: int | None = None) -> tuple[float, ...]:
         """The sizes of the first `steps` inner steps (by default as many as in training), without learned factors."""
@@ -124,17 +127,17 @@ class InnerSettings:
             if "context" not in names:
                 raise ValueError("adapts='context' needs a policy with a context vector: set context to its size")
             return tuple(name for name in own if name in ("context", "log_std"))
-        head = _head(list(names))
+        head = head_of(names)
         return tuple(name for name in own if name in head or name == "log_std")
 
 
-def _head(names: list[str]) -> set[str]:
-    """The weights and biases of the last layer: of the highest w0, w1, ..., or of a module's last submodule."""
+def head_of(names: Collection[str]) -> set[str]:
+    """The weights and biases among `names` of the last layer: the highest w0, w1, ..., or a module's last submodule."""
     layers = [name for name in names if name[:1] == "w" and name[1:].isdigit()]
     if layers:
         last = max(int(name[1:]) for name in layers)
         return {f"w{last}", f"b{last}"}
-    own = [name for name in names if name.startswith("module.")]
+    own = [name for name in names if name.startswith(PREFIX)]
     last_module = own[-1].rpartition(".")[0]
     return {name for name in own if name.rpartition(".")[0] == last_module}
 
@@ -207,8 +210,7 @@ class AdamSettings:
         check_positive(self, "outer_lr", "learned_outer_lr")
         check_whole(self, anneal_over=0)
         check_fraction(self, "anneal_to")
-        if not self.max_grad_norm >= 0:
-            raise ValueError(f"max_grad_norm must not be negative, got {self.max_grad_norm}")
+        check_not_negative(self, "max_grad_norm")
 
 
 @dataclass(frozen=True)
@@ -226,6 +228,11 @@ class GradientSettings(PolicySettings, InnerSettings, SamplingSettings):
                 )
             if getattr(self, name) and (self.first_order or self.first_order_until):
                 raise ValueError(f"{name} is learned through the inner gradient, which first_order leaves out")
+            if getattr(self, name) and self.reward_baseline is not None:
+                raise ValueError(f"{name} needs the fitted baseline: leave reward_baseline={self.reward_baseline} out")
+            if getattr(self, name) and self.inner_gradient == "dice":
+                raise ValueError(f"{name} is of the inner loop's advantages, and inner_gradient='dice' has none: "
+                                 "take 'loaded_dice'")  # fmt: skip
         if self.adapts == "context" and not self.context:
             raise ValueError("adapts='context' needs a context vector: set context to its size, 5 say")
 
@@ -235,9 +242,15 @@ class GradientSettings(PolicySettings, InnerSettings, SamplingSettings):
 
     def step_weights(self, iteration: int) -> tuple[float, ...]:
         """The weights of the losses after inner steps 1 to `inner_steps` (after none of them, if there are none)."""
-        steps = max(1, self.inner_steps)
-        left = max(0.0, 1 - iteration / self.multi_step_until) if self.multi_step_until else 0.0
-        return (*(left / steps for _ in range(steps - 1)), 1 - left * (steps - 1) / steps)
+        return multi_step_weights(self.inner_steps, self.multi_step_until, iteration)
+
+
+def multi_step_weights(steps: int, until: int, iteration: int) -> tuple[float, ...]:
+    """Weights of the losses after inner steps 1 to `steps`: equal at first, from iteration `until` on the last one's
+    alone (MAML++). Of the loss after none, if there are no steps."""
+    steps = max(1, steps)
+    left = max(0.0, 1 - iteration / until) if until else 0.0
+    return (*(left / steps for _ in range(steps - 1)), 1 - left * (steps - 1) / steps)
 
 
 def cosine(iteration: int, over: int, final: float) -> float:
@@ -262,17 +275,24 @@ def check_whole(config: Any, **least: int) -> None:
     """Raise ValueError for a field below its least value, or no whole number; None passes."""
     for name, bound in least.items():
         value = getattr(config, name)
+        if value is not None and not (math.isfinite(value) and value == int(value)):
+            raise ValueError(f"{name} must be a whole number, got {value}")
         if value is not None and value < bound:
             raise ValueError(f"{name} must be at least {bound}, got {value}")
-        if value is not None and value != int(value):
-            raise ValueError(f"{name} must be a whole number, got {value}")
 
 
 def check_positive(config: Any, *names: str) -> None:
-    """Raise ValueError for a field that is not above zero."""
+    """Raise ValueError for a field that is not above zero, or infinite."""
     for name in names:
-        if not getattr(config, name) > 0:
-            raise ValueError(f"{name} must be positive, got {getattr(config, name)}")
+        if not 0 < getattr(config, name) < math.inf:
+            raise ValueError(f"{name} must be positive and finite, got {getattr(config, name)}")
+
+
+def check_not_negative(config: Any, *names: str) -> None:
+    """Raise ValueError for a field below zero, or infinite."""
+    for name in names:
+        if not 0 <= getattr(config, name) < math.inf:
+            raise ValueError(f"{name} must not be negative, and finite, got {getattr(config, name)}")
 
 
 def check_fraction(config: Any, *names: str) -> None:

@@ -20,7 +20,6 @@ import numbers
 import platform
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -140,6 +139,8 @@ def train(
     best: float | None = None,
     callback: Callable[[Stats], bool | None] | None = None,
     progress_bar: bool = False,
+    describe: Callable[[Stats], str] | None = None,
+    measure: str = "return",
 ) -> None:
     """Run meta-iterations `start + 1` to `start + iterations` from `state`.
 
@@ -153,9 +154,11 @@ def train(
         save: writes a checkpoint under the name it is given, of a state and the best score so far.
         best: the best score so far.
         callback: gets every iteration's statistics; returning False stops the training.
+        describe: an iteration's statistics in a few words, for the progress bar.
+        measure: what `"eval/step_k"` are.
     """
     last = start + iterations
-    with _Display(last, start, progress_bar) as display:
+    with _Display(last, start, progress_bar, describe or _returns_and_speed, measure) as display:
         try:
             if save is not None:
                 save(LATEST, state, best)  # from now on the run can be resumed, whatever kills it
@@ -211,10 +214,10 @@ def in_one_piece() -> Iterator[None]:
 
 
 class _Display:
-    """The live line of progress: iteration, returns, speed, where the time goes, time left."""
+    """The live line of progress: iteration, what `describe` says (returns, speed), time left."""
 
-    def __init__(self, total: int, start: int, enabled: bool):
-        self.enabled, self.steps, self.began = enabled, 0, time.perf_counter()
+    def __init__(self, total: int, start: int, enabled: bool, describe: Callable[[Stats], str], measure: str):
+        self.enabled, self.describe, self.measure = enabled, describe, measure
         console = Console()
         more = [rich.progress.BarColumn(24)] if console.width >= 110 else []  # without it all fits into 80 columns
         self.progress = rich.progress.Progress(
@@ -232,22 +235,26 @@ class _Display:
         self.progress.stop()
 
     def advance(self, stats: Stats) -> None:
-        post = max((k for k in stats if k.startswith("return/step_")), key=lambda k: int(k.rpartition("_")[2]))
-        rollout, update = stats["time/rollout"], stats["time/update"]
-        share = rollout / max(rollout + update, 1e-9)
-        last = f"rollout {share:.0%}"
-        if "success/step_0" in stats:  # both do not fit into 80 columns
-            last = f"success {stats['success/step_0']:.0%} → [bold]{stats[post.replace('return', 'success')]:.0%}[/]"
-        text = (
-            f"return {stats['return/step_0']:.1f} → [bold]{stats[post]:.1f}[/]  "
-            f"{stats['time/steps_per_second']:,.0f} steps/s  {last}"
-        )
-        self.progress.update(self.bar, advance=1, description=text)
+        self.progress.update(self.bar, advance=1, description=self.describe(stats))
 
     def evaluated(self, stats: Stats) -> None:
         if self.enabled:
             curve = " → ".join(f"{v:.2f}" for k, v in stats.items() if k.startswith("eval/step_"))
             rates = " → ".join(f"{v:.0%}" for k, v in stats.items() if k.startswith("eval/success_"))
             curve += f", success {rates}" if rates else ""
-            self.progress.console.print(f"iteration {stats['iteration']:>5}: return on test tasks {curve}",
+            self.progress.console.print(f"iteration {stats['iteration']:>5}: {self.measure} on test tasks {curve}",
                                         highlight=False)  # fmt: skip
+
+
+def _returns_and_speed(stats: Stats) -> str:
+    """Returns, speed, where the time goes."""
+    post = max((k for k in stats if k.startswith("return/step_")), key=lambda k: int(k.rpartition("_")[2]))
+    rollout, update = stats["time/rollout"], stats["time/update"]
+    share = rollout / max(rollout + update, 1e-9)
+    last = f"rollout {share:.0%}"
+    if "success/step_0" in stats:  # both do not fit into 80 columns
+        last = f"success {stats['success/step_0']:.0%} → [bold]{stats[post.replace('return', 'success')]:.0%}[/]"
+    return (
+        f"return {stats['return/step_0']:.1f} → [bold]{stats[post]:.1f}[/]  "
+        f"{stats['time/steps_per_second']:,.0f} steps/s  {last}"
+    )

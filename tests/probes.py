@@ -1,5 +1,6 @@
 """Small task families with known answers, and the few lines that many tests need to get data out of them."""
 
+from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
 
@@ -18,7 +19,7 @@ from metarl.rollout import Rollout, Sampler
 from metarl.settings import GradientSettings
 from metarl.spaces import spaces_of
 from metarl.tasks import Task, TaskFamily, Tasks, split_rng
-from metarl.trust_region import Objective, autograd_jacobian, fisher_vector_product
+from metarl.trust_region import Objective, autograd_jacobian, fisher_vector_product, flatten, unflatten
 from metarl.vector.tensor import State, TensorFamily
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -274,6 +275,35 @@ def double(data: list[inner_loop.Batch]) -> list[inner_loop.Batch]:
         rollout = replace(rollout, log_prob=log_prob(rollout.dist, rollout.act))
         out.append(inner_loop.Batch(rollout, batch.advantage.double(), batch.baseline.double(), batch.scale.double()))
     return out
+
+
+def finite_differences(f: Callable[[Params], Tensor], params: Params, h: float = 1e-5) -> Tensor:
+    """The gradient of f at `params`, or the gradients of a tensor of numbers [n, ...]."""
+    at = flatten(params)
+    steps = h * torch.eye(len(at), dtype=at.dtype)
+    return torch.stack([(f(unflatten(at + e, params)) - f(unflatten(at - e, params))) / (2 * h) for e in steps])
+
+
+def surrogate_loss(policy: Policy, stacked: Params, batch: inner_loop.Batch) -> Tensor:
+    """Written down once more: the mean over tasks of the mean over their steps of -ratio * advantage."""
+    r = batch.rollout
+    ratio = (log_prob(policy.distribution(stacked, r.obs), r.act) - r.log_prob).exp()
+    per_task = [-(ratio * batch.advantage)[k][r.mask[k].bool()].mean() for k in range(len(ratio))]
+    return torch.stack(per_task).mean()
+
+
+def problem(
+    family: TaskFamily, config: GradientSettings, seed: int = 0, spread: float = 0.3
+) -> tuple[Policy, inner_loop.State, list[inner_loop.Batch]]:
+    """A policy, a state and the data of one iteration from it, all in float64. What is learned about the inner loop
+    is moved away from where it starts, by noise of the standard deviation `spread`."""
+    sampler, policy, state = setup(family, config)
+    g = torch.Generator().manual_seed(4)
+    learned = {name: value + spread * torch.randn(value.shape, generator=g) for name, value in state.learned.items()}
+    state = replace(state, learned=learned)
+    data = double(inner_loop.experience(config, sampler, policy, state, seed).data)
+    params, learned = ({n: v.double() for n, v in x.items()} for x in (state.params, state.learned))
+    return policy, replace(state, params=params, learned=learned), data
 
 
 def linearise(objective: Objective, params: Params, v: Tensor | None = None) -> tuple[Tensor, Tensor | None]:

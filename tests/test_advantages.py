@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from metarl import parallel
-from metarl.advantages import advantages, discounted_returns, gae, linear_baseline
+from metarl.advantages import advantages, discounted_returns, estimate, gae, linear_baseline
 from metarl.distributions import Categorical
 from metarl.losses import masked_mean
 from metarl.rollout import Rollout
@@ -174,6 +174,24 @@ def test_nothing_to_prefer_gives_zeros_not_nan(reward):
     r = rollout(T=1)
     r = replace(r, rew=torch.full_like(r.rew, reward), mask=torch.ones_like(r.mask), obs=torch.ones_like(r.obs))
     assert advantages(r, 0.99, 1.0).abs().max() < 1e-3
+
+
+def test_rewards_against_a_given_number_by_hand():
+    """Rewards 1, 0 and 3 against 0.5, discounted by 0.5 (0.8 * 0.625) a step; the third step does not count."""
+    one = rollout(1, 3, 1)
+    r = replace(
+        one, rew=torch.tensor([1.0, 0.0, 0.0]).reshape(1, 3, 1), mask=torch.tensor([1.0, 1, 0]).reshape(1, 3, 1)
+    )
+    found = estimate(r, 0.8, 0.625, reward_baseline=0.5)
+    torch.testing.assert_close(found.advantage.flatten(), torch.tensor([0.25, -0.5, 0.0]))
+    torch.testing.assert_close(found.baseline.flatten(), torch.tensor([0.75, 0.5, 0.0]))
+    assert found.scale.tolist() == [1.0]
+
+
+def test_a_single_episode_says_something_only_against_a_given_number():
+    one = replace(rollout(3, 1, 1), rew=torch.tensor([1.0, 0.0, 1.0]).reshape(3, 1, 1))
+    assert estimate(one, 1.0, 1.0, 0.5).advantage.flatten().tolist() == [0.5, -0.5, 0.5]
+    assert advantages(one, 1.0, 1.0).abs().max() < 1e-3
 
 
 def test_advantages_are_data():

@@ -12,7 +12,7 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
-from runs import contents, same_params
+from tiny_runs import contents, same_params
 from torch import Tensor
 
 from metarl import checkpoint

@@ -15,7 +15,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 import torch
-from runs import contents, iterations_logged, rows_without_time, same_params
+from tiny_runs import contents, iterations_logged, rows_without_time, same_params
 
 import metarl
 from metarl import AdaptedPolicy, MetaLearner, cli, tasks
@@ -90,7 +90,7 @@ def test_a_second_run_in_the_same_directory_is_refused_and_the_first_left_alone(
 
 OTHER = {"hidden": ("3", "5"), "activation": ("relu",), "graph_tasks": ("1",), "inner_steps": ("2",),
          "gae_lambda": ("0.5",), "inner_gradient": ("lvc",), "network": ("mlp",), "channels": ("8", "4"),
-         "exploration": ("0.5",),
+         "exploration": ("0.5",), "reward_baseline": ("0.5",),
          "lr_schedule": ("1.0", "0.5"), "learned_lr": ("per_parameter",), "inner_optimizer": ("adam",),
          "adapts": ("context",)}  # fmt: skip
 NEEDS = {"learned_lambda": {"gae_lambda": 0.9}, "adapts": {"context": 5}}
@@ -281,7 +281,7 @@ def test_every_command_has_help(capsys, command):
      ([*TRAIN, "--inner-lrr", "0.1"], "there is no option --inner-lrr; did you mean 'inner-lr'?"),
      ([*TRAIN, "--n_task=3"], "there is no option --n-task; did you mean 'n-tasks'?"),
      ([*TRAIN, "--n-tasks", "0"], "n_tasks must be at least 1, got 0"),
-     ([*TRAIN, "--inner-lr", "-0.5"], "inner_lr must be positive, got -0.5"),
+     ([*TRAIN, "--inner-lr", "-0.5"], "inner_lr must be positive and finite, got -0.5"),
      ([*TRAIN, "--iterations", "0"], "--iterations must be at least 1, got 0"),
      ([*TRAIN, "--threads", "0"], "--threads must be at least 1, got 0"),
      ([*TRAIN, "--seed", "-1"], "seed must not be negative, got -1"),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Text
 from probes import Stops, TwoArms
-from runs import TINY, contents, point, tiny
+from tiny_runs import TINY, contents, point, tiny
 
 import metarl
 from metarl import AdaptedPolicy, MetaLearner

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from rich.console import Console
-from runs import contents, tiny
+from tiny_runs import contents, tiny
 
 from metarl.evaluate import FINAL, PERIODIC, Evaluation, check_protocol, evaluation_seed, interquartile_mean
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from probes import Stops
-from runs import point, tiny
+from tiny_runs import point, tiny
 
 from metarl import figures
 from metarl.evaluate import Evaluation

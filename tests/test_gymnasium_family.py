@@ -11,7 +11,7 @@ import scipy.stats
 from gymnasium.spaces import Box, Discrete
 from gymnasium.utils.env_checker import check_env
 from gymnasium.wrappers import RescaleAction
-from runs import same_params, tiny
+from tiny_runs import same_params, tiny
 
 import metarl
 from metarl import MetaLearner, check_family, from_gymnasium, places

@@ -14,17 +14,20 @@ ROOT = Path(metarl.__file__).parent
 
 LAYERS = [
     {"distributions", "tasks", "random", "adapt", "losses", "optimizers", "parallel", "worker"},
-    {"spaces", "mlp", "normalize", "places", "priors", "visible_family"},
+    {"spaces", "mlp", "modules", "normalize", "places", "priors", "visible_family"},
     {
-        *("policies", "policies_cnn", "gymnasium_family", "vector", "vector.automatic", "vector.loop"),
+        *("policies", "policies_cnn", "policies_gru", "gymnasium_family", "vector", "vector.automatic", "vector.loop"),
         *("vector.mujoco", "vector.process", "vector.resets", "vector.tensor"),
     },
-    {"rollout", "check", "check_environments"},
+    {"rollout", "trial", "check", "check_environments"}
+    | {"supervised.losses", "supervised.networks", "supervised.sets"},
     {"advantages", "natural", "settings", "trust_region", "unrolled"},
     {"inner_loop", "outer"},
-    {"algorithms", *(f"algorithms.{name}" for name in ALGORITHMS)},
-    {"evaluate", "figures", "checkpoint", "train", "adapted_policy", "callbacks", "render"},
-    {"learner"},
+    {"algorithms", *(f"algorithms.{name}" for name in ALGORITHMS)}
+    | {"supervised.maml", "supervised.methods", "supervised.sinusoid"},
+    {"evaluate", "figures", "checkpoint", "train", "adapted_policy", "recurrent_policy", "callbacks", "render"}
+    | {"supervised.classes", "supervised.evaluation"},
+    {"learner", "supervised", "supervised.learner"},
     {"cli", "sb3", "sb3.policies", "sb3.vec_env"},
 ]
 """From the bottom up. A module may import from lower layers and from its own; a new module belongs into one of them."""

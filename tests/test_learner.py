@@ -10,8 +10,8 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Discrete, MultiBinary, Text
 from probes import Locks, PointGoal, Signs, Stops, TwoArms
-from runs import TINY, Walk, point, same_params, tiny
 from scipy.stats import norm
+from tiny_runs import TINY, Walk, point, same_params, tiny
 from torch import nn
 
 import metarl
@@ -466,9 +466,9 @@ def test_a_learner_is_no_policy_and_a_policy_no_learner(tmp_path, policy):
 
 def test_a_learner_of_an_algorithm_that_is_gone_is_refused_by_name(tmp_path, monkeypatch):
     learner = tiny()
-    learner.algorithm = "reptile"
+    learner.algorithm = "reptiles"
     learner.save(tmp_path / "l")
-    with pytest.raises(CheckpointError, match="l does not fit: no algorithm is called 'reptile'"):
+    with pytest.raises(CheckpointError, match="l does not fit: no algorithm is called 'reptiles'"):
         MetaLearner.load(tmp_path / "l")
 
 

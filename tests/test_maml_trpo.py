@@ -6,7 +6,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from probes import Drift, Locks, PointGoal, Signs, Stops, TwoArms, double, linearise, setup, stages
+from probes import (
+    Drift,
+    Locks,
+    PointGoal,
+    Signs,
+    Stops,
+    TwoArms,
+    double,
+    finite_differences,
+    linearise,
+    setup,
+    stages,
+    surrogate_loss,
+)
 from torch import Tensor, nn
 from torch.distributions import Categorical, Independent, Normal, kl_divergence
 
@@ -38,20 +51,6 @@ def meta_gradient(
     config: Config, policy: Policy, params: Params, data: list[inner_loop.Batch], by_hand: bool = True
 ) -> Tensor:
     return linearise(outer.objective(config, policy, data, config.n_tasks, outer.Outer(by_hand=by_hand)), params)[0]
-
-
-def finite_differences(f, params: Params, h: float = 1e-5) -> Tensor:
-    at = flatten(params)
-    steps = h * torch.eye(len(at), dtype=at.dtype)
-    return torch.stack([(f(unflatten(at + e, params)) - f(unflatten(at - e, params))) / (2 * h) for e in steps])
-
-
-def surrogate_loss(policy: Policy, stacked: Params, batch: inner_loop.Batch) -> Tensor:
-    """Written down once more: the mean over tasks of the mean over their steps of -ratio * advantage."""
-    r = batch.rollout
-    ratio = (distributions.log_prob(policy.distribution(stacked, r.obs), r.act) - r.log_prob).exp()
-    per_task = [-(ratio * batch.advantage)[k][r.mask[k].bool()].mean() for k in range(len(ratio))]
-    return torch.stack(per_task).mean()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -658,3 +657,22 @@ def test_an_iteration_and_an_evaluation_in_that_unit_are_those_with_the_product(
     torch.testing.assert_close(in_units, plain, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(adapted, plain_adapted, atol=1e-6, rtol=1e-5)
     assert post == pytest.approx(plain_post, rel=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rewards against a given number
+
+
+def test_a_single_episode_adapts_only_against_a_given_number():
+    config = replace(SMALL, n_tasks=6, episodes=1)
+    for given, moves in ((None, False), (0.25, True)):
+        own = replace(config, reward_baseline=given)
+        sampler, policy, state = setup(TwoArms(), own)
+        found = maml_trpo.evaluate(own, sampler, policy, state, sampler.tasks(6, 5, 0), 1, 1, [0.5])
+        assert bool((found.params[1]["b1"] != found.params[0]["b1"]).any()) == moves
+
+
+@pytest.mark.parametrize("learned", ["learned_discount", "learned_lambda"])
+def test_what_is_learned_of_the_fitted_advantages_needs_the_fitted_baseline(learned):
+    with pytest.raises(ValueError, match=f"{learned} needs the fitted baseline: leave reward_baseline=0.5 out"):
+        Config(gae_lambda=0.9, reward_baseline=0.5, **{learned: True})

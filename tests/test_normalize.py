@@ -5,7 +5,7 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 from probes import Drift, PointGoal, random_params, setup
-from runs import same_params, tiny
+from tiny_runs import same_params, tiny
 from torch import Tensor
 
 import metarl

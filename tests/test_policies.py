@@ -192,7 +192,7 @@ def test_a_module_equals_the_mlp_with_the_same_weights(spaces):
 
 
 def as_loop(policy: ModulePolicy) -> ModulePolicy:
-    object.__setattr__(policy, "batched", False)
+    object.__setattr__(policy.stacked, "batched", False)
     return policy
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Discrete, MultiDiscrete
 from probes import double, linearise, random_params, setup, stages
-from runs import same_params
+from tiny_runs import same_params
 from torch import Tensor, nn
 
 import metarl

@@ -21,7 +21,7 @@ import pytest
 import torch
 from probes import Drift, random_params
 from process_families import Failing, Noisy, Pid, Succeeding, Unpicklable
-from runs import same_params, tiny
+from tiny_runs import same_params, tiny
 
 import metarl.rollout
 from metarl import cli, random

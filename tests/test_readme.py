@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from runs import tiny
+from tiny_runs import tiny
 
 import metarl
 from metarl import cli

@@ -15,13 +15,13 @@ import torch
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 from probes import Drift, Locks, PointGoal, Stops, TwoArms
 from process_families import Noisy
-from runs import point, rows_without_time, same_params, tiny
 from stable_baselines3 import A2C, PPO, SAC, TD3
 from stable_baselines3.common import callbacks as sb3_callbacks
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
 from test_readme import ROOT, blocks
+from tiny_runs import point, rows_without_time, same_params, tiny
 from torch import nn
 
 from metarl import AdaptedPolicy, MetaLearner, normalize, random

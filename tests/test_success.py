@@ -10,7 +10,7 @@ import pytest
 import torch
 from probes import Stops, Wins, random_params
 from rich.console import Console
-from runs import tiny
+from tiny_runs import tiny
 
 from metarl import cli, figures, random
 from metarl.algorithms.maml_trpo import Config

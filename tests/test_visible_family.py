@@ -8,7 +8,7 @@ import pytest
 import torch
 from broken_families import Lines
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
-from runs import same_params, tiny
+from tiny_runs import same_params, tiny
 
 import metarl
 from metarl import MetaLearner, check_family, visible

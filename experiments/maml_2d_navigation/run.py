@@ -4,7 +4,8 @@
     python experiments/maml_2d_navigation/run.py report             # table and figure from all trained seeds
 
 Per seed it meta-trains with MAML-TRPO and, with the same settings and number of iterations, one policy on all tasks
-jointly (the paper's "pretrained"). Then MAML, the pretrained and a random initialisation are adapted to the same 400
+jointly (the paper's "pretrained"), and with Meta-SGD, which is MAML that learns a step size for every parameter. Then
+MAML, Meta-SGD, the pretrained and a random initialisation are adapted to the same 400
 test goals by the same protocol: 3 inner steps, each on 40 fresh episodes of 100 steps. The size of every step is the
 one of a grid that does best on 200 validation goals, after the steps before it, for every method alike.
 """
@@ -29,14 +30,18 @@ FAMILY = "PointNavigation-v0"
 SETTINGS = {"n_tasks": 20, "episodes": 20, "inner_lr": 0.5, "lr_in_std": True, "min_std": 0.4, "max_kl": 0.02}
 VARIANTS: dict[str, dict] = {
     "maml": {},
+    "meta_sgd": {},
     "pretrained": {"inner_steps": 0},
     "random": {},
 }
-ITERATIONS = {"maml": 120, "pretrained": 120, "random": 0}
+ALGORITHMS = {"meta_sgd": "meta_sgd"}
+"""Where it is not `maml_trpo`."""
+ITERATIONS = {"maml": 120, "meta_sgd": 120, "pretrained": 120, "random": 0}
 SELECTION_STEP_SIZES = (0.5, 0.25, 0.125)
 """In training, for choosing the iterate."""
 GRIDS = {
     "maml": (0.1, 0.15, 0.2, 0.25, 0.3, 0.5, 0.6, 0.7, 0.8),
+    "meta_sgd": (0.1, 0.15, 0.2, 0.25, 0.3, 0.5, 0.6, 0.7, 0.8),
     "pretrained": (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0),
     "random": (0.05, 0.1, 0.2, 0.5, 1.0, 2.0),
 }
@@ -55,7 +60,9 @@ def learner(method: str, seed: int, runs: Path) -> tuple[metarl.MetaLearner, int
     if (directory / "latest.safetensors").exists():
         made = metarl.MetaLearner.load(directory, device="cpu")
     else:
-        made = metarl.MetaLearner("maml_trpo", FAMILY, seed=seed, device="cpu", **SETTINGS, **VARIANTS[method])
+        made = metarl.MetaLearner(
+            ALGORITHMS.get(method, "maml_trpo"), FAMILY, seed=seed, device="cpu", **SETTINGS, **VARIANTS[method]
+        )
     return made, ITERATIONS[method]
 
 
@@ -67,7 +74,10 @@ def train(seed: int, runs: Path, methods: Sequence[str]) -> None:
             made.learn(iterations - made.state.iteration, run_dir=runs / f"{method}-seed{seed}", progress_bar=True,
                        eval_every=10, eval_tasks=40, eval_step_sizes=SELECTION_STEP_SIZES)  # fmt: skip
         best = runs / f"{method}-seed{seed}" / "best.safetensors"
-        if method == "maml":  # the paper uses the best iterate too; ours is chosen on tasks that are not test tasks
+        if method in (
+            "maml",
+            "meta_sgd",
+        ):  # the paper uses the best iterate too; ours is chosen on tasks that are not test tasks
             made = metarl.MetaLearner.load(best, device="cpu")
         sizes = tuned(made, GRIDS[method])
         found = made.evaluate(**TEST, step_sizes=sizes, seed=TEST_SEED)

@@ -7,7 +7,7 @@ from metarl.tasks import did_you_mean
 
 ALGORITHMS = (
     "maml_trpo", "maml_ppo", "maml_vpg", "promp", "e_maml", "fomaml", "reptile", "meta_sgd", "maml_plus_plus", "anil",
-    "cavia",
+    "cavia", "rl2",
 )  # fmt: skip
 
 

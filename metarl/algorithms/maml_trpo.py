@@ -18,7 +18,7 @@ from metarl.outer import objectives, trained
 from metarl.parallel import threads_over_tasks
 from metarl.policies import Policy
 from metarl.rollout import Sampler
-from metarl.settings import GradientSettings, check_positive, check_whole
+from metarl.settings import GradientSettings, check_not_negative, check_positive, check_whole
 from metarl.trust_region import trpo_step
 
 __all__ = ["Config", "State", "evaluate", "init", "iteration"]
@@ -47,8 +47,7 @@ class Config(GradientSettings):
         check_positive(self, "max_kl")
         if not 0 < self.backtrack < 1:
             raise ValueError(f"backtrack must lie in (0, 1), got {self.backtrack}")
-        if not self.damping >= 0:
-            raise ValueError(f"damping must not be negative, got {self.damping}")
+        check_not_negative(self, "damping")
 
 
 @threads_over_tasks

@@ -22,7 +22,7 @@ from metarl.outer import Outer, adam_init, adam_steps, objectives, trained
 from metarl.parallel import threads_over_tasks
 from metarl.policies import Policy
 from metarl.rollout import Sampler
-from metarl.settings import AdamSettings, GradientSettings, check_positive, check_whole
+from metarl.settings import AdamSettings, GradientSettings, check_not_negative, check_positive, check_whole
 
 __all__ = ["Config", "State", "evaluate", "init", "iteration"]
 
@@ -48,8 +48,7 @@ class Config(AdamSettings, GradientSettings):
         AdamSettings.__post_init__(self)
         check_whole(self, epochs=1)
         check_positive(self, "clip")
-        if not self.inner_kl >= 0:
-            raise ValueError(f"inner_kl must not be negative, got {self.inner_kl}")
+        check_not_negative(self, "inner_kl")
 
 
 @threads_over_tasks

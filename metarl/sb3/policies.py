@@ -31,6 +31,7 @@ from metarl.adapted_policy import AdaptedPolicy
 from metarl.learner import MetaLearner
 from metarl.normalize import ObsStats
 from metarl.policies import MLPPolicy, ModulePolicy, Policy, floored_log_std
+from metarl.policies_gru import GRUPolicy
 from metarl.spaces import Spaces, lowest, spaces_of
 from metarl.tasks import TaskFamily, did_you_mean
 
@@ -77,14 +78,19 @@ def to_sb3(
 
     Raises:
         ValueError: action bounds that stable-baselines3 does not support, an environment with other spaces or with
-            normalised observations, or settings that the policy determines.
+            normalised observations, settings that the policy determines, or a recurrent policy.
     """
     kind = _algorithm(algorithm, ON_POLICY)
     env = gym.make(env) if isinstance(env, str) else env
     if not issubclass(kind, OnPolicyAlgorithm):
         raise ValueError(f"algorithm must be PPO, A2C or a class of that kind, got {kind.__name__}")
     data: Any = policy.state if isinstance(policy, MetaLearner) else policy
-    own = policy.policy
+    own: Any = policy.policy
+    if isinstance(own, GRUPolicy):
+        raise ValueError(
+            "a recurrent policy cannot be converted: stable-baselines3 has none. Use its own predict and observe, or "
+            "another algorithm"
+        )
     params = {name: value.detach().cpu() for name, value in data.params.items()}
     stats = {name: value.detach().cpu().clone() for name, value in getattr(data, "obs_stats", {}).items()}
     spaces = _their_spaces(own.spaces, env)

@@ -1,0 +1,173 @@
+"""Four corners, one of them rewarded: who explores before adaptation? (Rothfuss et al. 2019, section 7.)
+
+    python experiments/corners/run.py train --seed 0     # all methods; resumes where it was interrupted
+    python experiments/corners/run.py report             # table and figure from the committed files alone
+
+ProMP's paper claims that learners whose meta-gradient credits the pre-adaptation episodes (E-MAML, and MAML with the
+low-variance curvature estimator) learn to visit all four corners before they adapt, and MAML does not. For every method
+this counts which corners the episodes before adaptation reach, and what the policy earns after adaptation.
+"""
+
+import argparse
+import csv
+import platform
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from metarl_envs.point_navigation import CORNERS
+
+import metarl
+from metarl import figures
+from metarl.checkpoint import atomic_write, read_json, write_json
+from metarl.train import versions
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+FAMILY, HORIZON = "PointNavigationCorners-v0", 50
+SETTINGS: dict[str, Any] = {"n_tasks": 20, "episodes": 20, "inner_lr": 0.5, "lr_in_std": True, "min_std": 0.2,
+                            "max_kl": 0.02}  # fmt: skip
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "maml": ("maml_trpo", {}),
+    "lvc": ("maml_trpo", {"inner_gradient": "lvc"}),
+    "e_maml": ("e_maml", {"exploration": 1 / HORIZON}),
+    "e_maml_1": ("e_maml", {}),
+    "dice": ("maml_trpo", {"inner_gradient": "dice"}),
+    "untrained": ("maml_trpo", {}),
+}
+"""`e_maml` averages the exploration term over steps and episodes, as published code does; `e_maml_1` over episodes."""
+ITERATIONS = 60
+TEST = {"episodes": 100, "steps": 3, "seed": 1_357_911}
+"""Each of the four corners once; the policy before adaptation is the same in all, so 400 episodes tell of it."""
+REACH = 0.5
+"""An episode reaches a corner if it comes this near."""
+SHOWN = 40
+
+
+def reached(paths: np.ndarray, radius: float = REACH) -> np.ndarray:
+    """Which corners each path comes within `radius` of. paths [N, T, 2] -> bool [N, 4]."""
+    assert paths.ndim == 3 and paths.shape[-1] == 2, f"expected paths [N, T, 2], got {paths.shape}"
+    distance = np.linalg.norm(paths[:, :, None] - np.array(CORNERS), axis=-1)
+    return (distance <= radius).any(1)
+
+
+def quadrants(points: np.ndarray) -> np.ndarray:
+    """The nearest corner of every point, as shares of all points. points [N, 2] -> [4]."""
+    assert points.ndim == 2 and points.shape[-1] == 2, f"expected points [N, 2], got {points.shape}"
+    nearest = np.linalg.norm(points[:, None] - np.array(CORNERS), axis=-1).argmin(-1)
+    return np.bincount(nearest, minlength=len(CORNERS)) / len(points)
+
+
+def entropy(weights: np.ndarray) -> float:
+    """Entropy in bits of non-negative weights [n], normalised to sum 1; 0 where all are zero. 2 is an even share
+    of four."""
+    total = weights.sum()
+    if total == 0:
+        return 0.0
+    p = weights[weights > 0] / total
+    return float(-(p * np.log2(p)).sum()) + 0.0
+
+
+def train(seed: int, runs: Path, methods: Sequence[str], iterations: int) -> None:
+    for method in methods:
+        if (RESULTS / f"{method}-seed{seed}.json").exists():
+            continue
+        directory = runs / f"{method}-seed{seed}"
+        fresh, cpu = not (directory / "latest.safetensors").exists(), time.process_time()
+        if fresh:
+            shutil.rmtree(directory, ignore_errors=True)  # what broke off before its first checkpoint
+            algorithm, own = METHODS[method]
+            family = metarl.make(FAMILY, horizon=HORIZON)
+            made = metarl.MetaLearner(algorithm, family, seed=seed, device="cpu", **SETTINGS | own)
+        else:
+            made = metarl.MetaLearner.load(directory, device="cpu")
+        left = 0 if method == "untrained" else iterations - made.state.iteration
+        if left > 0:
+            made.learn(left, run_dir=directory, eval_every=0, checkpoint_every=5)
+        save(made, method, seed, directory, time.process_time() - cpu if fresh else None)
+
+
+def save(made: metarl.MetaLearner, method: str, seed: int, directory: Path, cpu: float | None) -> None:
+    """Evaluate, and write JSON, the paths that the figure shows, and the training curve."""
+    found = made.evaluate(**TEST, tasks={"corner": np.arange(len(CORNERS))}, details=True)
+    paths = found.details.rollouts[0].raw_obs.movedim(2, 1).flatten(0, 1).numpy()  # [K * E, T, 2]
+    hit = reached(paths).mean(0)
+    RESULTS.mkdir(exist_ok=True)
+    rows = [{"episode": n, "step": t, "x": round(float(x), 3), "y": round(float(y), 3)}
+            for n, path in enumerate(paths[:: len(paths) // SHOWN]) for t, (x, y) in enumerate(path)]  # fmt: skip
+    with (RESULTS / f"{method}-seed{seed}-paths.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    if (directory / "metrics.csv").exists():
+        atomic_write(RESULTS / f"{method}-seed{seed}-training.csv", (directory / "metrics.csv").read_bytes())
+    write_json(RESULTS / f"{method}-seed{seed}.json", {
+        "method": method, "seed": seed, "iteration": made.state.iteration, "env_steps": made.state.env_steps,
+        "reached": [round(float(x), 4) for x in hit], "entropy_bits": round(entropy(hit), 4),
+        "last_quadrant": [round(float(x), 4) for x in quadrants(paths[:, -1])],
+        "any_corner": round(float(reached(paths).any(1).mean()), 4),
+        "return_by_corner": np.round(found.returns, 4).tolist(), "mean": [round(float(x), 4) for x in found.mean],
+        "std": float(made.state.params["log_std"].exp().mean()), "protocol": TEST, "settings": made.describe(),
+        "cpu_seconds": None if cpu is None else round(cpu, 1), "threads": torch.get_num_threads(),
+        "machine": platform.machine(), "versions": versions(),
+    })  # fmt: skip
+    print(method, "seed", seed, "reached", np.round(hit, 2), "entropy", round(entropy(hit), 2), "mean return",
+          np.round(found.mean, 2), flush=True)  # fmt: skip
+
+
+def report() -> None:
+    """Table and figure, from the committed files alone."""
+    lines = ["| method | seed | share of pre-adaptation episodes that reach corner 0, 1, 2, 3 | entropy (bits, most 2) "
+             "| quadrant of the last position | standard deviation | return k = 0 | 1 | 2 | 3 |",
+             "|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    first: dict[str, dict[str, Any]] = {}
+    for method in METHODS:
+        for path in sorted(RESULTS.glob(f"{method}-seed*.json")):
+            meta = read_json(path)
+            first.setdefault(method, meta)
+            hit, last = (", ".join(f"{x:.2f}" for x in meta[name]) for name in ("reached", "last_quadrant"))
+            cells = " | ".join(f"{x:.2f}" for x in meta["mean"])
+            lines.append(f"| `{method}` | {meta['seed']} | {hit} | {meta['entropy_bits']:.2f} | {last} | "
+                         f"{meta['std']:.2f} | {cells} |")  # fmt: skip
+    table = "\n".join(lines)
+    print(table)
+    atomic_write(RESULTS / "table.md", (table + "\n").encode())
+    figure, axes = figures.new_figure(len(first), width=2.6, height=3.0)
+    for ax, (method, meta) in zip(axes, first.items(), strict=True):
+        for path in read_paths(RESULTS / f"{method}-seed{meta['seed']}-paths.csv"):
+            ax.plot(path[:, 0], path[:, 1], linewidth=0.6, alpha=0.7)
+        ax.scatter(*np.array(CORNERS).T, marker="*", color="black", zorder=3)
+        ax.set(title=method, xlim=(-4, 4), ylim=(-4, 4))
+        ax.set_aspect("equal")
+    figures.save_figure(figure, RESULTS / "corners.png")
+
+
+def read_paths(path: Path) -> list[np.ndarray]:
+    """One [T, 2] for every episode in the file."""
+    with path.open(newline="") as file:
+        rows = [(int(row["episode"]), float(row["x"]), float(row["y"])) for row in csv.DictReader(file)]
+    return [np.array([row[1:] for row in rows if row[0] == n]) for n in dict.fromkeys(row[0] for row in rows)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("train", "report"))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=tuple(METHODS))
+    parser.add_argument("--iterations", type=int, default=ITERATIONS)
+    parser.add_argument("--runs", type=Path, default=Path("runs/corners"))
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.command == "train":
+        train(args.seed, args.runs, args.methods, args.iterations)
+    else:
+        report()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""Bandits and tabular Markov decision processes with RL² (Duan et al. 2016, https://arxiv.org/abs/1611.02779).
+
+    python experiments/rl2/run.py train --row bandit-n10-k5 --seed 0     # one row; resumes where it was interrupted
+    python experiments/rl2/run.py report                                 # table and figure from all that was trained
+
+A row `bandit-nN-kA` has trials of N pulls of A arms (Bernoulli, probabilities uniform in [0, 1]); the score is the
+total reward. A row `mdp-nN` has trials of N episodes of 10 steps; the score is the total reward over N times what a
+policy that knows its task expects of an episode, by value iteration over 10 steps with discount 0.99 (the published
+numbers fit that). Training stops after the row's iterations or after --minutes, whichever comes first, and goes on from
+there when the command is given again. The last state is tested, on tasks that nothing was trained or chosen on.
+"""
+
+import argparse
+import csv
+import functools
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from metarl_envs.tabular_mdp import optimal_return
+
+import metarl
+from metarl import figures
+from metarl.checkpoint import atomic_write, read_json, write_json
+from metarl.train import versions
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+COMMON: dict[str, Any] = {"gamma": 1.0, "outer_lr": 3e-3, "minibatches": 4, "hidden": 64}
+SHORT = {**COMMON, "n_tasks": 1000, "gae_lambda": 0.9, "anneal_over": 300}
+LONG = {**COMMON, "n_tasks": 500, "gae_lambda": 0.95, "epochs": 4, "anneal_over": 250}
+MDP = {**COMMON, "n_tasks": 500, "gae_lambda": 0.9, "anneal_over": 400}
+ROWS: dict[str, dict[str, Any]] = {
+    **{f"bandit-n10-k{arms}": {"arms": arms, "n": 10, "settings": SHORT, "tasks": 40_000} for arms in (5, 10, 50)},
+    **{f"bandit-n100-k{arms}": {"arms": arms, "n": 100, "settings": LONG, "tasks": 4000} for arms in (5, 10, 50)},
+    **{f"mdp-n{n}": {"n": n, "settings": MDP, "tasks": 2000} for n in (10, 25)},
+}
+TEST_SEED = 97_531
+PAPER = {
+    "bandit-n10-k5": 6.7, "bandit-n10-k10": 6.7, "bandit-n10-k50": 6.8,
+    "bandit-n100-k5": 78.7, "bandit-n100-k10": 83.5, "bandit-n100-k50": 84.9, "mdp-n10": 0.752, "mdp-n25": 0.859,
+}  # fmt: skip
+"""RL²'s results: Duan et al. 2016, table 1; of MDPs Mishra et al. 2018 (https://arxiv.org/abs/1707.03141), table 3."""
+GITTINS = {"bandit-n10-k5": 6.6, "bandit-n10-k10": 6.6, "bandit-n10-k50": 6.5,
+           "bandit-n100-k5": 78.3, "bandit-n100-k10": 82.8, "bandit-n100-k50": 85.2}  # fmt: skip
+"""Duan et al. 2016, table 1: no learning, but knows the distribution of arms."""
+
+
+def family_of(row: str) -> Any:
+    arms = ROWS[row].get("arms")
+    return metarl.make("TabularMDP-v0") if arms is None else metarl.make("BernoulliBandit-v0", arms=arms)
+
+
+def train(row: str, seed: int, runs: Path, minutes: float) -> None:
+    directory, settings = runs / f"{row}-seed{seed}", ROWS[row]["settings"]
+    if (directory / "latest.safetensors").exists():
+        made = metarl.MetaLearner.load(directory, device="cpu")
+    else:
+        made = metarl.MetaLearner(
+            "rl2", family_of(row), seed=seed, device="cpu", trial_episodes=ROWS[row]["n"], **settings
+        )
+    stop, iterations = time.monotonic() + 60 * minutes, settings["anneal_over"]
+    made.learn(
+        max(0, iterations - made.state.iteration), run_dir=directory, eval_every=0,
+        callback=lambda _: time.monotonic() < stop,
+    )  # fmt: skip
+    found = made.evaluate(ROWS[row]["tasks"], episodes=1, seed=TEST_SEED)
+    save(row, seed, made, found.returns, scale(row, found.tasks))
+    atomic_write(RESULTS / f"{row}-seed{seed}-training.csv", (directory / "metrics.csv").read_bytes())
+
+
+def scale(row: str, tasks: Mapping[str, np.ndarray]) -> float:
+    """What the total reward is divided by."""
+    if "arms" in ROWS[row]:
+        return 1.0
+    return ROWS[row]["n"] * float(optimal_return(dict(tasks), 10, 0.99).mean())
+
+
+def save(row: str, seed: int, made: metarl.MetaLearner, returns: np.ndarray, unit: float) -> None:
+    RESULTS.mkdir(exist_ok=True)
+    n_tasks = len(returns)
+    with (RESULTS / f"{row}-seed{seed}.csv").open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["episode", "mean_return", "standard_error"])
+        for k, x in enumerate(returns.T):
+            writer.writerow([k, round(float(x.mean()), 5), round(float(x.std() / n_tasks**0.5), 5)])
+    total = returns.sum(1) / unit
+    rows = metarl_rows(made)
+    write_json(RESULTS / f"{row}-seed{seed}.json", {
+        "row": row, "seed": seed, "score": float(total.mean()), "standard_error": float(total.std() / n_tasks**0.5),
+        "total_reward": float(returns.sum(1).mean()), "unit": unit, "test_tasks": n_tasks, "test_seed": TEST_SEED,
+        "iterations": made.state.iteration, "env_steps": made.state.env_steps,
+        "training_seconds": round(sum(r["time/rollout"] + r["time/update"] for r in rows)),
+        "settings": made.describe(), "threads": torch.get_num_threads(), "versions": versions(),
+    })  # fmt: skip
+    print(row, "seed", seed, f"score {total.mean():.3f} +- {total.std() / n_tasks**0.5:.3f}")
+
+
+def metarl_rows(made: metarl.MetaLearner) -> list[dict[str, Any]]:
+    """The rows that the learner's run has logged."""
+    from metarl.train import RunDirectory
+
+    assert made._run_dir is not None
+    return RunDirectory(made._run_dir).metrics()
+
+
+def best_possible(arms: int, pulls: int) -> float:
+    """The expected total reward of the best policy that knows the arms' distribution but not the arms: dynamic
+    programming over how often each arm that was pulled has paid and has not. Exact, and only for few pulls."""
+
+    @functools.cache
+    def value(known: tuple[tuple[int, int], ...], left: int) -> float:
+        if left == 0:
+            return 0.0
+        found = []
+        for arm in set(known) | ({(0, 0)} if len(known) < arms else set()):
+            rest = list(known)
+            if arm in known:
+                rest.remove(arm)
+            paid, not_paid = arm
+            p = (paid + 1) / (paid + not_paid + 2)
+            good, bad = (tuple(sorted([*rest, after])) for after in ((paid + 1, not_paid), (paid, not_paid + 1)))
+            found.append(p * (1 + value(good, left - 1)) + (1 - p) * value(bad, left - 1))
+        return max(found)
+
+    return value((), pulls)
+
+
+def report() -> None:
+    """Table and figure, from the committed files alone."""
+    metas = [read_json(path) for path in sorted(RESULTS.glob("*-seed*.json"))]
+    names = ("row", "ours", "standard error", "seeds", "RL² (paper)", "Gittins (paper)", "best possible", "iterations",
+             "steps")  # fmt: skip
+    lines = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
+    for row in ROWS:
+        own = [m for m in metas if m["row"] == row]
+        if not own:
+            continue
+        scores = np.array([m["score"] for m in own])
+        digits = 3 if row.startswith("mdp") or ROWS[row]["n"] == 10 else 1
+        seeds = "" if len(own) == 1 else f" ({scores.min():.{digits}f} to {scores.max():.{digits}f})"
+        best = f"{best_possible(ROWS[row]['arms'], 10):.3f}" if row.startswith("bandit-n10-") else ""
+        error = np.sqrt(np.mean([m["standard_error"] ** 2 for m in own]) / len(own))
+        cells = [
+            row, f"{scores.mean():.{digits}f}{seeds}", f"{error:.{digits}f}", listed(own, "seed"), PAPER[row],
+            GITTINS.get(row, ""), best, listed(own, "iterations"),
+            f"{np.mean([m['env_steps'] for m in own]) / 1e6:.1f} million",
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
+    table = "\n".join(lines)
+    print(table)
+    atomic_write(RESULTS / "table.md", (table + "\n").encode())
+    draw(metas)
+
+
+def listed(metas: list[dict[str, Any]], name: str) -> str:
+    return ", ".join(str(m[name]) for m in metas)
+
+
+def draw(metas: list[dict[str, Any]]) -> None:
+    """Training as a share of the published result, and what is earned within a trial."""
+    figure, (left, right) = figures.new_figure(2, width=5.0)
+    shown = [row for row in ROWS if any(m["row"] == row for m in metas)]
+    for i, row in enumerate(shown):
+        for j, meta in enumerate(m for m in metas if m["row"] == row):
+            with (RESULTS / f"{row}-seed{meta['seed']}-training.csv").open(newline="") as file:
+                rows = list(csv.DictReader(file))
+            steps = np.array([float(r["env_steps"]) for r in rows]) / 1e6
+            share = smooth(np.array([float(r["return/trial"]) for r in rows])) / meta["unit"] / PAPER[row]
+            left.plot(steps[len(steps) - len(share) :], share, color=f"C{i}", linewidth=1, label=None if j else row)
+            within = np.genfromtxt(RESULTS / f"{row}-seed{meta['seed']}.csv", delimiter=",", names=True)
+            earned = within["mean_return"] / (meta["unit"] / ROWS[row]["n"] if row.startswith("mdp") else 1)
+            right.plot(within["episode"] + 1, earned, color=f"C{i}", linewidth=1)
+    left.axhline(1, color="0.6", linewidth=0.8, linestyle="--")
+    left.set(xlabel="million environment steps", ylabel="share of the published result", title="training tasks",
+             xscale="log", ylim=(0.55, 1.05))  # fmt: skip
+    left.legend(frameon=False, fontsize=7)
+    right.set(xlabel="episode of the trial", ylabel="mean return (MDPs: normalised)", title="test tasks", xscale="log")
+    figures.save_figure(figure, RESULTS / "rl2.png")
+
+
+def smooth(x: np.ndarray, width: int = 5) -> np.ndarray:
+    """The mean of the last `width` numbers."""
+    width = min(width, len(x))
+    return np.convolve(x, np.ones(width) / width, "valid")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("train", "report"))
+    parser.add_argument("--row", choices=list(ROWS))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=1e9)
+    parser.add_argument("--runs", type=Path, default=Path("runs/rl2"))
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.command == "report":
+        report()
+    elif args.row is None:
+        parser.error("train needs --row")
+    else:
+        train(args.row, args.seed, args.runs, args.minutes)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,365 @@
+"""RL² (Duan et al. 2016, https://arxiv.org/abs/1611.02779): a recurrent policy that learns to learn, with PPO outside.
+
+One iteration, top to bottom:
+    tasks                     K tasks from the training split
+    trials                    E trials of each: N episodes in the same environment, the memory lasts through all
+    advantages                GAE over the whole trial: an episode's end cuts nothing, the trial's end does
+    outer step                PPO on the trials: some epochs of minibatches of whole trials, Adam
+There is no inner step: to adapt is to remember.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metarl import distributions, losses, normalize, optimizers, random
+from metarl.adapt import Params
+from metarl.advantages import discounted_returns, gae
+from metarl.normalize import ObsStats
+from metarl.parallel import CHUNK_ROWS, thread_map, threads_over_tasks
+from metarl.policies_gru import GRUPolicy, Memory
+from metarl.rollout import EnvSampler, Rollout, Sampler
+from metarl.settings import check_fraction, check_positive, check_whole, cosine
+from metarl.spaces import Spaces
+from metarl.tasks import Tasks
+from metarl.trial import Sequences, Trials, collect_trials, sequences, shown_episodes
+
+SHUFFLE = 0x5F0FF1E
+"""The stage whose keys order the trials of the first epoch; far beyond the number of any episode."""
+ADAM_EPS = 1e-5
+"""As is usual for PPO: where a gradient has been almost zero, its noise is not blown up to a full step."""
+WIDE = 128
+"""Trials per chunk at least: each step of the recurrence is a product with so many rows, and fewer cost as much."""
+UNIT_RATE = 0.1
+"""Share of the present data in the units of the value head."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of RL². Actions are in policy units: 1 is half the range of a bounded action."""
+
+    n_tasks: int = 100
+    """K: tasks per meta-iteration."""
+    trials: int = 1
+    """E: trials of each task."""
+    trial_episodes: int = 2
+    """N: episodes of a trial, in training, and in evaluation unless that says otherwise."""
+    gamma: float = 0.99
+    """Discount of every further step of the trial, from one episode to the next too."""
+    gae_lambda: float = 0.95
+    """Lambda of generalised advantage estimation, over the whole trial."""
+    outer_lr: float = 1e-3
+    """Step size of Adam."""
+    anneal_over: int = 0
+    """Bring it down to `anneal_to` times itself over so many iterations, by a cosine; 0: constant."""
+    anneal_to: float = 0.01
+    """What it ends at, as a factor."""
+    epochs: int = 5
+    """How often each meta-iteration goes through its trials."""
+    minibatches: int = 4
+    """Steps of Adam in each epoch: into so many parts the trials are shuffled."""
+    clip: float = 0.2
+    """How far PPO's surrogate rewards a change of an action's probability, as a ratio."""
+    value_coef: float = 0.5
+    """Weight of the value head's loss, in units of the returns' standard deviation."""
+    entropy_coef: float = 0.01
+    """Weight of the policy's mean entropy, as a bonus."""
+    max_grad_norm: float = 0.5
+    """Gradients are scaled down to this Euclidean norm."""
+    hidden: int = 128
+    """H: units of the GRU."""
+    init_std: float = 1.0
+    """Initial standard deviation of a Gaussian policy."""
+    min_std: float = 1e-3
+    """Floor of that standard deviation."""
+    output_gain: float = 0.01
+    """Factor on the initial weights of the action head."""
+    normalize_obs: bool = False
+    """Give the policy observations with mean 0 and standard deviation 1 (cut off at 10), by running statistics of the
+    training data before this meta-iteration: for vectors whose entries have different scales."""
+
+    def __post_init__(self) -> None:
+        check_whole(self, n_tasks=1, trials=1, trial_episodes=1, anneal_over=0, epochs=1, minibatches=1, hidden=1)
+        check_positive(self, "outer_lr", "clip", "max_grad_norm", "init_std", "min_std", "output_gain")
+        check_fraction(self, "gamma", "gae_lambda", "anneal_to")
+        for name in ("value_coef", "entropy_coef"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.minibatches > self.n_tasks * self.trials:
+            raise ValueError(
+                f"minibatches={self.minibatches} is more than there are trials: n_tasks x trials = "
+                f"{self.n_tasks * self.trials}"
+            )
+
+    @property
+    def episodes(self) -> int:
+        """What evaluation averages over unless told otherwise: trials of each task."""
+        return self.trials
+
+    @property
+    def inner_steps(self) -> int:
+        """Where gradient methods count inner steps: further episodes of a trial, after the first."""
+        return self.trial_episodes - 1
+
+    def policy(self, spaces: Spaces) -> GRUPolicy:
+        """The policy that these settings describe."""
+        return GRUPolicy(spaces, self.hidden, self.init_std, self.min_std, self.output_gain)
+
+
+@dataclass(frozen=True)
+class State:
+    """What training carries from one meta-iteration to the next."""
+
+    params: Params
+    optimizer: Params
+    """Adam's memory (see `metarl.optimizers`): running means of the gradients and their squares, number of steps."""
+    value_units: Tensor
+    """[2], float64: the value of a step is `value_units[0] + value_units[1] * (the value head's output)`."""
+    iteration: int = 0
+    env_steps: int = 0
+    obs_stats: ObsStats = field(default_factory=dict)
+    """Running statistics of the observations; empty without `normalize_obs`."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The trials of one meta-iteration, as the outer step uses them."""
+
+    data: Sequences  # [L', B]
+    advantage: Tensor  # [L', B], mean 0 and standard deviation 1 over all valid steps
+    target: Tensor  # [L', B], of the value head, in its units
+
+    def __getitem__(self, trials: Tensor | slice) -> "Batch":
+        return Batch(self.data[trials], self.advantage[:, trials], self.target[:, trials])
+
+
+def init(config: Config, policy: GRUPolicy, seed: int, device: torch.device | str = "cpu") -> State:
+    """The state before the first meta-iteration."""
+    if not isinstance(policy, GRUPolicy):
+        raise ValueError(f"rl2 has a recurrent policy of its own and cannot train a {type(policy).__name__}: leave "
+                         "policy= out")  # fmt: skip
+    generator = torch.Generator().manual_seed(random.generator_seed(seed, 0))
+    params = {name: value.to(device) for name, value in policy.init(generator).items()}
+    units = torch.tensor([0.0, 1.0], dtype=torch.float64, device=device)
+    stats = normalize.start(policy.spaces, device) if config.normalize_obs else {}
+    return State(params, optimizers.adam_start(params), units, obs_stats=stats)
+
+
+@threads_over_tasks
+def iteration(
+    config: Config, sampler: Sampler, policy: GRUPolicy, state: State, seed: int
+) -> tuple[State, dict[str, Any]]:
+    """One meta-iteration, from `seed` and `state` alone. -> the next state and statistics (see docs/logging.md)."""
+    start = time.perf_counter()
+    tasks = sampler.tasks(config.n_tasks, seed, state.iteration)
+    trials = collect_trials(
+        sampler, tasks, config.trials, config.trial_episodes, policy, state.params, seed, state.iteration,
+        state.obs_stats,
+    )  # fmt: skip
+    in_rollouts = time.perf_counter() - start
+
+    data = sequences(trials)
+    units = value_units(config, state, data)
+    old = state.value_units if state.iteration else units  # before the first update nothing is to be kept
+    params = in_units(state.params, old, units)
+    batch = make_batch(config, data, old, units)
+    memory, losses_of = state.optimizer, []
+    lr = config.outer_lr * cosine(state.iteration, config.anneal_over, config.anneal_to)
+    for epoch in range(config.epochs):
+        for part in minibatches(config, data.mask.shape[1], seed, state.iteration, epoch, data.mask.device):
+            grads, parts = gradient(config, policy, params, batch[part])
+            grads, parts["gradient_norm"] = optimizers.clip_norm(grads, config.max_grad_norm)
+            if not math.isfinite(norm := float(parts["gradient_norm"])):
+                raise ValueError(f"the gradient of iteration {state.iteration + 1} has the norm {norm}: the steps are "
+                                 "too large, lower outer_lr")  # fmt: skip
+            direction, memory = optimizers.adam(grads, memory, eps=ADAM_EPS)
+            params = {name: value - lr * direction[name] for name, value in params.items()}
+            losses_of.append(parts)
+
+    obs_stats = normalize.update(state.obs_stats, trials.raw_obs, trials.mask)
+    stats = {f"return/step_{n}": trials.returns[:, n].mean().item() for n in shown_episodes(config.trial_episodes)}
+    stats["return/trial"] = trials.returns.sum(1).mean().item()
+    if (rates := trials.success_rates) is not None:
+        stats |= {f"success/step_{n}": rates[:, n].mean().item() for n in shown_episodes(config.trial_episodes)}
+    stats |= {f"outer/{name}": float(sum(x[name] for x in losses_of)) / len(losses_of) for name in losses_of[0]}
+    stats |= {"outer/explained_variance": explained_variance(batch, old, units), "outer/lr": lr}
+    stats["policy/entropy"] = float((distributions.entropy(trials.dist) * trials.mask).sum() / trials.mask.sum())
+    stats |= {"time/rollout": in_rollouts, "time/update": time.perf_counter() - start - in_rollouts}
+    steps = state.env_steps + trials.steps
+    new = State(params, memory, units, state.iteration + 1, steps, obs_stats)
+    return new, stats
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The parts of the outer step
+
+
+def trial_advantages(config: Config, rew: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    """GAE over trials whose valid steps stand one after the other, all [L, B].
+
+    An episode's end is a step like any other: what is earned after it counts, discounted by the steps in between. Only
+    the trial's end has no value beyond it.
+    """
+    assert rew.dim() == 2 and rew.shape == values.shape == mask.shape, (rew.shape, values.shape, mask.shape)
+    values = torch.cat([values * mask, torch.zeros_like(values[:1])])
+    return gae(rew[None], values[None], config.gamma, config.gae_lambda)[0] * mask
+
+
+def make_batch(config: Config, data: Sequences, units: Tensor, new_units: Tensor) -> Batch:
+    """Advantages, and targets of the value head in `new_units`; the values of `data` are in `units`."""
+    mask = data.mask
+    values = _physical(data.value, units) * mask
+    advantage = trial_advantages(config, data.rew, values, mask)
+    target = (advantage + values - new_units[0].to(values)) / new_units[1].to(values) * mask
+    count = mask.sum()
+    centred = (advantage - advantage.sum() / count) * mask
+    return Batch(data, centred / ((centred.square().sum() / count).sqrt() + 1e-8), target)
+
+
+def _physical(value: Tensor, units: Tensor) -> Tensor:
+    return units[0].to(value) + units[1].to(value) * value
+
+
+def value_units(config: Config, state: State, data: Sequences) -> Tensor:
+    """Mean and standard deviation of the discounted returns, running over the meta-iterations: [2], float64."""
+    returns, count = discounted_returns(data.rew[None], config.gamma)[0].double(), data.mask.sum().double()
+    mean = (returns * data.mask).sum() / count
+    std = (((returns - mean) ** 2 * data.mask).sum() / count).sqrt()
+    found = torch.stack([mean, std.clamp_min(1e-6)])
+    return torch.lerp(state.value_units, found, UNIT_RATE) if state.iteration else found
+
+
+def in_units(params: Params, units: Tensor, new: Tensor) -> Params:
+    """The parameters whose value head gives in `new` units what it gave in `units`: the values stay as they are
+    (van Hasselt et al. 2016, https://arxiv.org/abs/1602.07714, section 2)."""
+    weight, bias = params["w_value"], params["b_value"]
+    ratio = (units[1] / new[1]).to(weight)
+    return params | {
+        "w_value": weight * ratio,
+        "b_value": bias * ratio + ((units[0] - new[0]) / new[1]).to(weight),
+    }
+
+
+def minibatches(
+    config: Config, n_trials: int, seed: int, iteration: int, epoch: int, device: torch.device
+) -> Sequence[Tensor]:
+    """The trials in an order that follows from (seed, iteration, epoch) alone, in parts of nearly equal size."""
+    key = random.episode_seeds(seed, iteration, SHUFFLE + epoch, 1, 1)[0, 0]
+    order = random.words(key, 0, n_trials, random.ACTION).argsort(stable=True)
+    return order.to(device).tensor_split(config.minibatches)
+
+
+def gradient(config: Config, policy: GRUPolicy, params: Params, batch: Batch) -> tuple[Params, dict[str, Tensor]]:
+    """The gradient of a minibatch's loss, and the loss's parts. In chunks of trials, which are summed up in order."""
+    (L, B), total = batch.advantage.shape, batch.data.mask.sum()
+
+    def of_chunk(chunk: slice) -> tuple[list[Tensor], dict[str, Tensor]]:
+        own = {name: value.detach().requires_grad_() for name, value in params.items()}
+        with torch.enable_grad():
+            loss, parts = ppo_loss(config, policy, own, batch[chunk])
+            weight = batch.data.mask[:, chunk].sum() / total
+            grads = torch.autograd.grad(loss * weight, list(own.values()))
+        return list(grads), {name: value.detach() * weight for name, value in parts.items()}
+
+    found = thread_map(of_chunk, trial_chunks(L, B, batch.advantage.device))
+    grads = {name: sum(part[0][i] for part in found[1:]) + found[0][0][i] for i, name in enumerate(params)}
+    return grads, {name: sum(part[1][name] for part in found[1:]) + found[0][1][name] for name in found[0][1]}
+
+
+def trial_chunks(length: int, n_trials: int, device: torch.device) -> list[slice]:
+    """B trials in chunks of about `parallel.CHUNK_ROWS` steps, but of `WIDE` trials where those are more; on a GPU all
+    are one chunk."""
+    size = n_trials if device.type != "cpu" else max(WIDE, CHUNK_ROWS // length)
+    return [slice(i, min(i + size, n_trials)) for i in range(0, n_trials, size)]
+
+
+def ppo_loss(config: Config, policy: GRUPolicy, params: Params, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    """Clipped surrogate, value loss and entropy bonus of whole trials; means over their valid steps."""
+    data, mask = batch.data, batch.data.mask[None]
+    hidden = policy.unroll(params, data.x, torch.zeros_like(data.x[0, :, :1]).expand(-1, policy.hidden).contiguous())
+    dist, value = policy.heads(params, hidden)
+    log_prob = distributions.log_prob(dist, data.act)
+    actor = losses.clipped_surrogate(log_prob[None], data.log_prob[None], batch.advantage[None], mask, config.clip)[0]
+    critic = losses.squared_error(value[None], batch.target[None], mask)[0]
+    entropy = losses.masked_mean(distributions.entropy(dist)[None], mask)[0]
+    difference = (log_prob - data.log_prob).detach()[None]
+    parts = {
+        "policy_loss": actor,
+        "value_loss": critic,
+        "kl": losses.masked_mean(difference.exp() - 1 - difference, mask)[0],
+        "clip_fraction": losses.masked_mean(((difference.exp() - 1).abs() > config.clip).float(), mask)[0],
+    }
+    return actor + config.value_coef * critic - config.entropy_coef * entropy, parts
+
+
+def explained_variance(batch: Batch, units: Tensor, new_units: Tensor) -> float:
+    """Share of the variance of the value head's targets (in `new_units`) that the values which the trials were
+    collected with (in `units`) explain; at most 1."""
+    on = batch.data.mask > 0
+    target, value = _physical(batch.target[on].double(), new_units), _physical(batch.data.value[on].double(), units)
+    return float(1 - (target - value).var(correction=0) / target.var(correction=0).clamp_min(1e-12))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Evaluation
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """Trials on given tasks: what was earned in every episode, and what is remembered at the end."""
+
+    trials: Trials
+
+    @property
+    def returns(self) -> Tensor:
+        """[K, N, E]."""
+        return self.trials.returns
+
+    @property
+    def success_rates(self) -> Tensor | None:
+        """[K, N]: share of trials with a success in their n-th episode; None where no environment reports it."""
+        return self.trials.success_rates
+
+    @property
+    def rollouts(self) -> list[Rollout]:
+        """The n-th episodes of all trials."""
+        return self.trials.rollouts
+
+    @property
+    def memory(self) -> Memory:
+        """After the last episode, [K, E, ...]."""
+        return self.trials.memory
+
+    @property
+    def score(self) -> float:
+        """What the best state of a run is chosen by: the return of a whole trial."""
+        return self.returns.sum(1).mean().item()
+
+
+@threads_over_tasks
+def evaluate(
+    config: Config,
+    sampler: Sampler | EnvSampler,
+    policy: GRUPolicy,
+    state: State,
+    tasks: Tasks,
+    seed: int,
+    episodes: int,
+    step_sizes: Sequence[float | None],
+) -> Adaptation:
+    """`episodes` trials of each task, with one episode and a further one for each of `step_sizes`, which are None:
+    nothing here has a size.
+
+    Raises:
+        ValueError: a step size that is a number.
+    """
+    if any(size is not None for size in step_sizes):
+        raise ValueError(f"rl2 adapts by remembering and has no inner step sizes, got {list(step_sizes)}; steps= says "
+                         "how many further episodes a trial has")  # fmt: skip
+    n = len(step_sizes) + 1
+    return Adaptation(collect_trials(sampler, tasks, episodes, n, policy, state.params, seed, 0, state.obs_stats))

@@ -1,0 +1,135 @@
+"""A recurrent policy with a value head: one gated recurrent unit that remembers a whole trial.
+
+It adapts by what it remembers, so its parameters are the same for all tasks and have no task axis. B is any number of
+trials side by side, L the steps of a trial, I the length of an input: observation, last action, last reward, and
+whether an episode begins (O + A + 2), H the units, A as in `spaces`.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from metarl.adapt import Params
+from metarl.distributions import Distribution, Gaussian
+from metarl.policies import check_network, floored_log_std, log_std_init, xavier
+from metarl.spaces import Spaces, distribution_of
+
+
+class Memory(NamedTuple):
+    """What a trial carries from step to step, past the end of its episodes too."""
+
+    hidden: Tensor  # [..., H]
+    action: Tensor  # [..., A], the last one as a vector (see `action_vector`); zero before the first
+    reward: Tensor  # [...], of that action
+
+    def where(self, mask: Tensor, other: "Memory") -> "Memory":
+        """This one where `mask` [...] is true, `other` where not."""
+        wide = mask[..., None]
+        return Memory(
+            torch.where(wide, self.hidden, other.hidden),
+            torch.where(wide, self.action, other.action),
+            torch.where(mask, self.reward, other.reward),
+        )
+
+
+def action_vector(spaces: Spaces, action: Tensor) -> Tensor:
+    """The policy's actions as vectors [..., A]: a Box's as they are, choices [...] or [..., D] as one-hot vectors."""
+    if not spaces.discrete:
+        return action
+    if spaces.sizes is None:
+        return torch.nn.functional.one_hot(action, spaces.act_dim).float()
+    hot = [torch.nn.functional.one_hot(action[..., d], n) for d, n in enumerate(spaces.sizes)]
+    return torch.cat(hot, -1).float()
+
+
+@dataclass(frozen=True)
+class GRUPolicy:
+    """A GRU (Cho et al. 2014, https://arxiv.org/abs/1406.1078), a linear action head and a linear value head.
+
+    With gates r (reset), z (update) and input x:
+        r = sigmoid(W_r x + b_r + U_r h + c_r)      z = sigmoid(W_z x + b_z + U_z h + c_z)
+        n = tanh(W_n x + b_n + r (U_n h + c_n))     h' = (1 - z) n + z h
+    Parameters, in the order r, z, n: `w_in` [3H, I], `b_in` [3H], `w_rec` [3H, H], `b_rec` [3H]; heads `w_act` [A, H],
+    `b_act` [A], `w_value` [1, H], `b_value` [1]; `log_std` [A] of a Gaussian.
+    """
+
+    spaces: Spaces
+    hidden: int = 128
+    init_std: float = 1.0
+    min_std: float = 1e-3
+    output_gain: float = 0.01
+    """Factor on the initial weights of the action head."""
+
+    def __post_init__(self) -> None:
+        check_network((self.hidden,), "tanh", self.init_std, self.min_std)
+
+    @property
+    def input_dim(self) -> int:
+        """I."""
+        return self.spaces.obs_dim + self.spaces.act_dim + 2
+
+    def init(self, generator: torch.Generator) -> Params:
+        """Xavier-uniform input and head weights, orthogonal recurrent ones (as in RL2, appendix), zero biases."""
+        H, I, A = self.hidden, self.input_dim, self.spaces.act_dim
+        params = {
+            "w_in": torch.cat([xavier(generator, (H, I), I, H) for _ in range(3)]),
+            "b_in": torch.zeros(3 * H),
+            "w_rec": torch.cat([_orthogonal(generator, H) for _ in range(3)]),
+            "b_rec": torch.zeros(3 * H),
+            "w_act": self.output_gain * xavier(generator, (A, H), H, A),
+            "b_act": torch.zeros(A),
+            "w_value": xavier(generator, (1, H), H, 1),
+            "b_value": torch.zeros(1),
+        }
+        return params if self.spaces.discrete else params | {"log_std": log_std_init(self.spaces, self.init_std)}
+
+    def blank(self, *shape: int, device: torch.device | str = "cpu") -> Memory:
+        """The memory before a trial, with leading axes `shape`: all zero."""
+        return Memory(
+            torch.zeros(*shape, self.hidden, device=device),
+            torch.zeros(*shape, self.spaces.act_dim, device=device),
+            torch.zeros(shape, device=device),
+        )
+
+    def inputs(self, obs: Tensor, memory: Memory, first: Tensor | float) -> Tensor:
+        """obs [..., O], what the trial remembers, and 1 where an episode begins, else 0 -> [..., I]."""
+        flag = torch.as_tensor(first, dtype=obs.dtype, device=obs.device).expand(obs.shape[:-1])
+        return torch.cat([obs, memory.action, memory.reward[..., None], flag[..., None]], -1)
+
+    def step(self, params: Params, x: Tensor, hidden: Tensor) -> Tensor:
+        """One step of the recurrence, written out. x [..., I], hidden [..., H] -> the next hidden state [..., H]."""
+        assert x.shape[-1] == self.input_dim, (x.shape, self.input_dim)
+        H = self.hidden
+        from_x = torch.nn.functional.linear(x, params["w_in"], params["b_in"])
+        from_h = torch.nn.functional.linear(hidden, params["w_rec"], params["b_rec"])
+        gates = torch.sigmoid(from_x[..., : 2 * H] + from_h[..., : 2 * H])
+        reset, update = gates[..., :H], gates[..., H:]
+        new = torch.tanh(from_x[..., 2 * H :] + reset * from_h[..., 2 * H :])
+        return new + update * (hidden - new)
+
+    def unroll(self, params: Params, x: Tensor, hidden: Tensor) -> Tensor:
+        """All steps at once, differentiable. x [L, B, I], hidden [B, H] before the first -> after every step [L, B, H].
+
+        The same as `step` after `step`. PyTorch's kernel takes the product with all inputs in one go and loops over
+        time in C++; a form with a backward pass by hand was not faster.
+        """
+        assert x.dim() == 3 and x.shape[-1] == self.input_dim and hidden.shape == (x.shape[1], self.hidden), x.shape
+        weights = [params[name] for name in ("w_in", "w_rec", "b_in", "b_rec")]
+        return torch.gru(x, hidden[None], weights, True, 1, 0.0, torch.is_grad_enabled(), False, False)[0]
+
+    def heads(self, params: Params, hidden: Tensor) -> tuple[Distribution, Tensor]:
+        """hidden [..., H] -> the distribution of actions, [..., A], and the value [...] in its own units."""
+        out = torch.nn.functional.linear(hidden, params["w_act"], params["b_act"])
+        value = torch.nn.functional.linear(hidden, params["w_value"], params["b_value"])[..., 0]
+        log_std = floored_log_std(params, self.min_std)
+        if log_std is not None:
+            return Gaussian(out, log_std), value
+        return distribution_of(out, None, self.spaces.sizes), value
+
+
+def _orthogonal(generator: torch.Generator, n: int) -> Tensor:
+    """A random orthogonal matrix [n, n] (Saxe et al. 2014)."""
+    q, r = torch.linalg.qr(torch.randn(n, n, generator=generator))
+    return q * torch.sign(torch.diagonal(r))

@@ -1,0 +1,149 @@
+"""RecurrentPolicy: what a trial leaves, a policy that remembers one environment, with stable-baselines3's `predict`."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metarl import checkpoint, distributions, normalize
+from metarl.adapt import Params
+from metarl.adapted_policy import with_suffix
+from metarl.checkpoint import CheckpointError
+from metarl.normalize import ObsStats
+from metarl.policies_gru import GRUPolicy, Memory, action_vector
+from metarl.spaces import spaces_from_json, spaces_to_json
+
+KIND = "recurrent policy"
+_STATS, _MEMORY = "obs_stats/", "memory/"
+
+PolicyState = tuple[np.ndarray, ...]
+"""hidden [n, H], last action [n, A] and last reward [n] as far as they are known; then hidden state and action of the
+step taken since, [n, H] and [n, A], which wait for their reward."""
+
+
+class RecurrentPolicy:
+    """A policy for one environment that starts from what a trial left in its memory.
+
+    An environment's reward is part of what the policy sees, and `predict` of stable-baselines3 has no place for it.
+    So the memory goes on only when the reward is told:
+
+        action, state = policy.predict(obs, state, episode_start)
+        obs, reward, terminated, truncated, _ = env.step(action)
+        state = policy.observe(state, reward)
+
+    Without `observe` it stays as the trial left it: every action then depends on the present observation and on that
+    memory alone. With it the trial goes on just as in training: episode after episode, the memory never reset.
+    `episode_start` marks an episode's first step; by default that is the step without a `state`.
+    """
+
+    def __init__(
+        self,
+        policy: GRUPolicy,
+        params: Params,
+        memory: Memory | None = None,
+        returns: np.ndarray | None = None,
+        seed: int = 0,
+        success_rates: np.ndarray | None = None,
+        obs_stats: ObsStats | None = None,
+    ):
+        self.policy, self.params = policy, params
+        self.memory = policy.blank() if memory is None else memory
+        """What it starts from, without leading axes; by default nothing, as at the start of a trial."""
+        self.returns = returns
+        """Mean return of each episode of the trials that adapted it."""
+        self.success_rates = success_rates
+        """Share of successes, likewise; None where the environment does not report it."""
+        self.obs_stats: ObsStats = obs_stats or {}
+        """By which observations are normalised, if at all (see `metarl.normalize`)."""
+        self._decode, self._scale = policy.spaces.decoder(), normalize.scaler(self.obs_stats)
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def fresh(self) -> "RecurrentPolicy":
+        """The same policy at the start of a trial, with nothing in its memory."""
+        return RecurrentPolicy(self.policy, self.params, obs_stats=self.obs_stats)
+
+    @torch.no_grad()
+    def predict(
+        self,
+        observation: Any,
+        state: PolicyState | None = None,
+        episode_start: Any = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, PolicyState]:
+        """Actions for one observation or a batch of n, and the state for `observe` or the next `predict`.
+
+        Args:
+            state: what `observe` or `predict` returned; None is the memory that the trial left.
+            episode_start: bool or [n] bools.
+
+        Raises:
+            ValueError: an observation of another shape than the policy's, or a state of another number of them.
+        """
+        spaces = self.policy.spaces
+        obs, shape = np.asarray(observation), spaces.observation.shape or ()
+        single = obs.shape == shape
+        if not single and obs.shape[1:] != shape:
+            raise ValueError(f"observations have the shape {shape} or are a batch of such, got {obs.shape}")
+        x = self._scale(spaces.encode(obs[None] if single else obs))
+        memory, n = self._memory(state, len(x)), len(x)
+        flags = state is None if episode_start is None else episode_start
+        first = torch.from_numpy(np.broadcast_to(np.asarray(flags, np.float32), (n,)).copy())
+        hidden = self.policy.step(self.params, self.policy.inputs(x, memory, first), memory.hidden)
+        dist, _ = self.policy.heads(self.params, hidden)
+        action = distributions.mode(dist) if deterministic else distributions.sample(dist, self._noise(n))
+        new = tuple(value.numpy() for value in (*memory, hidden, action_vector(spaces, action)))
+        out = self._decode(action).numpy().astype(spaces.action.dtype)
+        return (out[0] if single else out), new
+
+    def observe(self, state: PolicyState, reward: Any) -> PolicyState:
+        """The state after the step that `predict` took, now that its `reward` (a number, or [n] of them) is known."""
+        hidden, action = state[3:]
+        rewards = np.broadcast_to(np.asarray(reward, np.float32), (len(hidden),)).copy()
+        return hidden, action, rewards, hidden, action
+
+    def _memory(self, state: PolicyState | None, n: int) -> Memory:
+        if state is None:
+            return Memory(*(value.expand(n, *value.shape).clone() for value in self.memory))
+        if len(state) != 5 or len(state[0]) != n:
+            raise ValueError(f"the state belongs to {len(state[0])} observations, got {n}")
+        return Memory(*(torch.from_numpy(np.asarray(value, np.float32)) for value in state[:3]))
+
+    def _noise(self, n: int) -> Tensor:
+        draw = torch.rand if self.policy.spaces.discrete else torch.randn
+        return draw(n, self.policy.spaces.noise_dim, generator=self._generator)
+
+    def save(self, path: Path | str) -> Path:
+        """Write the policy and its memory to one file (`.safetensors` is added if missing). -> its path."""
+        path, own = with_suffix(path), self.policy
+        kind = {"hidden": own.hidden, "init_std": own.init_std, "min_std": own.min_std}
+        returns = None if self.returns is None else [float(x) for x in self.returns]
+        meta = {"kind": KIND, "policy": kind, "spaces": spaces_to_json(own.spaces), "returns": returns}
+        stats = {_STATS + name: value for name, value in self.obs_stats.items()}
+        memory = {_MEMORY + name: value for name, value in self.memory._asdict().items()}
+        checkpoint.save(path, self.params | stats | memory, meta)
+        return path
+
+    @classmethod
+    def load(cls, path: Path | str) -> "RecurrentPolicy":
+        """The policy that `save` wrote to `path`.
+
+        Raises:
+            CheckpointError: a damaged file, or no recurrent policy.
+        """
+        path = with_suffix(path)
+        tensors, meta = checkpoint.load(path)
+        if meta.get("kind") != KIND:
+            raise CheckpointError(f"{path} holds a {meta.get('kind')}, not a {KIND}")
+        policy = GRUPolicy(spaces_from_json(meta["spaces"]), **meta["policy"])
+        stats = {name.removeprefix(_STATS): x for name, x in tensors.items() if name.startswith(_STATS)}
+        kept = {_MEMORY + name: x for name, x in policy.blank()._asdict().items()}
+        expected = policy.init(torch.Generator()) | kept
+        found = {name: x for name, x in tensors.items() if not name.startswith(_STATS)}
+        if {n: x.shape for n, x in expected.items()} != {n: x.shape for n, x in found.items()}:
+            raise CheckpointError(f"{path} holds the tensors {sorted(found)}, the policy has {sorted(expected)}")
+        memory = Memory(**{name.removeprefix(_MEMORY): found[name] for name in kept})
+        returns = None if meta["returns"] is None else np.array(meta["returns"])
+        params = {name: found[name] for name in expected if name not in kept}
+        return cls(policy, params, memory, returns, obs_stats=stats)

@@ -1,0 +1,124 @@
+"""N-way, K-shot classification out of any labelled examples, with classes held out for testing; handwritten digits."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from metarl.figures import MissingExtraError
+from metarl.supervised.sets import LossName, Sets, as_tensor, check_split
+
+
+@dataclass(frozen=True, eq=False)
+class FewShotClasses:
+    """Tasks of telling `ways` classes apart, which are drawn anew for every task, in an order drawn anew.
+
+    Task parameters: `classes` [ways], the labels behind class numbers 0, 1, ..., ways - 1.
+    Splits: the classes of `train_classes` and those of `test_classes`, which have none in common.
+    Input: an example as it stands in `x`. Target: its class number within the task. Loss: cross-entropy.
+    Examples of a class are drawn without replacement, so no query example is in the support set.
+    Source: the protocol of Vinyals et al. 2016, https://arxiv.org/abs/1606.04080, section 4.1.
+
+    Raises:
+        ValueError: classes that are in both splits or have no examples, or fewer of them than `ways`.
+    """
+
+    id: str
+    x: np.ndarray
+    """[examples, ...], floats."""
+    y: np.ndarray
+    """[examples], the label of each."""
+    train_classes: tuple[int, ...]
+    test_classes: tuple[int, ...]
+    ways: int = 5
+    shuffled: bool = True
+    """Draw which class has which number anew for every task. Without it the numbers are always in the order of
+    `train_classes` or `test_classes`, and a network can learn them by heart: for baselines."""
+    loss: LossName = "cross_entropy"
+    _places: dict[int, np.ndarray] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        places = {int(label): np.flatnonzero(self.y == label) for label in np.unique(self.y)}
+        object.__setattr__(self, "_places", places)
+        object.__setattr__(self, "x", np.asarray(self.x, np.float32))
+        if len(self.x) != len(self.y) or np.ndim(self.y) != 1:
+            raise ValueError(f"need one label for every example, got x {self.x.shape} and y {np.shape(self.y)}")
+        if both := sorted(set(self.train_classes) & set(self.test_classes)):
+            raise ValueError(f"the classes {both} are in both splits: tests would be on classes that were trained on")
+        if missing := sorted({*self.train_classes, *self.test_classes} - places.keys()):
+            raise ValueError(f"there are no examples of the classes {missing}, only of {sorted(places)}")
+        for split, classes in (("train", self.train_classes), ("test", self.test_classes)):
+            if len(classes) < self.ways or self.ways < 2:
+                raise ValueError(f"{self.ways}-way tasks need at least 2 ways, and as many classes in the {split} "
+                                 f"split, which has {len(classes)}")  # fmt: skip
+
+    @property
+    def x_shape(self) -> tuple[int, ...]:
+        """The shape of one example."""
+        return self.x.shape[1:]
+
+    @property
+    def outputs(self) -> int:
+        """One logit for every class of a task."""
+        return self.ways
+
+    def sample(self, n: int, rng: np.random.Generator, split: str, shots: int, queries: int) -> Sets:
+        """Draw `n` tasks, and `shots` + `queries` examples of each of their classes.
+
+        Raises:
+            ValueError: a class has not that many.
+        """
+        check_split(split)
+        among = np.array(self.train_classes if split == "train" else self.test_classes)
+        least = min(among, key=lambda label: len(self._places[label]))
+        if shots + queries > len(self._places[least]):
+            raise ValueError(f"{shots} shots and {queries} queries of every class are more than the "
+                             f"{len(self._places[least])} examples of class {least}")  # fmt: skip
+        classes = np.stack([
+            rng.permutation(among)[: self.ways] if self.shuffled else among[: self.ways] for _ in range(n)
+        ])  # fmt: skip
+        index = np.stack([
+            [rng.choice(self._places[label], shots + queries, replace=False) for label in own] for own in classes
+        ])  # fmt: skip  # [n, ways, shots + queries]
+        numbers = np.broadcast_to(np.arange(self.ways)[:, None], index.shape)
+        support, query = ((index[..., part].reshape(n, -1), numbers[..., part].reshape(n, -1))
+                          for part in (slice(shots), slice(shots, None)))  # fmt: skip
+        support_x, support_y, query_x, query_y = map(
+            as_tensor, (self.x[support[0]], support[1], self.x[query[0]], query[1])
+        )
+        return Sets(support_x, support_y, query_x, query_y, {"classes": classes})
+
+
+def digits(
+    ways: int = 5, test_classes: Sequence[int] = (5, 6, 7, 8, 9), rotations: bool = False, shuffled: bool = True
+) -> FewShotClasses:
+    """Few-shot tasks out of scikit-learn's 1797 handwritten digits, images [1, 8, 8] in [0, 1].
+
+    They come with the package scikit-learn (from Alpaydin and Kaynak 1998, UCI "Optical Recognition of Handwritten
+    Digits"): nothing is downloaded.
+
+    Args:
+        test_classes: the digits held out for testing; all others are for training.
+        rotations: training digits turned by 90, 180 and 270 degrees are classes of their own (as Santoro et al. 2016,
+            https://arxiv.org/abs/1605.06065, did with characters): four times as many to train on. Those held out
+            are not turned. Class numbers are digit + 10 * quarter turns.
+
+    Raises:
+        MissingExtraError: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise MissingExtraError(
+            "the digits come with scikit-learn, which is missing: pip install 'metarl-torch[digits]'"
+        ) from None
+    data = load_digits()
+    x, y = (data.images / 16.0)[:, None], data.target
+    held_out = tuple(test_classes)
+    train = tuple(digit for digit in range(10) if digit not in held_out)
+    if rotations:
+        turned = [(np.rot90(x, quarter, (2, 3)), y + 10 * quarter) for quarter in range(4)]
+        x, y = (np.concatenate(parts) for parts in zip(*turned, strict=True))
+        train = tuple(digit + 10 * quarter for quarter in range(4) for digit in train)
+    settings = f"ways={ways}, test_classes={held_out}, rotations={rotations}, shuffled={shuffled}"
+    return FewShotClasses(f"digits({settings})", x, y, train, held_out, ways, shuffled)

@@ -1,0 +1,325 @@
+"""FewShotLearner: `metarl.MetaLearner` for support and query sets."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from metarl import checkpoint
+from metarl.adapt import Params
+from metarl.checkpoint import CheckpointError
+from metarl.evaluate import FINAL, PERIODIC, evaluation_seed
+from metarl.learner import resolve_device
+from metarl.supervised import maml
+from metarl.supervised.evaluation import FewShotEvaluation
+from metarl.supervised.maml import Config, State
+from metarl.supervised.networks import MLPNetwork, ModuleNetwork, Network
+from metarl.supervised.sets import SetFamily, Sets, as_tensor, check_family, check_sets, check_targets
+from metarl.tasks import did_you_mean
+from metarl.train import CONFIG, LATEST, RunDirectory, Stats, in_one_piece, train, versions
+
+_CHUNK = 100
+"""Test tasks that are adapted side by side."""
+
+
+@dataclass(frozen=True)
+class FewShotPredictor:
+    """A network that was adapted to one task."""
+
+    family: SetFamily
+    network: Network
+    params: Params  # without a task axis
+    support_losses: np.ndarray
+    """[S + 1]: the loss on the support set after 0, 1, ..., S inner steps."""
+
+    def outputs(self, x: Any) -> np.ndarray:
+        """What the network gives, x [N, *x_shape] -> [N, A]: values, or logits.
+
+        Raises:
+            ValueError: inputs of another shape.
+        """
+        device = next(iter(self.params.values())).device
+        inputs = as_tensor(x).to(device)
+        if inputs.dim() == 0 or inputs.shape[1:] != self.family.x_shape:
+            raise ValueError(f"inputs must have the shape [N, {', '.join(map(str, self.family.x_shape))}], "
+                             f"got {tuple(inputs.shape)}")  # fmt: skip
+        with torch.no_grad():
+            params = {name: value[None] for name, value in self.params.items()}
+            return self.network.outputs(params, inputs[None])[0].cpu().numpy()
+
+    def predict(self, x: Any) -> np.ndarray:
+        """Values [N, A]; for "bce" the probabilities of a yes [N, A]; for "cross_entropy" class numbers [N]."""
+        out = self.outputs(x)
+        if self.family.loss == "cross_entropy":
+            return out.argmax(-1)
+        return torch.sigmoid(torch.as_tensor(out)).numpy() if self.family.loss == "bce" else out
+
+
+class FewShotLearner:
+    """Meta-train on few-shot tasks, evaluate, adapt, save.
+
+    Args:
+        family: where the tasks come from: `Sinusoid()`, `digits()`, or any object that is a `SetFamily`.
+        network: an `nn.Module` from [N, *x_shape] to [N, outputs] to adapt instead of the MLP that the config
+            describes. It is copied, and stays as it is.
+        seed: with the config, determines every number of the run.
+        device: `"auto"`, `"cpu"` or `"cuda"`.
+        config: settings, fields of `metarl.supervised.Config`; those of a published method come from
+            `metarl.supervised.method`.
+
+    Raises:
+        TypeError: what was given as a family is none.
+        ValueError: an unknown setting, nonsense, a family that does not draw what it says, a network that does not fit.
+    """
+
+    def __init__(
+        self, family: SetFamily, *, network: nn.Module | None = None, seed: int = 0,
+        device: str | torch.device = "auto", **config: Any,
+    ):  # fmt: skip
+        if not isinstance(seed, int | np.integer) or seed < 0:
+            raise ValueError(f"seed must be a whole number from 0 on, got {seed!r}")
+        check_family(family)
+        self.family, self.config, self.seed = family, make_config(config), int(seed)
+        self.device = resolve_device(device)
+        shape = tuple(family.x_shape)
+        self.network: Network
+        if network is None:
+            self.network = MLPNetwork(shape, family.outputs, self.config.hidden, self.config.activation)
+        else:
+            self.network = ModuleNetwork(network, shape, family.outputs)
+        self.state = maml.init(self.config, self.network, self.seed, self.device)
+        self._best_score: float | None = None
+        self._run_dir: Path | None = None  # the run that this learner is the state of
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Training
+
+    def learn(
+        self, iterations: int, *, run_dir: Path | str | None = None,
+        callback: Callable[[Stats], bool | None] | None = None, progress_bar: bool = False, eval_every: int = 0,
+        eval_tasks: int = 100, eval_steps: int | None = None, checkpoint_every: int = 1000,
+    ) -> "FewShotLearner":  # fmt: skip
+        """Run `iterations` further meta-iterations.
+
+        Args:
+            run_dir: where metrics and checkpoints go (nothing is written without it). A directory that holds
+                another run is refused; one that holds this learner's own is continued.
+            callback: called with every iteration's statistics; returning False stops the training.
+            progress_bar: show iteration, loss, speed and time left.
+            eval_every: evaluate on test tasks after so many iterations, and after the last; 0 never does.
+            eval_tasks, eval_steps: test tasks and inner steps of such an evaluation; steps by default as in training.
+            checkpoint_every: write the latest state after so many iterations, and when training ends or breaks off.
+
+        Raises:
+            ValueError: numbers that make no sense, a directory with another run, or a meta-gradient that is not finite.
+        """
+        if iterations < 0 or checkpoint_every < 1 or eval_every < 0:
+            raise ValueError("need iterations >= 0, checkpoint_every >= 1 and eval_every >= 0, got "
+                             f"{iterations}, {checkpoint_every} and {eval_every}")  # fmt: skip
+        sizes = self._step_sizes(eval_steps, None)
+        logger = None
+        if run_dir is not None:
+            run = self._open_run(RunDirectory(run_dir), iterations)
+            logger = run.open_logger(self.state.iteration)
+
+        def evaluate(state: State) -> Stats:
+            found = self._evaluate(state, self._draw(eval_tasks, evaluation_seed(self.seed, PERIODIC)), sizes)
+            stats = {f"eval/step_{k}": float(x) for k, x in enumerate(found[0].mean(0))}
+            if found[1] is not None:
+                stats |= {f"eval/accuracy_{k}": float(x) for k, x in enumerate(found[1].mean(0))}
+                return stats | {"eval/score": float(found[1][:, -1].mean())}
+            return stats | {"eval/score": -float(found[0][:, -1].mean())}
+
+        def keep(state: State, best: float | None) -> None:
+            self.state, self._best_score = state, best
+
+        def save(name: str, state: State, best: float | None) -> None:
+            self._write(run.path / name, state, best)
+
+        try:
+            train(
+                self.state, lambda state: maml.iteration(self.config, self.family, self.network, state, self.seed),
+                iterations, self.state.iteration, keep=keep, evaluate=evaluate if eval_every else None,
+                eval_every=max(1, eval_every), save=None if run_dir is None else save, logger=logger,
+                checkpoint_every=checkpoint_every, best=self._best_score, callback=callback,
+                progress_bar=progress_bar, describe=_loss_and_speed, measure="loss",
+            )  # fmt: skip
+        finally:
+            if logger is not None:
+                with in_one_piece():
+                    logger.close()
+        return self
+
+    def _open_run(self, run: RunDirectory, iterations: int) -> RunDirectory:
+        settings = {"iterations": self.state.iteration + iterations, **self.describe(), "device": str(self.device),
+                    "versions": versions()}  # fmt: skip
+        path = run.path / CONFIG
+        if self._run_dir == run.path.resolve() and path.exists():
+            checkpoint.write_json(path, settings)
+            return run
+        if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
+            remedy = f"FewShotLearner.load({str(run.path)!r}, family).learn(...)"
+            raise ValueError(f"{run.path} is not empty. Continue its run with {remedy}, or choose another directory")
+        run.create(settings)
+        self._run_dir = run.path.resolve()
+        return run
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Evaluation and adaptation
+
+    def evaluate(
+        self, n_tasks: int = 600, *, steps: int | None = None, step_sizes: Sequence[float] | None = None,
+        shots: int | None = None, queries: int | None = None, sets: Sets | None = None, seed: int | None = None,
+    ) -> FewShotEvaluation:  # fmt: skip
+        """The curve on test tasks: loss (and accuracy) on query sets after 0, 1, ..., `steps` inner steps.
+
+        Args:
+            n_tasks: how many tasks to draw from the test split.
+            steps: inner steps, by default as many as in training.
+            step_sizes: one size for every step (then `steps` is not needed); by default the training's for all.
+            shots, queries: examples in the sets, by default as in training.
+            sets: evaluate on these instead of drawing any.
+            seed: of the tasks; by default one that follows from the run's seed.
+        """
+        sizes = self._step_sizes(steps, step_sizes)
+        seed = evaluation_seed(self.seed, FINAL) if seed is None else seed
+        shots = self.config.shots if shots is None else shots
+        queries = self.config.queries if queries is None else queries
+        for name, value in (("n_tasks", n_tasks), ("shots", shots), ("queries", queries)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if sets is None:
+            sets = self._draw(n_tasks, seed, shots, queries)
+        check_sets(self.family, sets)
+        losses, accuracies = self._evaluate(self.state, sets, sizes)
+        return FewShotEvaluation(losses, accuracies, sizes, shots, queries, seed, sets.parameters)
+
+    def adapt(
+        self, support_x: Any, support_y: Any, *, steps: int | None = None, step_sizes: Sequence[float] | None = None
+    ) -> FewShotPredictor:  # fmt: skip
+        """Adapt to one task; the meta-parameters stay as they are.
+
+        Args:
+            support_x: [N, *x_shape], arrays or tensors.
+            support_y: [N, A] values, or [N] class numbers from 0 on.
+            steps: inner steps, by default as many as in training (at least 1).
+            step_sizes: one size for every step; by default the training's for all.
+
+        Raises:
+            ValueError: data that is not what the family's is like.
+        """
+        steps = max(1, self.config.inner_steps) if steps is None else steps
+        x, y = as_tensor(support_x)[None], as_tensor(support_y)[None]
+        sets = Sets(x, y, x, y)
+        check_sets(self.family, sets)
+        check_targets(self.family, sets.y_support)
+        found = maml.evaluate(self.config, self.family, self.network, self.state, sets.to(self.device),
+                              self._step_sizes(steps, step_sizes))  # fmt: skip
+        params = {name: value[0] for name, value in found.params.items()}
+        return FewShotPredictor(self.family, self.network, params, found.losses[0].cpu().numpy())
+
+    def _draw(self, n: int, seed: int, shots: int | None = None, queries: int | None = None) -> Sets:
+        rng = np.random.default_rng([seed, 0])
+        return self.family.sample(n, rng, "test", shots or self.config.shots, queries or self.config.queries)
+
+    def _evaluate(self, state: State, sets: Sets, sizes: Sequence[float]) -> tuple[np.ndarray, np.ndarray | None]:
+        """Losses and accuracies [K, S + 1]."""
+        parts = [
+            maml.evaluate(self.config, self.family, self.network, state, sets[i : i + _CHUNK].to(self.device), sizes)
+            for i in range(0, sets.n_tasks, _CHUNK)
+        ]
+        losses = torch.cat([part.losses for part in parts]).cpu().double().numpy()
+        rates = [part.accuracies for part in parts if part.accuracies is not None]
+        return losses, torch.cat(rates).cpu().double().numpy() if rates else None
+
+    def _step_sizes(self, steps: int | None, sizes: Sequence[float] | None) -> tuple[float, ...]:
+        steps = self.config.inner_steps if steps is None else steps
+        if steps < 0:
+            raise ValueError(f"steps must not be negative, got {steps}")
+        found = (self.config.inner_lr,) * steps if sizes is None else tuple(float(size) for size in sizes)
+        if any(not size > 0 for size in found):
+            raise ValueError(f"step sizes must be positive, got {list(found)}")
+        return found
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Saving and loading
+
+    def describe(self) -> dict[str, Any]:
+        """Family, settings and seed as JSON-able data: what it takes to make this learner again."""
+        config = dataclasses.asdict(self.config)
+        return {
+            "family": _signature(self.family),
+            "config": {name: list(value) if isinstance(value, tuple) else value for name, value in config.items()},
+            "seed": self.seed,
+            "network": type(self.network).__name__,
+        }
+
+    def save(self, path: Path | str) -> None:
+        """Write a checkpoint: one file, replaced atomically."""
+        self._write(Path(path), self.state, self._best_score)
+
+    def _write(self, path: Path, state: State, best: float | None) -> None:
+        tensors, rest = checkpoint.pack_state(state)
+        meta = {"kind": "few-shot learner", **self.describe(), "state": rest, "best_score": best}
+        checkpoint.save(path, tensors, meta)
+
+    @classmethod
+    def load(
+        cls, path: Path | str, family: SetFamily, *, network: nn.Module | None = None,
+        device: str | torch.device = "auto",
+    ) -> "FewShotLearner":  # fmt: skip
+        """The learner as it was saved; training goes on bit for bit.
+
+        Args:
+            path: a checkpoint, or a run's directory (its latest state).
+            family: one like the learner's.
+            network: needed if the learner had a module of its own.
+
+        Raises:
+            CheckpointError: a damaged file, or a checkpoint of another family or network.
+        """
+        path = Path(path)
+        path = path / LATEST if path.is_dir() else path
+        tensors, meta = checkpoint.load(path)
+        if meta.get("kind") != "few-shot learner":
+            raise CheckpointError(f"{path} holds a {meta.get('kind')}, not a few-shot learner")
+        if (network is None) == (meta["network"] == ModuleNetwork.__name__):
+            remedy = "pass that module as network=" if network is None else "leave network= out"
+            raise CheckpointError(f"{path} was saved by a learner with a network of type {meta['network']}: {remedy}")
+        found = json.loads(json.dumps(_signature(family)))
+        if found != meta["family"]:
+            raise CheckpointError(f"{path} was trained on the family {meta['family']}, this one is {found}")
+        try:
+            learner = cls(family, network=network, seed=meta["seed"], device=device, **meta["config"])
+            like = learner.state
+            learner.state = checkpoint.unpack_state(State, tensors, meta["state"], like, learner.device)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path} does not fit: {error}") from None
+        learner._best_score = meta["best_score"]
+        learner._run_dir = path.parent.resolve()
+        return learner
+
+
+def make_config(values: Mapping[str, Any]) -> Config:
+    """`Config` from a mapping. Raises ValueError for an unknown key, naming the nearest known one."""
+    known = [field.name for field in dataclasses.fields(Config)]
+    for name in values:
+        if name not in known:
+            raise ValueError(f"few-shot learning has no setting {name!r}{did_you_mean(name, known)}")
+    own: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return Config(**own)
+
+
+def _signature(family: SetFamily) -> dict[str, Any]:
+    return {"id": family.id, "x_shape": list(family.x_shape), "outputs": family.outputs, "loss": family.loss}
+
+
+def _loss_and_speed(stats: Stats) -> str:
+    seconds = max(stats["time/sampling"] + stats["time/update"], 1e-9)
+    return f"query loss [bold]{stats['loss/query']:.3f}[/]  {1 / seconds:,.0f} iterations/s"

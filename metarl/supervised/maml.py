@@ -1,0 +1,306 @@
+"""MAML and its relatives on support and query sets, through the inner step that the policies take.
+
+One iteration, top to bottom:
+    sets                      K tasks from the training split, a support and a query set of each
+    theta_0 .. theta_S        step each task's parameters on its own support set, S times
+    outer step                Adam on the query loss of theta_S, differentiated through the S steps; or (Reptile)
+                              move the initialisation towards theta_S
+
+Which method it is, the settings say (see `metarl.supervised.methods` and docs/algorithms/supervised.md): MAML, FOMAML,
+Reptile, ANIL, Meta-SGD, MAML++, or with no inner step one network trained on all tasks together.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metarl import adapt, optimizers, random, settings
+from metarl.adapt import Direction, LearnedLr, Params, StepSize, expand, split
+from metarl.parallel import threads_for
+from metarl.supervised.losses import ACCURACIES, LOSSES
+from metarl.supervised.networks import Network
+from metarl.supervised.sets import SetFamily, Sets
+
+OUTER = ("adam", "reptile", "reptile_serial")
+INNER_OPTIMIZERS = ("sgd", "momentum", "adam")
+ADAPTS = ("all", "head")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of few-shot learning. As they stand: MAML on sinusoids (Finn, Abbeel, Levine 2017, section 5.1)."""
+
+    n_tasks: int = 25
+    """K: tasks per meta-iteration."""
+    shots: int = 10
+    """Examples in a support set; where there are classes, of each class."""
+    queries: int = 10
+    """Examples in a query set, likewise."""
+    inner_steps: int = 1
+    """Inner gradient steps in training; 0 trains one network on all tasks' query sets together."""
+    inner_lr: float = 0.01
+    """Step size of the inner loop, on a loss that is the mean over a task's examples."""
+    learned_lr: LearnedLr = "none"
+    """What the outer loop learns of the inner step sizes, as factors that start at 1: nothing, one factor ("scalar"),
+    one for every tensor and step ("per_layer_and_step", MAML++), one for every number ("per_parameter", Meta-SGD)."""
+    learned_mask: bool = False
+    """Learn which numbers adapt: each has a mask of its own, open at first (sparse MAML, von Oswald et al. 2021)."""
+    inner_optimizer: Literal["sgd", "momentum", "adam"] = "sgd"
+    """What the inner step makes of the gradient. "momentum" and "adam" carry statistics from one inner step to the
+    next, all differentiated."""
+    inner_momentum: float = 0.9
+    """Factor of "momentum"."""
+    adapts: Literal["all", "head"] = "all"
+    """What the inner loop moves: all of the network, or its last layer (ANIL)."""
+    first_order: bool = False
+    """Leave the inner gradient out when differentiating (first-order MAML)."""
+    first_order_until: int = 0
+    """Do so for so many iterations at first (derivative-order annealing of MAML++)."""
+    multi_step_until: int = 0
+    """Weigh the query losses after all inner steps equally at first, and within so many iterations only the last one
+    (multi-step loss of MAML++)."""
+    outer: Literal["adam", "reptile", "reptile_serial"] = "adam"
+    """The outer step: Adam on the meta-gradient; or Reptile, by the mean over the tasks or after every task. Reptile
+    draws no line between support and query: each inner step takes the next `shots` of all the examples, shuffled."""
+    outer_lr: float = 1e-3
+    """Step size of Adam for the network; or how far Reptile moves towards the adapted parameters (1: all the way)."""
+    learned_outer_lr: float = 1e-2
+    """Adam's step size for what is learned about the inner loop (factors of step sizes, masks)."""
+    anneal_over: int = 0
+    """Bring both down to `anneal_to` times themselves over so many iterations, by a cosine (MAML++); 0: constant."""
+    anneal_to: float = 0.01
+    """What they end at, as a factor."""
+    max_grad_norm: float = 0.0
+    """Largest norm of the meta-gradient, which is scaled down to it; 0: any."""
+    hidden: tuple[int, ...] = (40, 40)
+    """Units in the hidden layers of the network, unless a module is given."""
+    activation: str = "relu"
+    """Activation of the hidden layers: tanh, relu or elu."""
+
+    def __post_init__(self) -> None:
+        settings.check_choice(
+            self, inner_optimizer=INNER_OPTIMIZERS, adapts=ADAPTS, learned_lr=adapt.LEARNED_LR, outer=OUTER
+        )
+        settings.check_whole(self, n_tasks=1, shots=1, queries=1, inner_steps=0, anneal_over=0)
+        settings.check_whole(self, first_order_until=0, multi_step_until=0)
+        settings.check_positive(self, "inner_lr", "outer_lr", "learned_outer_lr")
+        settings.check_fraction(self, "inner_momentum", "anneal_to")
+        if not self.max_grad_norm >= 0:
+            raise ValueError(f"max_grad_norm must not be negative, got {self.max_grad_norm}")
+        if self.outer != "adam":
+            self._check_reptile()
+
+    def _check_reptile(self) -> None:
+        settings.check_whole(self, inner_steps=1)
+        needs = {"learned_lr": "none", "learned_mask": False, "first_order": False, "first_order_until": 0,
+                 "multi_step_until": 0, "adapts": "all", "max_grad_norm": 0.0}  # fmt: skip
+        for name, default in needs.items():
+            if getattr(self, name) != default:
+                raise ValueError(f"{name}={getattr(self, name)!r} needs a meta-gradient, and Reptile has none: only "
+                                 f"what adapts is learned. Leave it at {default!r}")  # fmt: skip
+
+    def at(self, iteration: int) -> Self:
+        """These settings as they are in effect in meta-iteration `iteration`."""
+        factor = settings.cosine(iteration, self.anneal_over, self.anneal_to)
+        return replace(self, first_order=self.first_order or iteration < self.first_order_until,
+                       outer_lr=factor * self.outer_lr, learned_outer_lr=factor * self.learned_outer_lr)  # fmt: skip
+
+    def moving(self, names: Sequence[str] | Params) -> tuple[str, ...]:
+        """The parameters among `names` that the inner step moves."""
+        head = settings.head_of(list(names)) if self.adapts == "head" else set(names)
+        return tuple(name for name in names if name in head)
+
+
+@dataclass(frozen=True)
+class State:
+    """What training carries from one meta-iteration to the next."""
+
+    params: Params
+    """The network's, where every task starts from."""
+    iteration: int = 0
+    learned: Params = field(default_factory=dict)
+    """What is learned about the inner loop: factors of step sizes, masks; empty if nothing is."""
+    optimizer: Params = field(default_factory=dict)
+    """Adam's statistics; empty for Reptile."""
+
+
+def init(config: Config, network: Network, seed: int, device: torch.device | str = "cpu") -> State:
+    """The state before the first meta-iteration."""
+    generator = torch.Generator().manual_seed(random.generator_seed(seed, 0))
+    params = {name: value.to(device) for name, value in network.init(generator).items()}
+    learned = adapt.learned_sizes(
+        config.learned_lr, params, config.moving(params), config.inner_steps, config.learned_mask
+    )  # fmt: skip
+    memory = optimizers.adam_start(params | learned) if config.outer == "adam" else {}
+    return State(params, 0, learned, memory)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The inner loop
+
+
+def task_loss(family: SetFamily, network: Network, x: Tensor, y: Tensor, params: Params) -> Tensor:
+    """Every task's loss on its own examples, [K]."""
+    return LOSSES[family.loss](network.outputs(params, x), y)
+
+
+def _direction(config: Config) -> Direction | None:
+    if config.inner_optimizer == "momentum":
+        return lambda _, grads, memory: optimizers.momentum(grads, memory, config.inner_momentum)
+    if config.inner_optimizer == "adam":
+        return lambda _, grads, memory: optimizers.adam(grads, memory, eps=1e-3)
+    return None
+
+
+def step(
+    config: Config, family: SetFamily, network: Network, params: Params, x: Tensor, y: Tensor, lr: StepSize,
+    memory: Params | None = None, create_graph: bool = False,
+) -> tuple[Params, Params]:  # fmt: skip
+    """`params` [K, ...] after one inner step on the examples x, y [K, N, ...], and the inner optimiser's memory."""
+    frozen = params.keys() - set(config.moving(params))
+    loss = partial(task_loss, family, network, x, y)
+    return adapt.inner_step(params, loss, lr, create_graph, frozen, _direction(config), memory)
+
+
+def query_loss(
+    config: Config, family: SetFamily, network: Network, meta: Params, sets: Sets, iteration: int
+) -> Tensor:  # fmt: skip
+    """What MAML lowers: every task's query loss after adaptation (after each inner step, by the weights of the
+    multi-step loss), [K], as a function of the meta-parameters; differentiable as the settings say."""
+    config = config.at(iteration)
+    weights = settings.multi_step_weights(config.inner_steps, config.multi_step_until, iteration)
+    own, learned = split(meta)
+    params, memory = expand(own, sets.n_tasks), Params()
+    measure = partial(task_loss, family, network, sets.x_query, sets.y_query)
+    total = measure(params) if config.inner_steps == 0 else sets.x_query.new_zeros(sets.n_tasks)
+    for i in range(config.inner_steps):
+        lr = adapt.step_size(learned, config.inner_lr, i, config.moving(params))
+        params, memory = step(config, family, network, params, sets.x_support, sets.y_support, lr, memory,
+                              create_graph=not config.first_order)  # fmt: skip
+        if weights[i]:
+            total = total + weights[i] * measure(params)
+    return total
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The outer loop
+
+
+def iteration(
+    config: Config, family: SetFamily, network: Network, state: State, seed: int
+) -> tuple[State, dict[str, Any]]:  # fmt: skip
+    """One meta-iteration, from `seed` and `state` alone. -> the next state and statistics (see
+    docs/algorithms/supervised.md)."""
+    start = time.perf_counter()
+    rng = np.random.default_rng([seed, state.iteration])
+    device = next(iter(state.params.values())).device
+    sets = family.sample(config.n_tasks, rng, "train", config.shots, config.queries).to(device)
+    drawn = time.perf_counter()
+    with threads_for(sets.x_query.shape[0] * sets.x_query.shape[1], device):
+        if config.outer == "adam":
+            new, stats = _adam(config, family, network, state, sets)
+        else:
+            new, stats = _reptile(config, family, network, state, sets, rng)
+    stats |= {"time/sampling": drawn - start, "time/update": time.perf_counter() - drawn}
+    return replace(new, iteration=state.iteration + 1), stats
+
+
+def _adam(
+    config: Config, family: SetFamily, network: Network, state: State, sets: Sets
+) -> tuple[State, dict[str, Any]]:  # fmt: skip
+    now = config.at(state.iteration)
+    meta = {name: value.detach().requires_grad_() for name, value in (state.params | state.learned).items()}
+    loss = query_loss(config, family, network, meta, sets, state.iteration).mean()
+    grads = torch.autograd.grad(loss, list(meta.values()), materialize_grads=True)
+    gradient, norm = optimizers.clip_norm(dict(zip(meta, grads, strict=True)), config.max_grad_norm or math.inf)
+    if not math.isfinite(float(norm)):
+        raise ValueError(f"the meta-gradient of iteration {state.iteration + 1} has the norm {float(norm)}: the steps "
+                         "are too large, lower inner_lr or outer_lr")  # fmt: skip
+    direction, memory = optimizers.adam(gradient, state.optimizer)
+    lr = {name: now.outer_lr if name in state.params else now.learned_outer_lr for name in meta}
+    moved = {name: value.detach() - lr[name] * direction[name] for name, value in meta.items()}
+    params, learned = split(moved)
+    stats = {"loss/query": loss.item(), "outer/gradient_norm": float(norm), "outer/lr": now.outer_lr}
+    return State(params, state.iteration, learned, memory), stats | _learned_statistics(learned)
+
+
+def _learned_statistics(learned: Params) -> dict[str, float]:
+    stats: dict[str, float] = {}
+    masks = [(value >= 0).flatten() for name, value in learned.items() if name.startswith("mask/")]
+    factors = [value.flatten() for name, value in learned.items() if not name.startswith("mask/")]
+    if factors:
+        stats["inner/lr_factor"] = torch.cat(factors).mean().item()
+    if masks:
+        stats["inner/mask_open"] = torch.cat(masks).float().mean().item()
+    return stats
+
+
+def _reptile(
+    config: Config, family: SetFamily, network: Network, state: State, sets: Sets, rng: np.random.Generator
+) -> tuple[State, dict[str, Any]]:  # fmt: skip
+    """Nichol, Achiam, Schulman 2018, https://arxiv.org/abs/1803.02999: algorithm 1 is "reptile_serial", 2 "reptile"."""
+    lr, params = config.at(state.iteration).outer_lr, state.params
+    n, size = sets.x_support.shape[1] + sets.x_query.shape[1], sets.x_support.shape[1]
+    order = rng.permuted(np.tile(np.arange(n), (sets.n_tasks, 1)), axis=1)  # every task's own
+    groups = [slice(k, k + 1) for k in range(sets.n_tasks)] if config.outer == "reptile_serial" else [slice(None)]
+    losses = []
+    for group in groups:
+        own = sets[group]
+        adapted = _through_all(config, family, network, expand(params, own.n_tasks), own, order[group], size)
+        losses.append(task_loss(family, network, own.x_query, own.y_query, adapted))
+        params = {name: value + lr * (adapted[name] - value).mean(0) for name, value in params.items()}
+    length = torch.stack([(params[name] - value).norm() for name, value in state.params.items()]).norm()
+    stats = {"loss/query": torch.cat(losses).mean().item(), "outer/step_norm": length.item(), "outer/lr": lr}
+    return State(params, state.iteration), stats
+
+
+def _through_all(
+    config: Config, family: SetFamily, network: Network, params: Params, sets: Sets, order: np.ndarray, size: int
+) -> Params:  # fmt: skip
+    """`params` after the inner steps of Reptile: each on the next `size` examples, in every task's `order` [K, N]."""
+    x = torch.cat([sets.x_support, sets.x_query], 1)
+    y = torch.cat([sets.y_support, sets.y_query], 1)
+    task, memory = torch.arange(sets.n_tasks, device=x.device)[:, None], Params()
+    for i in range(config.inner_steps):
+        now = torch.as_tensor(order[:, np.arange(i * size, (i + 1) * size) % order.shape[1]], device=x.device)
+        params, memory = step(config, family, network, params, x[task, now], y[task, now], config.inner_lr, memory)
+    return params
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Test tasks
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """Adapting to K tasks by S inner steps."""
+
+    params: Params  # after the last step, [K, ...]
+    losses: Tensor  # [K, S + 1], on the query sets, after 0, 1, ..., S steps
+    accuracies: Tensor | None  # [K, S + 1], likewise; None for "mse"
+
+
+def evaluate(
+    config: Config, family: SetFamily, network: Network, state: State, sets: Sets, step_sizes: Sequence[float]
+) -> Adaptation:  # fmt: skip
+    """Adapt to `sets` by one inner step on the support set for each of `step_sizes`."""
+    params, memory = expand(state.params, sets.n_tasks), Params()
+    losses, accuracies = [], []
+    with threads_for(sets.x_query.shape[0] * sets.x_query.shape[1], sets.x_query.device):
+        for i in range(len(step_sizes) + 1):
+            with torch.no_grad():
+                out = network.outputs(params, sets.x_query)
+                losses.append(LOSSES[family.loss](out, sets.y_query))
+                if family.loss in ACCURACIES:
+                    accuracies.append(ACCURACIES[family.loss](out, sets.y_query))
+            if i < len(step_sizes):
+                lr = adapt.step_size(state.learned, step_sizes[i], i, config.moving(params))
+                params, memory = step(config, family, network, params, sets.x_support, sets.y_support, lr, memory)
+    return Adaptation(params, torch.stack(losses, 1), torch.stack(accuracies, 1) if accuracies else None)

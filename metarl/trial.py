@@ -1,0 +1,307 @@
+"""Trials: several episodes in the same environment, one after the other, with a memory that lasts through all of them.
+
+K tasks, E trials of each side by side, N episodes in a trial, at most T steps in an episode; time L = N T spans the
+whole trial. All trials go in lockstep: where an episode has ended early, its trial waits with its memory as it is
+until the next episode begins. So what happens in a trial does not depend on the trials beside it.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from gymnasium.vector import VectorEnv
+from torch import Tensor
+
+from metarl import distributions, normalize, random
+from metarl.adapt import Params
+from metarl.distributions import Distribution, Gaussian
+from metarl.normalize import ObsStats
+from metarl.parallel import threads_for
+from metarl.policies_gru import GRUPolicy, Memory, action_vector
+from metarl.rollout import EnvSampler, Rollout, Sampler, _SingleEnv
+from metarl.spaces import Image, Spaces
+from metarl.tasks import Tasks, num_tasks, task_at
+
+_NOISE_BLOCK = 1 << 22  # numbers drawn at once: 16 MiB
+
+
+@dataclass(frozen=True)
+class Trials:
+    """E trials of each of K tasks. Where `mask` is zero, so is everything else."""
+
+    x: Tensor  # [K, L, E, I], what went into the policy: observation, last action, last reward, episode start
+    act: Tensor  # [K, L, E, A] in policy units; one choice: [K, L, E] integers; several: [K, L, E, D] integers
+    rew: Tensor  # [K, L, E]
+    mask: Tensor  # [K, L, E], 1 while the step counts
+    log_prob: Tensor  # [K, L, E], under the policy that acted
+    value: Tensor  # [K, L, E], of the policy's value head
+    dist: Distribution  # [K, L, E, A] (log_std: [K, 1, 1, A])
+    memory: Memory  # after the last episode, [K, E, ...]
+    episodes: int  # N
+    obs_dim: int  # O: the first entries of x are the observation, as the policy saw it
+    success: Tensor | None = None  # [K, N, E] bool: any valid step was one; None where no environment reports it
+    image: Image | None = None
+    raw: Tensor | None = None  # [K, L, E, O], the observations before normalisation, where there is any
+
+    @property
+    def raw_obs(self) -> Tensor:
+        """The observations as the environments gave them, [K, L, E, O]."""
+        return self.x[..., : self.obs_dim] if self.raw is None else self.raw
+
+    @property
+    def returns(self) -> Tensor:
+        """Undiscounted return of every episode, [K, N, E]."""
+        return self.rew.unflatten(1, (self.episodes, -1)).sum(2)
+
+    @property
+    def success_rates(self) -> Tensor | None:
+        """[K, N]: share of trials with a success in their n-th episode; None where no environment reports it."""
+        return None if self.success is None else self.success.float().mean(2)
+
+    @property
+    def steps(self) -> int:
+        """Environment steps taken."""
+        return int(self.mask.sum())
+
+    @property
+    def rollouts(self) -> list[Rollout]:
+        """The n-th episodes of all trials as a rollout of their own, for every n."""
+        T = self.mask.shape[1] // self.episodes
+        out = []
+        for n in range(self.episodes):
+            now = slice(n * T, (n + 1) * T)
+            dist = type(self.dist)(self.dist[0][:, now], *self.dist[1:])
+            out.append(Rollout(
+                self.x[:, now, :, : self.obs_dim], self.act[:, now], self.rew[:, now], self.mask[:, now],
+                self.log_prob[:, now], dist, None if self.success is None else self.success[:, n], self.image,
+                None if self.raw is None else self.raw[:, now],
+            ))  # fmt: skip
+        return out
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """B trials without the steps that do not count: their valid steps come first, one after the other.
+
+    Time in front, as recurrent networks want it. L' is the length of the longest trial.
+    """
+
+    x: Tensor  # [L', B, I]
+    act: Tensor  # [L', B, ...]
+    rew: Tensor  # [L', B]
+    mask: Tensor  # [L', B], ones and then zeros
+    log_prob: Tensor  # [L', B]
+    value: Tensor  # [L', B]
+
+    def __getitem__(self, trials: Tensor | slice) -> "Sequences":
+        """Some of the trials."""
+        return Sequences(**{f.name: getattr(self, f.name)[:, trials] for f in fields(self)})
+
+
+def sequences(trials: Trials) -> Sequences:
+    """Trials [K, L, E] -> B = K E of them, task-major, with their valid steps moved together."""
+    mask = _time_first(trials.mask)
+    named = {name: _time_first(getattr(trials, name)) for name in ("x", "act", "rew", "log_prob", "value")}
+    length = mask.sum(0)
+    longest = int(length.max())
+    if longest < mask.shape[0] or bool((length < longest).any()):
+        order = torch.argsort(mask, dim=0, descending=True, stable=True)[:longest]
+        named = {name: _take(value, order) for name, value in named.items()}
+        mask = _take(mask, order)
+    return Sequences(mask=mask, **named)
+
+
+def _time_first(value: Tensor) -> Tensor:
+    """[K, L, E, ...] -> [L, K E, ...]."""
+    return value.transpose(0, 1).flatten(1, 2).contiguous()
+
+
+def _take(value: Tensor, order: Tensor) -> Tensor:
+    """value [L, B, ...] at the times order [L', B] -> [L', B, ...]."""
+    order = order.reshape(*order.shape, *[1] * (value.dim() - 2)).expand(*order.shape, *value.shape[2:])
+    return value.gather(0, order)
+
+
+def shown_episodes(episodes: int) -> list[int]:
+    """Which episodes of a trial are worth a column in a log: of up to ten all, of more those with the numbers 0, 1, 2,
+    5, 10, 20, 50, ... and the last."""
+    if episodes <= 10:
+        return list(range(episodes))
+    series = [m * 10**e for e in range(len(str(episodes))) for m in (1, 2, 5)]
+    return [0, *(k for k in series if k < episodes - 1), episodes - 1]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Acting
+
+
+def collect_trials(
+    sampler: Sampler | EnvSampler,
+    tasks: Tasks,
+    trials: int,
+    episodes: int,
+    policy: GRUPolicy,
+    params: Params,
+    seed: int,
+    iteration: int,
+    obs_stats: ObsStats | None = None,
+) -> Trials:
+    """Run `trials` trials of `episodes` episodes in every task.
+
+    The environment's numbers and the action noise of an episode follow from (seed, iteration, which episode of the
+    trial, task, trial) alone; the number of the episode takes the place of other algorithms' stage.
+
+    Raises:
+        ValueError: an environment returned a number that is not finite (names task, trial, episode and step).
+    """
+    seeds = trial_seeds(seed, iteration, episodes, num_tasks(tasks), trials)
+    if isinstance(sampler, EnvSampler):
+        single = _SingleEnv(sampler.env, sampler.horizon)
+        own = (seeds[:, :, e : e + 1] for e in range(trials))
+        parts = [run(single, tasks, sampler.horizon, policy, params, some, obs_stats) for some in own]
+        return _side_by_side(parts, sampler.device)
+    env = sampler._env(num_tasks(tasks), trials)
+    return run(env, tasks, sampler.family.horizon, policy, params, seeds, obs_stats)
+
+
+def trial_seeds(seed: int, iteration: int, episodes: int, n_tasks: int, trials: int) -> Tensor:
+    """The keys of all episodes, int64 [N, K, E]: `random.episode_seeds` with the number of the episode as stage."""
+    n, k, e = torch.meshgrid(*(torch.arange(size) for size in (episodes, n_tasks, trials)), indexing="ij")
+    return random.seeds_at(seed, k, e, torch.tensor(iteration), n)
+
+
+@torch.no_grad()
+def run(
+    env: VectorEnv,
+    tasks: Tasks,
+    horizon: int,
+    policy: GRUPolicy,
+    params: Params,
+    seeds: Tensor,
+    obs_stats: ObsStats | None = None,
+) -> Trials:
+    """Trials of N episodes in K*E environments. seeds int64 [N, K, E], one for every episode."""
+    device = getattr(env, "device", torch.device("cpu"))
+    with threads_for(seeds[0].numel(), device):
+        return _Run(env, device, tasks, horizon, policy, params, seeds.to(device), obs_stats).trials()
+
+
+class _Run:
+    """What `run` fills while it goes."""
+
+    def __init__(
+        self,
+        env: VectorEnv,
+        device: torch.device,
+        tasks: Tasks,
+        horizon: int,
+        policy: GRUPolicy,
+        params: Params,
+        seeds: Tensor,
+        obs_stats: ObsStats | None,
+    ):
+        (N, K, E), spaces = seeds.shape, policy.spaces
+        self.env, self.device, self.tasks, self.seeds, self.policy = env, device, tasks, seeds, policy
+        self.horizon, self.shape = horizon, (K, E)
+        self.params = {name: value.to(device) for name, value in params.items()}
+        self.decode, self.scale = spaces.decoder(device), normalize.scaler(obs_stats, device)
+        self.memory = policy.blank(K, E, device=device)
+        L = N * horizon
+        kind = torch.int64 if spaces.discrete else torch.float32
+        self.x = torch.zeros(K, L, E, policy.input_dim, device=device)
+        self.raw = torch.zeros(K, L, E, spaces.obs_dim, device=device) if obs_stats else None
+        self.act = torch.zeros(K, L, E, *spaces.action_shape, device=device, dtype=kind)
+        self.rew, self.value = torch.zeros(K, L, E, device=device), torch.zeros(K, L, E, device=device)
+        self.mask = torch.zeros(K, L, E, dtype=torch.bool, device=device)
+        self.out = torch.zeros(K, L, E, spaces.act_dim, device=device)
+        self.success: Tensor | None = None
+
+    def trials(self) -> Trials:
+        for n, noise in enumerate(_noise(self.policy.spaces, self.seeds, self.horizon)):
+            self._episode(n, noise)
+        mask, policy = self.mask, self.policy
+        for name in ("x", "raw", "out", "act", "rew", "value"):
+            value = getattr(self, name)
+            if value is not None:
+                wide = mask.reshape(*mask.shape, *[1] * (value.dim() - 3))
+                setattr(self, name, torch.where(wide, value, torch.zeros_like(value)))
+        dist, _ = policy.heads(self.params, self.memory.hidden)
+        rest = (dist.log_std.expand(len(mask), 1, 1, -1),) if isinstance(dist, Gaussian) else ()
+        dist = type(dist)(self.out, *rest)
+        return Trials(
+            self.x, self.act, self.rew, mask.float(), distributions.log_prob(dist, self.act), self.value, dist,
+            self.memory, len(self.seeds), policy.spaces.obs_dim, self.success, policy.spaces.image, self.raw,
+        )  # fmt: skip
+
+    def _episode(self, n: int, noise: Tensor) -> None:
+        """Episode n of every trial. noise [K, E, T, ...]."""
+        (K, E), spaces, policy, start = self.shape, self.policy.spaces, self.policy, n * self.horizon
+        options: dict[str, Any] = {} if n else {"tasks": self.tasks}
+        raw, _ = self.env.reset(seed=self.seeds[n].reshape(-1), options=options)  # type: ignore[arg-type]
+        alive = torch.ones(K, E, dtype=torch.bool, device=self.device)
+        for t in range(self.horizon):
+            obs = spaces.encode(raw, self.device).reshape(K, E, -1)
+            if self.raw is not None:
+                self.raw[:, start + t], obs = obs, self.scale(obs)
+            x = policy.inputs(obs, self.memory, float(t == 0))
+            hidden = policy.step(self.params, x, self.memory.hidden)
+            dist, value = policy.heads(self.params, hidden)
+            action = distributions.sample(dist, noise[:, :, t])
+            command = self.decode(action.flatten(0, 1))
+            tensors = hasattr(self.env, "device")
+            raw, reward, terminated, truncated, infos = self.env.step(command if tensors else command.numpy())
+            reward = torch.as_tensor(reward, dtype=torch.float32, device=self.device).reshape(K, E)
+            at = start + t
+            self.x[:, at], self.act[:, at], self.rew[:, at], self.mask[:, at] = x, action, reward, alive
+            self.out[:, at], self.value[:, at] = dist[0], value
+            after = Memory(hidden, action_vector(spaces, action), reward)
+            self.memory = after.where(alive, self.memory) if t else after  # every trial is in its first step
+            self._note_success(n, alive, infos)
+            alive = alive & ~torch.as_tensor(terminated | truncated, device=self.device).reshape(K, E)
+            if self.device.type == "cpu" and not alive.any():
+                break
+        self._check_finite(n)
+
+    def _note_success(self, n: int, alive: Tensor, infos: dict[str, Any]) -> None:
+        if "success" in infos:
+            now = alive & torch.as_tensor(infos["success"], device=self.device).reshape(self.shape).bool()
+            if self.success is None:
+                K, E = self.shape
+                self.success = torch.zeros(K, len(self.seeds), E, dtype=torch.bool, device=self.device)
+            self.success[:, n] |= now
+
+    def _check_finite(self, n: int) -> None:
+        now = slice(n * self.horizon, (n + 1) * self.horizon)
+        obs = self.x[:, now, :, : self.policy.spaces.obs_dim] if self.raw is None else self.raw[:, now]
+        if bool(torch.isfinite(self.rew[:, now].sum() + obs.sum())):
+            return
+        for what, values in (("reward", self.rew[:, now, :, None]), ("observation", obs)):
+            bad = (~torch.isfinite(values)).any(-1) & self.mask[:, now]
+            for k, t, e in bad.nonzero()[:1].tolist():
+                name = getattr(getattr(self.env, "family", None), "id", None) or type(self.env).__name__
+                raise ValueError(
+                    f"{name} returned the {what} {values[k, t, e].tolist()} in step {t} of episode {n} of trial {e} of "
+                    f"task {k} = {task_at(self.tasks, k)}. Mend the environment's arithmetic"
+                )
+
+
+def _noise(spaces: Spaces, seeds: Tensor, horizon: int) -> Iterator[Tensor]:
+    """For every episode of a trial its action noise, [K, E, T, 1 or A or D]. seeds [N, K, E]."""
+    draw = random.uniform if spaces.discrete else random.normal
+    block = max(1, _NOISE_BLOCK // (seeds[0].numel() * horizon * spaces.noise_dim))
+    for some in seeds.split(block):
+        yield from draw(some, 0, horizon * spaces.noise_dim, random.ACTION).unflatten(-1, (horizon, -1))
+
+
+def _side_by_side(parts: Sequence[Trials], device: torch.device) -> Trials:
+    """Trials [K, L, 1] of the same tasks -> [K, L, E]."""
+    along = {"success": 2, **{name: 2 for name in ("x", "act", "rew", "mask", "log_prob", "value", "raw")}}
+    merged: dict[str, Any] = {}
+    for name, axis in along.items():
+        values = [getattr(part, name) for part in parts]
+        merged[name] = None if any(v is None for v in values) else torch.cat(values, axis).to(device)
+    dist = type(parts[0].dist)(torch.cat([p.dist[0] for p in parts], 2), *parts[0].dist[1:])
+    dist = type(dist)(*(x.to(device) for x in dist))
+    memory = Memory(*(torch.cat(values, 1).to(device) for values in zip(*(p.memory for p in parts), strict=True)))
+    return replace(parts[0], **merged, dist=dist, memory=memory)

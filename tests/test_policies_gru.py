@@ -1,0 +1,151 @@
+"""The recurrent policy: its formula by hand, the fast form against the slow one, its gradient, what goes in and out."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
+
+from metarl import distributions
+from metarl.distributions import Categorical, Gaussian, MultiCategorical
+from metarl.policies_gru import GRUPolicy, Memory, action_vector
+from metarl.spaces import Spaces
+
+OBS = Box(-1, 1, (3,), np.float32)
+ACTIONS = {
+    "box": Box(-1, 1, (2,), np.float32),
+    "discrete": Discrete(4),
+    "multi": MultiDiscrete([3, 2]),
+    "binary": MultiBinary(3),
+}
+
+
+def policy_of(action: str = "discrete", hidden: int = 5) -> GRUPolicy:
+    return GRUPolicy(Spaces(OBS, ACTIONS[action]), hidden)
+
+
+def params_of(policy: GRUPolicy, seed: int = 0, dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
+    """Every parameter away from zero."""
+    g = torch.Generator().manual_seed(seed)
+    return {name: (x + 0.3 * torch.randn(x.shape, generator=g)).to(dtype) for name, x in policy.init(g).items()}
+
+
+def test_one_unit_by_hand():
+    policy = GRUPolicy(Spaces(Box(-1, 1, (1,), np.float32), Discrete(2)), 1)
+    params = policy.init(torch.Generator())
+    params["w_in"] = torch.tensor([[0.5, 0, 0, 0, 0], [-1.0, 0, 0, 0, 0], [2.0, 0, 0, 0, 0]])
+    params["b_in"] = torch.tensor([0.1, 0.2, 0.3])
+    params["w_rec"], params["b_rec"] = torch.tensor([[0.7], [-0.4], [1.5]]), torch.tensor([-0.2, 0.6, 0.9])
+    x, h = 0.8, -0.3
+    r = 1 / (1 + math.exp(-(0.5 * x + 0.1 + 0.7 * h - 0.2)))
+    z = 1 / (1 + math.exp(-(-1.0 * x + 0.2 - 0.4 * h + 0.6)))
+    n = math.tanh(2.0 * x + 0.3 + r * (1.5 * h + 0.9))
+    got = policy.step(params, torch.tensor([x, 0, 0, 0, 0]), torch.tensor([h]))
+    assert float(got) == pytest.approx((1 - z) * n + z * h, abs=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float64, 1e-13), (torch.float32, 1e-5)])
+def test_all_steps_at_once_equal_one_after_the_other(dtype, close):
+    policy = policy_of(hidden=7)
+    params, g = params_of(policy, dtype=dtype), torch.Generator().manual_seed(1)
+    x = torch.randn(11, 4, policy.input_dim, generator=g).to(dtype)
+    hidden = torch.randn(4, 7, generator=g).to(dtype)
+    fast, slow = policy.unroll(params, x, hidden), []
+    for t in range(11):
+        hidden = policy.step(params, x[t], hidden)
+        slow.append(hidden)
+    assert (fast - torch.stack(slow)).abs().max() < close
+    assert (fast[1:] - fast[:-1]).abs().max() > 0.1  # the control: it moves
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_gradient_against_finite_differences(action):
+    policy = policy_of(action, 4)
+    params, g = params_of(policy), torch.Generator().manual_seed(2)
+    x = torch.randn(6, 3, policy.input_dim, generator=g, dtype=torch.float64)
+    start = torch.zeros(3, 4, dtype=torch.float64)
+    dist, _ = policy.heads(params, policy.unroll(params, x, start))
+    noise = torch.rand(6, 3, policy.spaces.noise_dim, generator=g, dtype=torch.float64)
+    act = distributions.sample(dist, noise)
+
+    def loss(own):
+        dist, value = policy.heads(own, policy.unroll(own, x, start))
+        return (distributions.log_prob(dist, act) * (1 + x[..., 0])).sum() + value.square().sum()
+
+    leaves = {name: value.clone().requires_grad_() for name, value in params.items()}
+    grads = dict(zip(leaves, torch.autograd.grad(loss(leaves), list(leaves.values())), strict=True))
+    for name in params:
+        v = torch.randn(params[name].shape, generator=g, dtype=torch.float64)
+        up, down = (loss(params | {name: params[name] + h * v}) for h in (1e-6, -1e-6))
+        along = float((grads[name] * v).sum())
+        assert abs(along) > 1e-3
+        assert float(up - down) / 2e-6 == pytest.approx(along, rel=1e-6, abs=1e-7), name
+
+
+def test_an_input_is_observation_action_reward_and_episode_start():
+    policy = policy_of("discrete")
+    memory = Memory(torch.zeros(2, 5), torch.tensor([[0.0, 1, 0, 0], [0, 0, 0, 1]]), torch.tensor([0.5, -2.0]))
+    x = policy.inputs(torch.tensor([[1.0, 2, 3], [4, 5, 6]]), memory, torch.tensor([1.0, 0.0]))
+    assert x.tolist() == [[1, 2, 3, 0, 1, 0, 0, 0.5, 1], [4, 5, 6, 0, 0, 0, 1, -2, 0]]
+    assert policy.input_dim == 9
+
+
+def test_actions_as_vectors():
+    multi, binary = (Spaces(OBS, ACTIONS[name]) for name in ("multi", "binary"))
+    assert action_vector(Spaces(OBS, Discrete(3)), torch.tensor([[2], [0]])).tolist() == [[[0, 0, 1]], [[1, 0, 0]]]
+    assert action_vector(multi, torch.tensor([[2, 0], [1, 1]])).tolist() == [[0, 0, 1, 1, 0], [0, 1, 0, 0, 1]]
+    assert action_vector(binary, torch.tensor([[1, 0, 1]])).tolist() == [[0, 1, 1, 0, 0, 1]]
+    box = torch.tensor([[0.3, -4.0]])
+    assert action_vector(Spaces(OBS, ACTIONS["box"]), box) is box
+
+
+@pytest.mark.parametrize(
+    ("action", "kind"),
+    [("box", Gaussian), ("discrete", Categorical), ("multi", MultiCategorical), ("binary", MultiCategorical)],
+)
+def test_the_heads_fit_the_action_space(action, kind):
+    policy = policy_of(action)
+    dist, value = policy.heads(params_of(policy), torch.ones(7, 2, 5, dtype=torch.float64))
+    assert isinstance(dist, kind) and dist[0].shape == (7, 2, policy.spaces.act_dim) and value.shape == (7, 2)
+
+
+def test_heads_by_hand_and_the_floor_of_the_standard_deviation():
+    policy = GRUPolicy(Spaces(OBS, ACTIONS["box"]), 2, init_std=0.5, min_std=0.1)
+    params = policy.init(torch.Generator())
+    assert params["log_std"].exp().tolist() == pytest.approx([0.5, 0.5])
+    params |= {"w_act": torch.tensor([[1.0, 2], [3, 4]]), "b_act": torch.tensor([0.5, 0]),
+               "w_value": torch.tensor([[10.0, 1]]), "b_value": torch.tensor([7.0]),
+               "log_std": torch.tensor([-9.0, 0.2])}  # fmt: skip
+    dist, value = policy.heads(params, torch.tensor([1.0, -1.0]))
+    assert dist.mean.tolist() == [-0.5, -1.0] and float(value) == 16.0
+    assert dist.log_std.exp().tolist() == pytest.approx([0.1, math.exp(0.2)])
+
+
+def test_initial_parameters():
+    policy = policy_of("box", 16)
+    a, b = (policy.init(torch.Generator().manual_seed(seed)) for seed in (3, 4))
+    again = policy.init(torch.Generator().manual_seed(3))
+    assert all(torch.equal(a[name], again[name]) for name in a) and not torch.equal(a["w_in"], b["w_in"])
+    for block in a["w_rec"].split(16):
+        assert (block @ block.T - torch.eye(16)).abs().max() < 1e-5
+    assert not torch.equal(*a["w_rec"].split(16)[:2])
+    assert a["w_act"].abs().max() < 0.01  # the first actions follow from the biases, which are zero
+
+
+def test_memory_of_some_and_of_others():
+    old, new = (Memory(torch.full((2, 3), x), torch.full((2, 1), x), torch.full((2,), x)) for x in (1.0, 2.0))
+    mixed = new.where(torch.tensor([True, False]), old)
+    assert [value[:, 0].tolist() if value.dim() > 1 else value.tolist() for value in mixed] == [[2.0, 1.0]] * 3
+
+
+def test_nonsense_is_refused():
+    with pytest.raises(ValueError, match="at least one unit each, got \\(0,\\)"):
+        policy_of(hidden=0)
+    with pytest.raises(ValueError, match=r"0 < min_std < init_std, got 2\.0 and 1\.0"):
+        GRUPolicy(Spaces(OBS, Discrete(2)), 4, min_std=2.0)
+    policy = policy_of()
+    with pytest.raises(AssertionError):
+        policy.step(params_of(policy), torch.zeros(2, 3, dtype=torch.float64), torch.zeros(2, 5, dtype=torch.float64))
+    with pytest.raises(AssertionError):
+        policy.unroll(params_of(policy), torch.zeros(2, 3, policy.input_dim), torch.zeros(4, 5))

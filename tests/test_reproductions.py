@@ -1,0 +1,159 @@
+"""experiments/: what the scripts compute of their results, and that their commands and settings are understood."""
+
+import importlib.util
+import math
+import re
+import shlex
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+import metarl
+from metarl import algorithms
+from metarl.learner import make_config
+from metarl.spaces import spaces_of
+
+EXPERIMENTS = Path(metarl.__file__).parents[1] / "experiments"
+NAMES = ("navigation", "corners", "promp_half_cheetah")
+
+pytestmark = pytest.mark.skipif(not EXPERIMENTS.exists(), reason="metarl is not run from its repository")
+
+
+def script(name: str) -> ModuleType:
+    pytest.importorskip("matplotlib")
+    spec = importlib.util.spec_from_file_location(f"experiment_{name}", EXPERIMENTS / name / "run.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def written(name: str) -> list[list[str]]:
+    """The words after the script's path in every command of an experiment's docstring and of the documents."""
+    documents = [EXPERIMENTS / name / "README.md", *sorted((EXPERIMENTS.parent / "docs" / "algorithms").glob("*.md"))]
+    found = "\n".join([script(name).__doc__ or "", *(path.read_text() for path in documents)])
+    lines = re.findall(rf"python experiments/{name}/run\.py ([^\n;]*)", found)
+    return [shlex.split(line.replace("$seed", "0"), comments=True) for line in lines]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_commands_that_are_written_are_understood(name, monkeypatch):
+    module, reached = script(name), []
+    for function in {"trials", "train", "report"} & set(vars(module)):
+        monkeypatch.setattr(module, function, lambda *_, function=function: reached.append(function))
+    monkeypatch.setattr(module.torch, "set_num_threads", lambda _: None)
+    argvs = written(name)
+    for argv in argvs:
+        monkeypatch.setattr(sys, "argv", ["run.py", *argv])
+        module.main()
+    assert reached == [argv[0] for argv in argvs] and {"train", "report"} <= set(reached)
+    monkeypatch.setattr(sys, "argv", ["run.py", "train", "--seeds", "0"])
+    with pytest.raises(SystemExit):  # the control
+        module.main()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_settings_of_every_method_are_valid(name):
+    module = script(name)
+    for algorithm, own in module.METHODS.values():
+        make_config(algorithm, module.SETTINGS | own)
+    assert {make_config(a, module.SETTINGS | own).n_tasks for a, own in module.METHODS.values()} == {20}
+
+
+def test_every_gradient_based_algorithm_is_in_the_comparison():
+    from metarl.settings import GradientSettings
+
+    module = script("navigation")
+    gradient_based = {
+        name for name in algorithms.ALGORITHMS if issubclass(algorithms.get(name).Config, GradientSettings)
+    }
+    assert gradient_based == {algorithm for algorithm, _ in module.METHODS.values()}
+    assert {own.get("inner_gradient") for _, own in module.METHODS.values()} == {None, "lvc", "dice"}
+
+
+def test_every_method_is_offered_the_same_step_sizes():
+    module = script("navigation")
+    offered = {method: {sizes["inner_lr"] for sizes in module.candidates(method)} for method in module.METHODS}
+    assert [offered.pop(method) for method in module.CONTROLS] == [{0.5}, {0.5}]
+    assert set(map(frozenset, offered.values())) == {frozenset(module.INNER_LR)}
+    assert len(module.candidates("promp")) == 6 and len(module.candidates("maml_trpo")) == 3
+
+
+def test_the_best_trial_is_chosen_and_one_that_diverged_is_not(monkeypatch, tmp_path):
+    module = script("navigation")
+    monkeypatch.setattr(module, "RESULTS", tmp_path)
+    trials = [{"inner_lr": 0.5, "outer_lr": 0.1, "score": -3.0}, {"inner_lr": 1.0, "outer_lr": 0.2, "score": -2.0},
+              {"inner_lr": 2.0, "outer_lr": 0.2, "score": None}]  # fmt: skip
+    module.write_json(tmp_path / "promp-trials.json", {"trials": trials})
+    assert module.chosen("promp") == {"inner_lr": 1.0, "outer_lr": 0.2}
+    assert module.chosen("joint") == {"inner_lr": 0.5}
+
+
+def test_smoothing_by_hand():
+    np.testing.assert_allclose(script("navigation").smooth([3.0, 1.0, 2.0, 6.0]), [3, 2, 2, 3])
+
+
+def test_standing_still_by_hand(tmp_path):
+    (tmp_path / "x.csv").write_text("goal_x,goal_y\n0.3,0.4\n0,-0.1\n")
+    assert script("navigation").stand_still(tmp_path / "x.csv") == pytest.approx(-50 * 0.3)
+
+
+def test_standing_still_is_what_the_environment_pays():
+    module = script("navigation")
+    family = metarl.make(module.FAMILY, horizon=module.HORIZON)
+    env = family.make({"goal": np.array([0.3, 0.4], np.float32)})
+    env.reset(seed=0)
+    total = sum(env.step(np.zeros(2, np.float32))[1] for _ in range(module.HORIZON))
+    assert total == pytest.approx(-50 * 0.5, rel=1e-5)
+
+
+def test_reached_corners_by_hand():
+    module = script("corners")
+    straight = np.linspace([0, 0], [2, 2], 5)  # ends on corner 3
+    near = np.linspace([0, 0], [-2, 1.6], 5)  # ends 0.4 below corner 2
+    past = np.stack([np.zeros(5), np.zeros(5)], -1)
+    past[2] = (2, -1.45)  # 0.55 from corner 1
+    found = module.reached(np.stack([straight, near, past]))
+    assert found.tolist() == [[False] * 3 + [True], [False, False, True, False], [False] * 4]
+    assert module.reached(past[None], radius=0.6).tolist() == [[False, True, False, False]]
+    with pytest.raises(AssertionError, match="paths"):
+        module.reached(straight)
+
+
+def test_quadrants_by_hand():
+    points = np.array([[0.1, 0.2], [3, 9], [-1, 0.1], [1, -1]])
+    np.testing.assert_allclose(script("corners").quadrants(points), [0, 0.25, 0.25, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("weights", "bits"), [((1, 1, 1, 1), 2), ((0.3, 0.3, 0, 0), 1), ((5, 0, 0, 0), 0), ((0, 0, 0, 0), 0)]
+)
+def test_entropy_by_hand(weights, bits):
+    assert script("corners").entropy(np.array(weights, float)) == pytest.approx(bits, abs=1e-12)
+
+
+def test_entropy_of_an_uneven_pair():
+    expected = -(0.25 * math.log2(0.25) + 0.75 * math.log2(0.75))
+    assert script("corners").entropy(np.array([0.1, 0.3])) == pytest.approx(expected)
+
+
+def test_the_clock_goes_on_and_forgets_what_was_not_saved(tmp_path):
+    module = script("promp_half_cheetah")
+    path = tmp_path / "x.csv"
+    stats = {"env_steps": 10, "return/step_0": 1.0, "return/step_1": 2.0}
+    path.write_text(",".join(module.COLUMNS) + "\n1,10,5.0,3.0,1.0,2.0\n2,20,100.0,100.0,1.0,2.0\n")
+    clock = module.Clock(path, iteration=1)  # iteration 2 was lost
+    clock({"iteration": 2, **stats})
+    first, second = module.read_rows(path)
+    assert first["clock_seconds"] == 5.0 and 5.0 <= second["clock_seconds"] < 10 and 3.0 <= second["cpu_seconds"] < 8
+    assert second["return_1"] == 2.0
+
+
+def test_the_tasks_that_the_scripts_write_down_exist():
+    module = script("corners")
+    assert spaces_of(metarl.make(module.FAMILY, horizon=module.HORIZON)).obs_dim == 2
+    assert set(metarl.make(module.FAMILY).task_space) == {"corner"}
+    pytest.importorskip("mujoco")
+    assert set(metarl.make(script("promp_half_cheetah").FAMILY).task_space) == {"forward"}
