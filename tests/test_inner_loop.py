@@ -1,4 +1,4 @@
-"""The inner loop as it runs: torch's own optimisers task by task, what is learned about the steps, what may not matter."""
+"""The inner loop as it runs: torch's optimisers task by task, what is learned about the steps, what may not matter."""
 
 import math
 from dataclasses import replace
