@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from runs import contents, rows_without_time, same_params
+from tiny_runs import contents, rows_without_time, same_params
 from supervised_twins import SMALL, blobs
 from test_readme import blocks
 from torch import nn
