@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_runs import contents, rows_without_time, same_params
 from supervised_twins import SMALL, blobs
 from test_readme import blocks
+from tiny_runs import contents, rows_without_time, same_params
 from torch import nn
 
 import metarl
