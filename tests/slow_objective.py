@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, Distribution, Independent, Normal, kl_divergence
 
-from metarl.adapt import Params
+from metarl.adapt import Params, split
 from metarl.advantages import discounted_returns, linear_baseline
 from metarl.distributions import Gaussian, MultiCategorical
 from metarl.inner_loop import Batch
@@ -104,8 +104,7 @@ class SlowObjective:
 
     def task(self, meta: Params, k: int, score: Tensor) -> Tensor:
         """The loss of one task."""
-        own = {name: value for name, value in meta.items() if "/" not in name}
-        own = {name: value for name, value in own.items() if name not in ("lr", "discount", "lambda")}
+        own = split(meta)[0]
         loss, memory = torch.zeros((), dtype=torch.float64), {}
         S = len(self.data) - 1
         left = max(0.0, 1 - self.iteration / self.config.multi_step_until) if self.config.multi_step_until else 0.0
@@ -115,6 +114,13 @@ class SlowObjective:
             own, memory = self.step(own, meta, k, i, memory)
             loss = loss + weights[i] * self.after(own, k, i + 1)
         return loss if S else self.after(own, k, 0)
+
+    def adapted(self, meta: Params, k: int) -> Params:
+        """What the inner steps make of the policy's parameters in task k."""
+        own, memory = split(meta)[0], {}
+        for i in range(len(self.data) - 1):
+            own, memory = self.step(own, meta, k, i, memory)
+        return own
 
     def after(self, own: Params, k: int, stage: int) -> Tensor:
         """The policy loss of the parameters after an inner step."""
