@@ -84,7 +84,7 @@ CONTRADICTIONS: list[tuple[type, dict[str, Any], str]] = [
     (GradientSettings, {"learned_lambda": True}, "learned_lambda starts at gae_lambda, .* got 1.0"),
     (GradientSettings, {"learned_discount": True, "first_order": True}, "learned_discount .* first_order leaves out"),
     (GradientSettings, {"learned_discount": True, "first_order_until": 3}, "learned_discount .* first_order"),
-    (GradientSettings, {"learned_discount": True, "inner_gradient": "dice"}, "learned_discount .* 'dice' has none"),
+    (GradientSettings, {"learned_discount": True, "inner_gradient": "dice"}, "learned_discount .*'dice' has none"),
     (GradientSettings, {"adapts": "context"}, "adapts='context' needs a context vector: set context"),
     (GradientSettings, {"context": 2, "network": "cnn"}, "context=2 has no meaning for network='cnn'"),
     (GradientSettings, {"channels": (4,), "network": "mlp"}, r"channels=\(4,\) has no meaning for network='mlp'"),
