@@ -28,7 +28,8 @@ from metarl.train import versions
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 ARMS, PULLS = (5, 10, 50), (10, 100, 500, 1000)
-TEST_TASKS, TEST_SEED, TUNING_SEED = 1000, 1_357_911, 24_680
+TEST_TASKS = {10: 4000, 100: 2000, 500: 1000, 1000: 1000}
+TEST_SEED, TUNING_SEED = 1_357_911, 24_680
 
 PAPER = {  # n: strategy: 5, 10, 50 arms; RL2's table 1 (arXiv 1611.02779), MAML from SNAIL's table 3 (arXiv 1707.03141)
     10: {"random": (5.0, 5.0, 5.1), "gittins": (6.6, 6.6, 6.5), "thompson": (5.7, 5.5, 5.2), "ucb1": (6.7, 6.7, 6.6),
@@ -50,15 +51,43 @@ class Setting:
     train_steps: int  # inner steps in training, on batches of pulls / (train_steps + 1)
     iterations: int
     settings: dict
+    growth: float = 1.0  # of the inner step size, evenly from the first step to the last
 
-    def test_sizes(self) -> tuple[float, ...]:
+    def factors(self, steps: int) -> tuple[float, ...]:
+        """On the inner step size, for an adaptation of so many steps."""
+        return tuple(float(x) for x in np.linspace(1, self.growth, steps))
+
+    def training(self) -> dict:
+        """The learner's settings."""
+        return {"inner_steps": self.train_steps, "episodes": self.pulls // (self.train_steps + 1), "hidden": (),
+                "lr_schedule": self.factors(self.train_steps), **self.settings}  # fmt: skip
+
+    def testing(self) -> tuple[float, ...]:
         """The sizes of the S + 1 inner steps of an adaptation to all n pulls."""
-        lr, growth = self.settings["inner_lr"], self.settings.get("lr_schedule", (1.0,))
-        where = np.linspace(0, len(growth) - 1, self.stages)
-        return tuple(float(lr * np.interp(x, range(len(growth)), growth)) for x in where)
+        return tuple(self.settings["inner_lr"] * factor for factor in self.factors(self.stages))
 
 
-METHODS: dict[str, dict[int, Setting]] = {}
+SINGLE = {"n_tasks": 200, "reward_baseline": 0.73}
+"""Batches of one pull say nothing beside a baseline that is fitted to them."""
+NATURAL = {"inner_optimizer": "natural", "multi_step_until": 10**9, "reward_baseline": 0.8}
+METHODS = {
+    "one_step": {
+        10: Setting(10, 2, 1, 60, {"inner_lr": 16.0, "n_tasks": 100}),
+        100: Setting(100, 2, 1, 60, {"inner_lr": 16.0}),
+    },
+    "gradient": {
+        10: Setting(10, 10, 9, 60, {"inner_lr": 6.0, **SINGLE}, 5.0),
+        100: Setting(100, 20, 9, 60, {"inner_lr": 4.0}),
+        500: Setting(500, 50, 9, 60, {"inner_lr": 4.0}),
+        1000: Setting(1000, 50, 9, 60, {"inner_lr": 4.0}),
+    },
+    "natural": {
+        10: Setting(10, 10, 9, 15, {"inner_lr": 3.5, "natural_damping": 0.01, **NATURAL, "n_tasks": 100}, 1.8),
+        100: Setting(100, 50, 9, 10, {"inner_lr": 2.0, "natural_damping": 0.1, **NATURAL}, 1.5),
+        500: Setting(500, 50, 9, 10, {"inner_lr": 2.5, "natural_damping": 0.1, **NATURAL}, 2.0),
+        1000: Setting(1000, 50, 9, 10, {"inner_lr": 2.5, "natural_damping": 0.1, **NATURAL}, 2.0),
+    },
+}  # fmt: skip
 LABELS = {"one_step": "MAML, one inner step", "gradient": "MAML, several inner steps",
           "natural": "MAML, natural inner steps"}  # fmt: skip
 
@@ -109,10 +138,10 @@ def run_strategies() -> None:
                 scores = {key: earned(make(), tuning, pulls, 1).mean() for key, make in options.items()
                           if len(options) > 1}  # fmt: skip
                 best = max(scores, key=scores.__getitem__) if scores else ""
-                total = earned(options[best](), instances(arms, TEST_TASKS, TEST_SEED, "test"), pulls, 2)
+                total = earned(options[best](), instances(arms, TEST_TASKS[pulls], TEST_SEED, "test"), pulls, 2)
                 rows.append({"strategy": name, "arms": str(arms), "pulls": str(pulls), "constant": best,
                              "mean": f"{total.mean():.3f}", "error": f"{total.std() / len(total) ** 0.5:.3f}",
-                             "tasks": str(TEST_TASKS)})  # fmt: skip
+                             "tasks": str(TEST_TASKS[pulls])})  # fmt: skip
                 write_rows(path, rows)
                 print(
                     pulls, arms, name, best, f"{total.mean():.2f}", f"{time.perf_counter() - start:.0f} s", flush=True
@@ -145,12 +174,11 @@ def one(method: str, setting: Setting, arms: int, seed: int, directory: Path, ou
         made = metarl.MetaLearner.load(directory, device="cpu")
     else:
         family = metarl.make("BernoulliBandit-v0", arms=arms)
-        made = metarl.MetaLearner("maml_trpo", family, seed=seed, device="cpu", inner_steps=setting.train_steps,
-                                  episodes=n // (setting.train_steps + 1), **setting.settings)  # fmt: skip
+        made = metarl.MetaLearner("maml_trpo", family, seed=seed, device="cpu", **setting.training())
     if made.state.iteration < setting.iterations:
         made.learn(setting.iterations - made.state.iteration, run_dir=directory, eval_every=10**6)
     trained = time.perf_counter()
-    found = made.evaluate(TEST_TASKS, episodes=n // setting.stages, step_sizes=setting.test_sizes(), seed=TEST_SEED)
+    found = made.evaluate(TEST_TASKS[n], episodes=n // setting.stages, step_sizes=setting.testing(), seed=TEST_SEED)
     rate = found.returns  # [tasks, S + 2]: mean reward per pull before every step and after the last
     counted, after = rate[:, :-1].sum(1) * (n // setting.stages), rate[:, -1] * n
     write_rows(out.with_suffix(".csv"), [
@@ -159,7 +187,7 @@ def one(method: str, setting: Setting, arms: int, seed: int, directory: Path, ou
     ])  # fmt: skip
     write_json(out, {
         "method": method, "arms": arms, "pulls": n, "seed": seed, "setting": asdict(setting),
-        "iteration": made.state.iteration, "env_steps": made.state.env_steps, "tasks": TEST_TASKS,
+        "iteration": made.state.iteration, "env_steps": made.state.env_steps, "tasks": TEST_TASKS[n],
         "test_seed": TEST_SEED, "all_pulls": round(float(counted.mean()), 4),
         "post_only": round(float(after.mean()), 4),
         "all_pulls_error": round(float(counted.std() / len(counted) ** 0.5), 4),
