@@ -267,8 +267,22 @@ def test_an_iteration_leaves_the_state_it_was_given_alone(name):
 @every
 @pytest.mark.parametrize("family", [TwoArms(), Locks()], ids=["one-choice", "several"])
 def test_it_learns_with_choices(name, family):
-    done = learner(name, family, normalize_obs=False).learn(1, eval_every=0)
+    before = learner(name, family, normalize_obs=False, episodes=6).state.params
+    after = learner(name, family, normalize_obs=False, episodes=6).learn(2, eval_every=0).state.params
+    assert {n for n, value in after.items() if torch.equal(value, before[n])} <= {"context"}
+    assert all(value.isfinite().all() for value in after.values())
+
+
+@gradient_based
+@pytest.mark.parametrize("settings", [{"n_tasks": 1}, {"episodes": 1}, {"inner_steps": 0}, {"inner_steps": 3}], ids=str)
+def test_the_edges_of_sense_are_finite(name, settings):
+    if name == "reptile" and settings == {"inner_steps": 0}:
+        pytest.skip("refused, see the tests of settings")
+    rows: list[dict[str, Any]] = []
+    done = learner(name, **settings).learn(1, eval_every=0, callback=rows.append)
     assert all(value.isfinite().all() for value in everything(done)[0].values())
+    stages = [key for key in rows[0] if key.startswith("return/step_")]
+    assert len(stages) == done.config.inner_steps + 1
 
 
 @gradient_based
@@ -297,8 +311,9 @@ def test_it_learns_from_images_or_says_why_not(name):
         with pytest.raises(ValueError, match=r"context=5 needs network='mlp'"):
             learner(name, family)
         return
-    done = learner(name, family, channels=(2,), normalize_obs=False).learn(1, eval_every=0)
-    assert all(value.isfinite().all() for value in everything(done)[0].values())
+    before = learner(name, family, channels=(2,), normalize_obs=False).state.params
+    after = learner(name, family, channels=(2,), normalize_obs=False, episodes=4).learn(1, eval_every=0).state.params
+    assert all((value - before[n]).abs().max() > 0 for n, value in after.items() if n != "log_std" or name != "reptile")
 
 
 @gradient_based

@@ -8,6 +8,7 @@ One iteration, top to bottom:
     outer step                move the initialisation towards where the inner loop ended: the mean over the tasks
                               (batched), or after one task after the other (serial)
 
+What does not adapt stays as it started: a Gaussian policy's standard deviation too, unless `adapt_std`.
 Nothing is differentiated but the inner losses. With one inner step it is training on all tasks jointly; what further
 steps add is the gradient of the agreement between a task's batches (section 5 of the paper).
 """
