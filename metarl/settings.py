@@ -63,6 +63,9 @@ class InnerSettings:
     one for every tensor and step ("per_layer_and_step", MAML++), one for every number ("per_parameter", Meta-SGD)."""
     learned_mask: bool = False
     """Learn which numbers adapt: each has a mask of its own, open at first (sparse MAML, von Oswald et al. 2021)."""
+    learned_noise: bool = False
+    """Learn by how much a Gaussian policy's standard deviation changes after each inner step of training: the first
+    episodes may explore, and the adapted policy act with less noise."""
     learned_discount: bool = False
     """Learn the discount of the inner loop's advantages by the meta-gradient (Xu et al. 2018); it starts at `gamma`."""
     learned_lambda: bool = False

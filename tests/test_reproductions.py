@@ -89,6 +89,8 @@ def test_the_best_trial_is_chosen_and_one_that_diverged_is_not(monkeypatch, tmp_
     module.write_json(tmp_path / "promp-trials.json", {"trials": trials})
     assert module.chosen("promp") == {"inner_lr": 1.0, "outer_lr": 0.2}
     assert module.chosen("joint") == {"inner_lr": 0.5}
+    module.write_json(tmp_path / "maml_trpo-trials.json", {"trials": [{"inner_lr": 2.0, "score": -1.0}]})
+    assert module.chosen("lvc") == module.chosen("maml_trpo") == {"inner_lr": 2.0}
 
 
 def test_smoothing_by_hand():

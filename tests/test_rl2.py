@@ -511,6 +511,22 @@ def test_stable_baselines3_evaluates_it():
     assert mean == 1.0
 
 
+def test_callbacks_of_stable_baselines3_can_ask_the_meta_policy():
+    from stable_baselines3.common.callbacks import BaseCallback
+
+    class Asks(BaseCallback):
+        actions = None
+
+        def _on_step(self) -> bool:
+            self.actions = self.model.predict(np.zeros((3, 2), np.float32), deterministic=True)[0]
+            return True
+
+    asks, learner = Asks(), small(Drift())
+    learner.learn(1, eval_every=0, callback=asks)
+    fresh = RecurrentPolicy(learner.policy, learner.state.params)
+    assert np.array_equal(asks.actions, fresh.predict(np.zeros((3, 2), np.float32), deterministic=True)[0])
+
+
 def test_the_command_line(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     size = ["--n-tasks", "4", "--trial-episodes", "3", "--hidden", "4", "--iterations", "2", "--no-progress"]

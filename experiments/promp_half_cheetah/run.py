@@ -33,7 +33,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "maml_trpo": ("maml_trpo", {"max_kl": 0.02}),
     "promp": ("promp", {"outer_lr": 3e-3}),
 }
-ITERATIONS = 40
+ITERATIONS = 24
 TEST = {"n_tasks": 20, "episodes": 20, "seed": 1_357_911}
 COLUMNS = ("iteration", "env_steps", "clock_seconds", "cpu_seconds", "return_0", "return_1")
 
