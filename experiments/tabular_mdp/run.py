@@ -97,8 +97,11 @@ def one(n: int, setting: Setting, seed: int, directory: Path, out: Path) -> None
 def report() -> None:
     """The table, in Markdown."""
     found = [read_json(path) for path in sorted(RESULTS.glob("*-seed*.json"))]
-    lines = ["| n | total, random | total, ours | normalised: random | ours, all episodes counted | ours, post-adaptation "
-             "only | MAML (published) | RL2 (published) | seeds |", "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    lines = [
+        "| n | total, random | total, ours | random | all episodes counted | post-adaptation only | MAML (published) | "
+        "RL2 (published) | seeds |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
     for n in EPISODES:
         runs = [x for x in found if x["episodes"] == n]
         if runs:
