@@ -66,7 +66,7 @@ def plain_step(params: Params, x: Tensor, y: Tensor, lr: float, names: Any = Non
     return params | {n: params[n] - lr * g for n, g in zip(names, grads, strict=True)}
 
 
-def finite_differences(function: Any, at: Params, width: float = 1e-5) -> Params:
+def finite_differences(function: Any, at: Params, width: float = 1e-6) -> Params:
     """The gradient of a scalar function of parameters, number by number."""
     out = {name: torch.zeros_like(value) for name, value in at.items()}
     for name, value in at.items():

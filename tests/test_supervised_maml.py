@@ -159,6 +159,20 @@ def test_a_curve_is_that_of_plain_steps_on_the_support_set_measured_on_the_query
     torch.testing.assert_close(got, torch.stack(want))
 
 
+def test_momentum_is_carried_from_step_to_step():
+    sets, params, config = sinusoids(n=1), start(), small(inner_steps=3, inner_optimizer="momentum", inner_momentum=0.8)
+    own = {name: value.clone().requires_grad_() for name, value in params.items()}
+    optimizer, want = torch.optim.SGD(own.values(), lr=0.3, momentum=0.8), []
+    for _ in range(3):
+        optimizer.zero_grad()
+        plain_loss(own, sets.x_support[0], sets.y_support[0]).backward()
+        optimizer.step()
+        want.append(plain_loss(own, sets.x_query[0], sets.y_query[0]).item())
+    got = maml.evaluate(config, FAMILY, NETWORK, State(params), sets, [0.3] * 3).losses[0]
+    assert got[1:].tolist() == pytest.approx(want)
+    assert maml.query_loss(config, FAMILY, NETWORK, params, sets, 0).item() == pytest.approx(want[-1])
+
+
 def test_meta_sgd_s_step_sizes_have_the_gradient_that_the_paper_gives():
     # theta' = theta - a lr g, so dL/da = -lr g dL/dtheta', number by number.
     config, sets, params = small(learned_lr="per_parameter"), sinusoids(n=1), start()
@@ -248,33 +262,38 @@ def test_a_long_meta_gradient_is_scaled_down():
     assert means.norm().item() == pytest.approx(0.1 * 0.01, rel=1e-3)  # Adam's first mean is a tenth of the gradient
 
 
-def by_hand(params: Params, sets: Sets, order: np.ndarray, steps: int) -> list[Params]:
+def by_hand(params: Params, sets: Sets, order: np.ndarray, steps: int, momentum: float = 0.0) -> list[Params]:
     """Each task's parameters after Reptile's inner steps."""
     out = []
     for k in range(sets.n_tasks):
         x, y = (torch.cat([getattr(sets, f"{s}_{part}")[k] for part in ("support", "query")]) for s in "xy")
         own = {name: value.clone().requires_grad_() for name, value in params.items()}
+        optimizer = torch.optim.SGD(own.values(), lr=0.3, momentum=momentum)
         for i in range(steps):
             now = [order[k][j % len(x)] for j in range(4 * i, 4 * i + 4)]
-            own = plain_step(own, x[now], y[now], 0.3)
+            optimizer.zero_grad()
+            plain_loss(own, x[now], y[now]).backward()
+            optimizer.step()
         out.append({name: value.detach() for name, value in own.items()})
     return out
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum"])
 @pytest.mark.parametrize("outer", ["reptile", "reptile_serial"])
-def test_reptile_s_update_by_hand(outer):
-    config = small(outer=outer, inner_steps=3, outer_lr=0.4)
+def test_reptile_s_update_by_hand(outer, optimizer):
+    momentum = 0.9 if optimizer == "momentum" else 0.0
+    config = small(outer=outer, inner_steps=3, outer_lr=0.4, inner_optimizer=optimizer)
     state = maml.init(config, NETWORK, 0)
     rng = np.random.default_rng([9, 0])
     sets = FAMILY.sample(3, rng, "train", 4, 5)
     order = rng.permuted(np.tile(np.arange(9), (3, 1)), axis=1)
     want = state.params
     if outer == "reptile":
-        ends = by_hand(want, sets, order, 3)
+        ends = by_hand(want, sets, order, 3, momentum)
         want = {n: v + 0.4 * (torch.stack([end[n] for end in ends]).mean(0) - v) for n, v in want.items()}
     else:
         for k in range(3):
-            (end,) = by_hand(want, sets[k : k + 1], order[k : k + 1], 3)
+            (end,) = by_hand(want, sets[k : k + 1], order[k : k + 1], 3, momentum)
             want = {n: v + 0.4 * (end[n] - v) for n, v in want.items()}
     new, stats = maml.iteration(config, FAMILY, NETWORK, state, 9)
     assert_same(new.params, want, rtol=1e-5, atol=1e-6)
