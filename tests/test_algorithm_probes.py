@@ -233,7 +233,7 @@ def test_what_is_learned_of_the_credit_rises_with_late_rewards_and_falls_with_la
     settings = LEARNING | {"episodes": 20, "inner_lr": 0.2, "gamma": 0.8, "gae_lambda": 0.8, f"learned_{which}": True}
     done = Trained("maml_vpg", Delay(late), 15, **settings)
     moved = done.rows[-1][f"inner/{which}"] - 0.8
-    assert moved * (1 if late == "reward" else -1) > 0.03
+    assert moved * (1 if late == "reward" else -1) > 0.02
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -258,7 +258,7 @@ def test_anil_moves_the_head_and_cavia_the_context_and_both_adapt(arms, name, mo
     moved = {n for n, v in found.params[-1].items() if not torch.equal(v, done.state.params[n].expand_as(v))}
     assert moved == moves
     before, after = found.returns.mean((0, 2)).tolist()
-    assert before < 0.65 and after > 0.85  # nobody who does not adapt earns more than 0.5 on average
+    assert before < 0.6 and after > 0.75  # nobody who does not adapt earns more than 0.5 on average
 
 
 @pytest.mark.parametrize("name", ["anil", "cavia"])

@@ -160,7 +160,7 @@ def test_first_order_lasts_as_long_as_it_is_asked_to():
     assert GradientSettings(first_order=True).at(9).first_order
 
 
-NAMES = {"conv0": 0, "w0": 0, "b0": 0, "w1": 0, "b1": 0, "w10": 0, "b10": 0, "context": 0, "log_std": 0}
+NAMES = {"conv0": 0, "w0": 0, "b0": 0, "w2": 0, "b2": 0, "w10": 0, "b10": 0, "context": 0, "log_std": 0}
 
 
 @pytest.mark.parametrize(
