@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from probes import Drift, Locks, double, random_params, setup
+from probes import Drift, Locks, Signs, TwoArms, double, random_params, setup
 from torch import Tensor
 
 from metarl import inner_loop, parallel
@@ -316,3 +316,48 @@ def test_the_next_state_has_all_that_was_given_and_the_rest_of_the_last():
     assert (float(new.learned["lr"]), new.iteration, list(new.optimizer)) == (3.0, 1, ["count"])
     assert new.env_steps == 100 + sum(int(r.mask.sum()) for r in found.rollouts)
     assert any(not torch.equal(value, state.obs_stats[name]) for name, value in new.obs_stats.items())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Noise that changes after every inner step
+
+
+def test_the_noise_of_a_step_by_hand():
+    # Two steps in training, three in the test: the third finds nothing of its own to add.
+    config = maml_trpo.Config(n_tasks=2, episodes=2, inner_steps=2, hidden=(3,), learned_noise=True, init_std=0.5)
+    sampler, policy, state = setup(Drift(), config)
+    assert (state.learned["noise"] == 0).all()
+    change = torch.tensor([[-1.0, 0.5], [0.25, 0.25]])
+    state = replace(state, learned={"noise": change})
+    found = maml_trpo.evaluate(config, sampler, policy, state, sampler.tasks(2, 1, 0), 0, 2, (0.1, 0.1, 0.1))
+    start = state.params["log_std"]
+    for k, want in enumerate((start, start + change[0], start + change.sum(0), start + change.sum(0))):
+        torch.testing.assert_close(found.params[k]["log_std"], want.expand(2, 2))
+        torch.testing.assert_close(found.rollouts[k].dist.log_std, want.expand(2, 1, 1, 2))
+    factor = math.exp(float(change.sum(0).mean()))
+    assert inner_loop.learned_statistics(state)["inner/noise"] == pytest.approx(factor)
+
+
+class Target(Signs):
+    """One step; the reward is minus the squared distance of the action from the task's sign."""
+
+    id = "TargetProbe-v0"
+
+    def step(self, state, action, task, draws):
+        reward = -((action[..., 0] - task["sign"]) ** 2)
+        return state, reward, torch.ones_like(reward, dtype=torch.bool)
+
+
+def test_noise_shrinks_where_it_only_costs():
+    # The first episodes tell by their noise where the target lies; after the step it costs its square.
+    settings = {"n_tasks": 10, "episodes": 40, "hidden": (4,), "init_std": 0.1, "min_std": 1e-3, "inner_lr": 0.01}
+    config = maml_trpo.Config(**settings, learned_noise=True, learned_lr="scalar")
+    sampler, policy, state = setup(Target(), config)
+    for _ in range(10):
+        state, stats = maml_trpo.iteration(config, sampler, policy, state, 0)
+    assert stats["inner/noise"] < 0.9
+
+
+def test_choices_have_no_such_noise():
+    with pytest.raises(ValueError, match="learned_noise is for Gaussian policies"):
+        setup(TwoArms(), maml_trpo.Config(learned_noise=True))
