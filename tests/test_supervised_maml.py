@@ -376,8 +376,8 @@ def test_a_module_of_other_shapes_is_refused():
 @pytest.mark.parametrize(
     ("settings", "shown"),
     [
-        ({"inner_lr": 0.0}, "inner_lr must be positive, got 0.0"),
-        ({"outer_lr": -1.0}, "outer_lr must be positive, got -1.0"),
+        ({"inner_lr": 0.0}, "inner_lr must be positive and finite, got 0.0"),
+        ({"outer_lr": -1.0}, "outer_lr must be positive and finite, got -1.0"),
         ({"n_tasks": 0}, "n_tasks must be at least 1, got 0"),
         ({"shots": 1.5}, "shots must be a whole number, got 1.5"),
         ({"queries": 0}, "queries must be at least 1"),
