@@ -98,8 +98,9 @@ class InnerSettings:
     """Weigh the losses after all inner steps equally at first, and within so many iterations only the last one
     (multi-step loss of MAML++)."""
     exploration: float = 0.0
-    """Weight of E-MAML's term, which credits the pre-adaptation policy with what its episodes led to. 1 averages it
-    over episodes, as published code does; `episodes` is the exact gradient (see docs/algorithms/gradients.md)."""
+    """Weight of E-MAML's term, which credits the pre-adaptation policy with what its episodes led to, normalised over
+    the tasks. 1 sums it over the steps of an episode and averages it over episodes; 1 / steps averages over both, as
+    published code does. Which weight is the exact gradient depends on the family: see docs/algorithms/gradients.md."""
 
     def __post_init__(self) -> None:
         check_choice(self, inner_gradient=INNER_GRADIENTS, inner_optimizer=INNER_OPTIMIZERS, adapts=ADAPTS)
