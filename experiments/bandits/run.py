@@ -76,9 +76,9 @@ METHODS = {
     },
     "gradient": {
         10: Setting(10, 10, 9, 20, {"inner_lr": 6.0, **SINGLE}, 5.0),
-        100: Setting(100, 20, 9, 20, {"inner_lr": 4.0}),
-        500: Setting(500, 50, 9, 20, {"inner_lr": 4.0}),
-        1000: Setting(1000, 50, 9, 20, {"inner_lr": 4.0}),
+        100: Setting(100, 20, 9, 20, {"inner_lr": 4.0, "reward_baseline": 0.7}),
+        500: Setting(500, 50, 9, 20, {"inner_lr": 4.0, "reward_baseline": 0.7}),
+        1000: Setting(1000, 50, 9, 20, {"inner_lr": 4.0, "reward_baseline": 0.7}),
     },
     "natural": {
         10: Setting(10, 10, 9, 15, {"inner_lr": 3.5, "natural_damping": 0.01, **NATURAL, "n_tasks": 100}, 1.8),
