@@ -91,6 +91,8 @@ def _detached(params: Params) -> Params:
 # Step sizes and masks that are learned
 
 _PREFIXES = ("lr/", "lr_step/", "mask/")
+NOISE = "noise"
+"""The name of the changes of a Gaussian's log standard deviation after each inner step, [steps, A]."""
 
 
 def learned_sizes(kind: LearnedLr, params: Params, moving: Collection[str], steps: int, mask: bool = False) -> Params:
@@ -139,6 +141,13 @@ def step_size(learned: Params, lr: float, step: int, moving: Collection[str]) ->
     return sizes
 
 
+def noise_change(learned: Params, step: int) -> Tensor | None:
+    """What is learned to be added to the log standard deviation after inner step number `step`, [A]; None: nothing, as
+    after all steps beyond the last one of training."""
+    changes = learned.get(NOISE)
+    return None if changes is None or step >= len(changes) else changes[step]
+
+
 def open_mask(mask: Tensor) -> Tensor:
     """1 where `mask` is at least zero, else 0; its derivative is taken to be 1 (straight-through), as if it were
     linear."""
@@ -147,5 +156,5 @@ def open_mask(mask: Tensor) -> Tensor:
 
 def split(meta: Params) -> tuple[Params, Params]:
     """Meta-parameters -> those of the policy (or of any network), and what is learned about the inner loop."""
-    learned = {n: v for n, v in meta.items() if n in ("lr", "discount", "lambda") or n.startswith(_PREFIXES)}
+    learned = {n: v for n, v in meta.items() if n in ("lr", "discount", "lambda", NOISE) or n.startswith(_PREFIXES)}
     return {name: value for name, value in meta.items() if name not in learned}, learned

@@ -110,7 +110,7 @@ def learned_advantages(rollout: Rollout, gamma: Tensor, lam: Tensor) -> Tensor:
     The baseline is fitted anew but held: it changes the variance of a policy gradient, not what it estimates.
     """
     with torch.no_grad():
-        values = linear_baseline(rollout, discounted_returns(rollout.rew, float(gamma))) * rollout.mask
+        values = linear_baseline(rollout, discounted_returns(rollout.rew, gamma)) * rollout.mask
     return _normalised(_raw(rollout, values, gamma, lam), rollout.mask)[0]
 
 

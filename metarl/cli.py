@@ -259,6 +259,10 @@ def evaluate_command(argv: Sequence[str]) -> int:
     table = evaluation.table(f"{learner.family.id}, {learner.algorithm}, iteration {learner.state.iteration}: "
                              f"{options.tasks} test tasks, {evaluation.episodes} episodes each")  # fmt: skip
     console.print(table, width=None if console.is_terminal else 120)  # a file has no 80 columns to fit into
+    if None in evaluation.step_sizes:
+        _say(
+            f"return of a whole trial of {evaluation.returns.shape[1]} episodes: {evaluation.returns.sum(1).mean():.2f}"
+        )
     written = evaluation.save(out)
     if options.figures:
         metrics = RunDirectory(directory).metrics()

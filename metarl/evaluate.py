@@ -49,7 +49,7 @@ class Evaluation:
     step_sizes: tuple[float | None, ...]
     """The S inner step sizes; None for steps that have none (further episodes of a trial)."""
     episodes: int
-    """Episodes per task before and after every step."""
+    """Episodes per task before and after every step; of RL2: trials per task."""
     tasks: Tasks
     seed: int
     details: Any = None

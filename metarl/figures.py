@@ -44,15 +44,19 @@ def save_figure(figure: "Figure", path: Path) -> Path:
     return Path(path)
 
 
-def training_curve(axes: "Axes", metrics: Sequence[Mapping[str, Any]], of: str = "return") -> None:
-    """Return (or `of="success"`) before and after adaptation against meta-iterations, from a run's metrics."""
+def training_curve(
+    axes: "Axes", metrics: Sequence[Mapping[str, Any]], of: str = "return", step: str = "inner step"
+) -> None:
+    """Return (or `of="success"`) before and after adaptation against meta-iterations, from a run's metrics. `step` is
+    what is counted."""
     if not metrics:
         axes.text(0.5, 0.5, "no metrics", ha="center", transform=axes.transAxes)
         return
     steps = sorted((k for k in metrics[0] if k.startswith(f"{of}/step_")), key=lambda k: int(k.rpartition("_")[2]))
     iterations = [row["iteration"] for row in metrics]
     for k, name in enumerate(steps):
-        label = "before adaptation" if k == 0 else f"after {k} inner step{'s' if k > 1 else ''}"
+        number = int(name.rpartition("_")[2])
+        label = "before adaptation" if k == 0 else f"after {number} {step}{'s' if number > 1 else ''}"
         axes.plot(iterations, [row[name] for row in metrics], color=_colour(k), label=label, linewidth=1.2)
     axes.set(xlabel="meta-iteration", ylabel=_LABELS[of], title="meta-training (train tasks)")
     axes.legend(frameon=False, fontsize=8)
@@ -67,11 +71,20 @@ def adaptation_curve(axes: "Axes", evaluations: Mapping[str, Evaluation], of: st
         mean, low, high = ([getattr(row, name + end) for row in rows] for end in ("", "_low", "_high"))
         axes.plot(k, mean, "o-", color=f"C{i}", label=label, markersize=4)
         axes.fill_between(k, low, high, color=f"C{i}", alpha=0.2, linewidth=0)
-    axes.set_xticks(range(max(evaluation.returns.shape[1] for evaluation in evaluations.values())))
+    longest = max(evaluation.returns.shape[1] for evaluation in evaluations.values())
+    if longest <= 12:
+        axes.set_xticks(range(longest))
     n = len(next(iter(evaluations.values())).returns)
-    axes.set(xlabel="inner steps", ylabel=_LABELS[of], title=f"adaptation ({n} test tasks)")
+    axes.set(
+        xlabel=f"{counted(next(iter(evaluations.values())))}s", ylabel=_LABELS[of], title=f"adaptation ({n} test tasks)"
+    )
     if len(evaluations) > 1:
         axes.legend(frameon=False, fontsize=8)
+
+
+def counted(evaluation: Evaluation) -> str:
+    """What an adaptation curve counts: inner steps, or the episodes of a trial, which have no size."""
+    return "episode" if None in evaluation.step_sizes else "inner step"
 
 
 def paths(axes: Sequence["Axes"], family: TaskFamily, evaluation: Evaluation, index: int, episodes: int = 8) -> None:
@@ -87,7 +100,7 @@ def paths(axes: Sequence["Axes"], family: TaskFamily, evaluation: Evaluation, in
             for e in range(min(episodes, rollout.mask.shape[2]))
         ]
         family.draw(ax, task_at(evaluation.tasks, index), observations)  # type: ignore[attr-defined]
-        when = "before adaptation" if step == 0 else f"after {step} inner step{'s' if step > 1 else ''}"
+        when = "before adaptation" if step == 0 else f"after {step} {counted(evaluation)}{'s' if step > 1 else ''}"
         ax.set_title(f"{when}: {evaluation.returns[index, step]:.1f}")
 
 
@@ -109,7 +122,7 @@ def evaluation_figure(
     rest = list(axes)
     for of in shown:
         if of in logged:
-            training_curve(rest.pop(0), metrics, of)
+            training_curve(rest.pop(0), metrics, of, counted(evaluation))
         adaptation_curve(rest.pop(0), {family.id: evaluation}, of)
     if drawable:
         paths(rest, family, evaluation, typical_task(evaluation))

@@ -15,7 +15,17 @@ import torch
 from torch import Tensor
 
 from metarl import distributions, losses, natural, normalize, optimizers, random
-from metarl.adapt import Direction, Params, expand, inner_step, learned_sizes, split, step_size
+from metarl.adapt import (
+    NOISE,
+    Direction,
+    Params,
+    expand,
+    inner_step,
+    learned_sizes,
+    noise_change,
+    split,
+    step_size,
+)
 from metarl.advantages import estimate, learned_advantages
 from metarl.distributions import Distribution
 from metarl.normalize import ObsStats
@@ -53,6 +63,10 @@ def init(config: GradientSettings, policy: Policy, seed: int, device: torch.devi
     params = {name: value.to(device) for name, value in policy.init(generator).items()}
     moving = config.moving(params)
     learned = learned_sizes(config.learned_lr, params, moving, config.inner_steps, config.learned_mask)
+    if config.learned_noise:
+        if "log_std" not in params:
+            raise ValueError("learned_noise is for Gaussian policies, and this one chooses among discrete actions")
+        learned[NOISE] = params["log_std"].new_zeros(max(1, config.inner_steps), params["log_std"].shape[-1])
     for name, wanted, start in (
         ("discount", config.learned_discount, config.gamma),
         ("lambda", config.learned_lambda, config.gae_lambda),
@@ -142,10 +156,13 @@ def step(
     """`params` [K, ...] after inner step `number` on `batch`, and the inner optimiser's memory; differentiable."""
     learned = {} if learned is None else learned
     moving = config.moving(params)
-    return inner_step(
+    new, memory = inner_step(
         params, partial(inner_loss, config, policy, batch, learned=learned), step_size(learned, lr, number, moving),
         create_graph, params.keys() - set(moving), _direction(config, policy, batch), memory,
     )  # fmt: skip
+    if (change := noise_change(learned, number)) is not None:
+        new["log_std"] = new["log_std"] + change
+    return new, memory
 
 
 def adapt(
@@ -288,6 +305,8 @@ def learned_statistics(state: State) -> dict[str, Any]:
         stats["inner/lr_factor"] = torch.cat(factors).mean().item()
     if masks:
         stats["inner/mask_open"] = torch.cat(masks).float().mean().item()
+    if NOISE in state.learned:
+        stats["inner/noise"] = state.learned[NOISE].sum(0).mean().exp().item()
     for name in ("discount", "lambda"):
         if name in state.learned:
             stats[f"inner/{name}"] = torch.sigmoid(state.learned[name]).item()

@@ -25,6 +25,8 @@ def natural_direction(policy: Policy, obs: Tensor, mask: Tensor, damping: float)
         ValueError: more than `MOST` numbers adapt.
     """
 
+    obs, mask = distinct(obs, mask)
+
     def direction(params: Params, grads: Params, memory: Params) -> tuple[Params, Params]:
         fisher = fisher_matrix(policy, params, obs, mask, list(grads))
         eye = torch.eye(fisher.shape[-1], dtype=fisher.dtype, device=fisher.device)
@@ -33,6 +35,19 @@ def natural_direction(policy: Policy, obs: Tensor, mask: Tensor, damping: float)
         return {n: part.reshape(g.shape) for (n, g), part in zip(grads.items(), parts, strict=True)}, memory
 
     return direction
+
+
+def distinct(obs: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Every state once, with the number of its visits in the mask's place: [K, 1, U, O] and [K, 1, U] in the place of
+    [K, T, E, O] and [K, T, E]. As they came where the first task's states show that most occur only once."""
+    K, T, E, O = obs.shape
+    if 2 * len(torch.unique(obs[0].reshape(-1, O), dim=0)) > T * E:
+        return obs, mask
+    states, place = torch.unique(obs.reshape(-1, O), dim=0, return_inverse=True)
+    if len(states) >= T * E:
+        return obs, mask
+    visits = mask.new_zeros(K, len(states)).scatter_add_(1, place.reshape(K, -1), mask.reshape(K, -1))
+    return states.expand(K, 1, -1, -1), visits[:, None]
 
 
 def fisher_matrix(policy: Policy, params: Params, obs: Tensor, mask: Tensor, names: Sequence[str]) -> Tensor:

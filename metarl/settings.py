@@ -63,6 +63,9 @@ class InnerSettings:
     one for every tensor and step ("per_layer_and_step", MAML++), one for every number ("per_parameter", Meta-SGD)."""
     learned_mask: bool = False
     """Learn which numbers adapt: each has a mask of its own, open at first (sparse MAML, von Oswald et al. 2021)."""
+    learned_noise: bool = False
+    """Learn by how much a Gaussian policy's standard deviation changes after each inner step of training: the first
+    episodes may explore, and the adapted policy act with less noise."""
     learned_discount: bool = False
     """Learn the discount of the inner loop's advantages by the meta-gradient (Xu et al. 2018); it starts at `gamma`."""
     learned_lambda: bool = False
@@ -95,8 +98,9 @@ class InnerSettings:
     """Weigh the losses after all inner steps equally at first, and within so many iterations only the last one
     (multi-step loss of MAML++)."""
     exploration: float = 0.0
-    """Weight of E-MAML's term, which credits the pre-adaptation policy with what its episodes led to. 1 averages it
-    over episodes, as published code does; `episodes` is the exact gradient (see docs/algorithms/gradients.md)."""
+    """Weight of E-MAML's term, which credits the pre-adaptation policy with what its episodes led to, normalised over
+    the tasks. 1 sums it over the steps of an episode and averages it over episodes; 1 / steps averages over both, as
+    published code does. Which weight is the exact gradient depends on the family: see docs/algorithms/gradients.md."""
 
     def __post_init__(self) -> None:
         check_choice(self, inner_gradient=INNER_GRADIENTS, inner_optimizer=INNER_OPTIMIZERS, adapts=ADAPTS)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from metarl import mlp
-from metarl.adapt import Params, StepSize, expand
+from metarl.adapt import NOISE, Params, StepSize, expand, noise_change
 from metarl.distributions import Distribution
 from metarl.policies import MLPPolicy, floored_log_std
 from metarl.spaces import distribution_of
@@ -95,10 +95,12 @@ def unrolled_jacobian(
     """
     params = expand(meta, n_tasks)
     steps: list[_InnerStep] = []
-    sizes = _Sizes(size_of, learned, len(inner), moving)
+    sizes = _Sizes(size_of, {name: x for name, x in learned.items() if name != NOISE}, len(inner), moving)
     for i, (states, loss) in enumerate(inner):
         step = _InnerStep(policy, params, states, loss, second_order)
         params = params | {name: params[name] - sizes.at[i][name] * step.gradient[name] for name in moving}
+        if (change := noise_change(learned, i)) is not None:
+            params["log_std"] = params["log_std"] + change
         steps.append(step)
 
     tape = mlp.forward(params, obs.reshape(n_tasks, -1, obs.shape[-1]), policy.activation)
@@ -111,7 +113,7 @@ def unrolled_jacobian(
     def jvp(v: Tensor) -> list[Tensor]:
         along = unflatten(v, meta | learned)
         tangent = expand({name: along[name] for name in meta}, n_tasks)
-        size_dots = sizes.jvp({name: along[name] for name in learned})
+        size_dots = sizes.jvp(along)
         for i, step in enumerate(steps):
             change = {name: torch.zeros_like(step.gradient[name]) for name in moving}
             if second_order:
@@ -120,6 +122,8 @@ def unrolled_jacobian(
             if size_dots:
                 change = {name: change[name] + size_dots[i][name] * step.gradient[name] for name in moving}
             tangent = tangent | {name: tangent[name] - change[name] for name in moving}
+            if (dot := noise_change(along, i)) is not None:
+                tangent["log_std"] = tangent["log_std"] + dot
         out = [mlp.jvp(tape, tangent)[0].reshape(dist[0].shape)]
         if open_floor is not None:
             out.append((tangent["log_std"] * open_floor).reshape(dist[-1].shape))
@@ -130,8 +134,11 @@ def unrolled_jacobian(
         if open_floor is not None:
             cotangent["log_std"] = w[1].reshape(open_floor.shape) * open_floor
         of_sizes: list[Params] = []
+        noise = {NOISE: torch.zeros_like(learned[NOISE])} if NOISE in learned else {}
         for i in range(len(steps) - 1, -1, -1):
-            if learned:
+            if noise and i < len(learned[NOISE]):
+                noise[NOISE][i] = cotangent["log_std"].sum(0)
+            if sizes.graph:
                 of_sizes.insert(0, {name: -steps[i].gradient[name] * cotangent[name] for name in moving})
             if second_order:
                 scaled = {name: torch.zeros_like(x) for name, x in cotangent.items()}
@@ -139,7 +146,8 @@ def unrolled_jacobian(
                 product = steps[i].hessian_product(scaled)
                 cotangent = {name: x - product[name] for name, x in cotangent.items()}
         own = {name: cotangent[name].sum(0) for name in meta}
-        return flatten(own | sizes.vjp(of_sizes))
+        of_learned = sizes.vjp(of_sizes) | noise
+        return flatten(own | {name: of_learned[name] for name in learned})
 
     return dist, Jacobian(torch.no_grad()(jvp), torch.no_grad()(vjp))
 
@@ -162,12 +170,10 @@ class _Sizes:
 
     def vjp(self, cotangents: Sequence[Params]) -> Params:
         """Cotangents of every step's sizes [K, ...] -> of what is learned."""
-        if not self.learned:
-            return {}
-        reduced = [c.sum(0).sum_to_size(size[name].shape) for size, step in zip(self.graph, cotangents, strict=True)
-                   for name, c in ((n, step[n]) for n in self.moving)]  # fmt: skip
         if not self.graph:
             return {name: torch.zeros_like(value) for name, value in self.learned.items()}
+        reduced = [c.sum(0).sum_to_size(size[name].shape) for size, step in zip(self.graph, cotangents, strict=True)
+                   for name, c in ((n, step[n]) for n in self.moving)]  # fmt: skip
         grads = torch.autograd.grad(self._outputs(), list(self.learned.values()), reduced, retain_graph=True,
                                     materialize_grads=True)  # fmt: skip
         return dict(zip(self.learned, grads, strict=True))

@@ -2,7 +2,8 @@
 
 The policy is a softmax over a table of logits [S, A]. Everything here is in the units of `metarl.losses`: an expected
 return J is the expected mean (discounted) reward per step, and an inner step moves along the gradient of that. The
-formulas are closed forms of their own; only `expected_meta_gradient` goes through metarl's code, to be compared.
+formulas are closed forms of their own; `expected_loss` and `meta_gradients` alone go through metarl's code, to be
+compared.
 """
 
 import math
@@ -98,13 +99,16 @@ class MDP:
         """J, [...]."""
         return (self.probabilities(logits) * self.step_rewards.mean(-1)).sum(-1)
 
-    def gradients(self, logits: Tensor) -> Tensor:
-        """Of every trajectory, its policy-gradient estimate of dJ / dlogits: logits [S, A] -> [N, S, A]."""
+    def gradients(self, logits: Tensor, baseline: Tensor | None = None) -> Tensor:
+        """Of every trajectory, its policy-gradient estimate of dJ / dlogits: logits [S, A] -> [N, S, A].
+
+        `baseline` [T, S], data, is what discounted returns from each step on are compared with; None: zero."""
         states, actions, _ = self.paths
-        to_go = self.step_rewards.flip(1).cumsum(1).flip(1) / self.horizon
+        to_go = self.step_rewards.flip(1).cumsum(1).flip(1)
+        to_go = to_go if baseline is None else to_go - baseline[torch.arange(self.horizon), states]
         score = torch.eye(logits.shape[1]).double()[actions] - torch.softmax(logits, -1)[states]  # [N, T, A]
         place = torch.eye(logits.shape[0]).double()[states]  # [N, T, S]
-        return torch.einsum("nt,nts,nta->nsa", to_go, place, score)
+        return torch.einsum("nt,nts,nta->nsa", to_go / self.horizon, place, score)
 
     def gradient(self, logits: Tensor) -> Tensor:
         """dJ / dlogits, [S, A]; can be differentiated further."""
@@ -130,11 +134,11 @@ class MDP:
         obs, act = torch.eye(self.rewards.shape[0]).double()[states[index]], actions[index]
         return Episodes(obs.transpose(1, 2), act.mT, self.rewards[states, actions][index].mT)
 
-    def formulation_i(self, logits: Tensor, lr: float, episodes: int) -> Tensor:
+    def formulation_i(self, logits: Tensor, lr: float, episodes: int, baseline: Tensor | None = None) -> Tensor:
         """The expectation over `episodes` pre-adaptation episodes of J after a policy-gradient step on them."""
         index, count = multisets(len(self.paths[0]), episodes)
         weight = count * self.probabilities(logits)[index].prod(-1)
-        stepped = logits + lr * self.gradients(logits)[index].mean(1)
+        stepped = logits + lr * self.gradients(logits, baseline)[index].mean(1)
         return (weight * self.value(stepped)).sum()
 
     def formulation_ii(self, logits: Tensor, lr: float) -> Tensor:
@@ -171,32 +175,40 @@ def expected_loss(mdp: MDP, logits: Tensor, loss: Callable[[Tensor, Episodes], T
     return at
 
 
-def expected_meta_gradient(mdp: MDP, logits: Tensor, lr: float, episodes: int, inner: Loss, explore: bool) -> Tensor:
-    """The expectation, over all pre- and post-adaptation episodes, of the meta-gradient of metarl's parts, [S, A].
+def meta_gradients(
+    mdp: MDP, logits: Tensor, lr: float, episodes: int, inner: Loss, explore: bool, create_graph: bool = True
+) -> tuple[Tensor, Tensor]:
+    """The meta-gradient of metarl's parts after every outcome of the pre-adaptation episodes, [M, S, A], and the
+    outcomes' probabilities [M]. The post-adaptation episodes are averaged over. The sign is that of J: uphill.
 
-    One inner step by `sgd_step` on `inner`, differentiated through; outer `surrogate` with returns for advantages;
-    with `explore` also `exploration`. The sign is that of J: uphill.
+    One inner step by `sgd_step` on `inner`, differentiated through (with `create_graph`); outer `surrogate` with
+    returns for advantages; with `explore` also `exploration`, the score being the gain over J before adaptation.
     """
     policy, N = _table(mdp), len(mdp.paths[0])
     index, count = multisets(N, episodes)
     before, after = mdp.episodes(index), mdp.episodes(torch.arange(N).expand(len(index), N))
-    meta = logits.clone().requires_grad_()
-    params = expand({"logits": meta}, len(index))
+    # One copy for each outcome, so that each has a gradient of its own.
+    params = {"logits": expand({"logits": logits}, len(index))["logits"].clone().requires_grad_()}
     taken = log_prob(policy.distribution(params, before.obs), before.act)
     adapted = sgd_step(
-        params, lambda p: inner(log_prob(policy.distribution(p, before.obs), before.act), before), lr, True
+        params, lambda p: inner(log_prob(policy.distribution(p, before.obs), before.act), before), lr, create_graph
     )
     outer_taken = log_prob(policy.distribution(adapted, after.obs), after.act)
-    weight = (count * mdp.probabilities(meta)[index].prod(-1)).detach()
     # Every trajectory is there once, so that its probability, which sampling would bring, comes as a factor.
     chance = mdp.probabilities(adapted["logits"]).detach()  # [M, N]
     advantage = after.returns(mdp.gamma) * (N * chance)[:, None]
     loss = losses.surrogate(outer_taken, outer_taken.detach(), advantage, after.mask)
     if explore:
-        score = (chance * mdp.step_rewards.mean(-1)).sum(-1)
+        score = (chance * mdp.step_rewards.mean(-1)).sum(-1) - mdp.value(logits)
         loss = loss + losses.exploration(taken, taken.detach(), score, before.mask)
-    (gradient,) = torch.autograd.grad((weight * loss).sum(), meta)
-    return -gradient
+    (gradient,) = torch.autograd.grad(-loss.sum(), params["logits"])
+    return gradient, count * mdp.probabilities(logits)[index].prod(-1)
+
+
+def expected_meta_gradient(mdp: MDP, logits: Tensor, lr: float, episodes: int, inner: Loss, explore: bool) -> Tensor:
+    """The expectation of `meta_gradients`, [S, A]."""
+    gradient, weight = meta_gradients(mdp, logits, lr, episodes, inner, explore)
+    return torch.einsum("m,msa->sa", weight, gradient)
 
 
 def _table(mdp: MDP) -> Table:

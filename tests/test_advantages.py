@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from metarl import parallel
-from metarl.advantages import advantages, discounted_returns, estimate, gae, linear_baseline
+from metarl.advantages import advantages, discounted_returns, estimate, gae, learned_advantages, linear_baseline
 from metarl.distributions import Categorical
 from metarl.losses import masked_mean
 from metarl.rollout import Rollout
@@ -197,6 +197,52 @@ def test_a_single_episode_says_something_only_against_a_given_number():
 def test_advantages_are_data():
     r = rollout()
     assert not advantages(replace(r, rew=r.rew.requires_grad_()), 0.99, 1.0).requires_grad
+
+
+def test_an_advantage_is_the_return_minus_the_baseline_in_units_of_the_scale():
+    r, gamma = rollout(), 0.9
+    found = estimate(r, gamma, 1.0)
+    want = (discounted_returns(r.rew, gamma) - found.baseline) / found.scale[:, None, None] * r.mask
+    torch.testing.assert_close(found.advantage, want, atol=1e-5, rtol=1e-4)
+    assert not found.baseline[r.mask == 0].any()
+
+
+def test_learned_advantages_are_those_of_the_same_discount_and_lambda():
+    r = rollout()
+    got = learned_advantages(r, torch.tensor(0.9, requires_grad=True), torch.tensor(0.7, requires_grad=True))
+    torch.testing.assert_close(got, advantages(r, 0.9, 0.7), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("which", ["discount", "lambda"])
+def test_learned_advantages_have_the_derivatives_of_finite_differences_with_the_baseline_held(which):
+    r = rollout()
+    r = replace(r, rew=r.rew.double(), mask=r.mask.double())
+    values = linear_baseline(r, discounted_returns(r.rew, 0.9)) * r.mask
+    values = torch.cat([values, torch.zeros_like(values[:, :1])], 1)
+    weight = random(5, *r.rew.shape).double()
+
+    def written_out(gamma: float, lam: float) -> Tensor:
+        raw, total = gae(r.rew, values, gamma, lam), 0
+        for k in range(3):
+            valid = r.mask[k].bool()
+            own = (raw[k] - raw[k][valid].mean()) / raw[k][valid].std(correction=0)
+            total = total + (own * weight[k])[valid].sum()
+        return total
+
+    h = 1e-6
+    shift = (h, 0.0) if which == "discount" else (0.0, h)
+    want = (written_out(0.9 + shift[0], 0.7 + shift[1]) - written_out(0.9 - shift[0], 0.7 - shift[1])) / (2 * h)
+    at = [torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (0.9, 0.7)]
+    got = torch.autograd.grad((learned_advantages(r, *at) * weight).sum(), at)[0 if which == "discount" else 1]
+    assert float(got) == pytest.approx(float(want), rel=1e-5)
+
+
+def test_learned_advantages_of_equal_rewards_have_a_derivative():
+    r = rollout(T=1)
+    r = replace(r, rew=torch.full_like(r.rew, 5.0), mask=torch.ones_like(r.mask), obs=torch.ones_like(r.obs))
+    gamma = torch.tensor(0.9, requires_grad=True)
+    (slope,) = torch.autograd.grad(learned_advantages(r, gamma, torch.tensor(0.9)).sum(), gamma)
+    assert slope.isfinite()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

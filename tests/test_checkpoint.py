@@ -12,11 +12,11 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
+from tiny_runs import contents, same_params
 from torch import Tensor
 
 from metarl import checkpoint
 from metarl.checkpoint import CheckpointError, atomic_write, load, pack_state, read_json, save, unpack_state, write_json
-from runs import contents, same_params
 
 
 @dataclass(frozen=True)

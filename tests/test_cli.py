@@ -15,12 +15,12 @@ import matplotlib.image
 import numpy as np
 import pytest
 import torch
+from tiny_runs import contents, iterations_logged, rows_without_time, same_params
 
 import metarl
 from metarl import AdaptedPolicy, MetaLearner, cli, tasks
 from metarl.algorithms import maml_trpo
 from metarl.train import BEST, LATEST
-from runs import contents, iterations_logged, rows_without_time, same_params
 
 SMALL = ["--n-tasks", "2", "--episodes", "2", "--hidden", "8", "--family-kwargs", "horizon=5", "--eval-tasks", "2",
          "--threads", "1", "--device", "cpu", "--no-progress"]  # fmt: skip
@@ -281,7 +281,7 @@ def test_every_command_has_help(capsys, command):
      ([*TRAIN, "--inner-lrr", "0.1"], "there is no option --inner-lrr; did you mean 'inner-lr'?"),
      ([*TRAIN, "--n_task=3"], "there is no option --n-task; did you mean 'n-tasks'?"),
      ([*TRAIN, "--n-tasks", "0"], "n_tasks must be at least 1, got 0"),
-     ([*TRAIN, "--inner-lr", "-0.5"], "inner_lr must be positive, got -0.5"),
+     ([*TRAIN, "--inner-lr", "-0.5"], "inner_lr must be positive and finite, got -0.5"),
      ([*TRAIN, "--iterations", "0"], "--iterations must be at least 1, got 0"),
      ([*TRAIN, "--threads", "0"], "--threads must be at least 1, got 0"),
      ([*TRAIN, "--seed", "-1"], "seed must not be negative, got -1"),

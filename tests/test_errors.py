@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Text
 from probes import Stops, TwoArms
+from tiny_runs import TINY, contents, point, tiny
 
 import metarl
 from metarl import AdaptedPolicy, MetaLearner
-from runs import TINY, contents, point, tiny
 
 
 class Wheels(Stops):

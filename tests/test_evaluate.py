@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 from rich.console import Console
+from tiny_runs import contents, tiny
 
 from metarl.evaluate import FINAL, PERIODIC, Evaluation, check_protocol, evaluation_seed, interquartile_mean
-from runs import contents, tiny
 
 
 def evaluation(returns: Any, step_sizes: tuple[float, ...] = (0.5,), **more: Any) -> Evaluation:

@@ -14,12 +14,15 @@ from probes import QuietMDP
 from torch import Tensor
 from torch.autograd.functional import hessian
 
-from metarl import losses
+from metarl import losses, outer
 from metarl.adapt import expand, sgd_step
+from metarl.algorithms.maml_trpo import Config
 from metarl.distributions import log_prob
+from metarl.inner_loop import Batch
 from metarl.rollout import Rollout, Sampler
 from metarl.spaces import spaces_of
 from metarl.tasks import Tasks
+from metarl.trust_region import value_and_gradient
 
 LR = 1.0
 """Of the inner step: large enough that what is left out shows."""
@@ -225,6 +228,21 @@ def test_maml_with_the_exploration_term_is_formulation_i(horizon, episodes):
     assert error(maml, want) > 0.3
 
 
+def test_a_baseline_changes_formulation_i_and_the_meta_gradient_alike():
+    mdp, logits = case()
+    baseline = torch.randn(3, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+    def inner(log_prob: Tensor, data: Episodes) -> Tensor:
+        advantage = data.returns() - baseline[torch.arange(3)[None, :, None], data.obs.argmax(-1)]
+        return losses.policy_gradient(log_prob, advantage, data.mask)
+
+    want = gradient_of(lambda x: mdp.formulation_i(x, LR, 2, baseline), logits)
+    torch.testing.assert_close(expected_meta_gradient(mdp, logits, LR, 2, inner, True), want)
+    assert error(gradient_of(lambda x: mdp.formulation_i(x, LR, 2), logits), want) > 0.02
+    torch.testing.assert_close(mdp.probabilities(logits) @ mdp.gradients(logits, baseline).flatten(1),
+                               mdp.gradient(logits).flatten())  # fmt: skip
+
+
 def test_a_mean_over_the_steps_in_place_of_the_sum_is_not_formulation_i():
     # The mistake of published code: the exploration term too small by T * E.
     mdp, logits = case()
@@ -248,6 +266,45 @@ def test_maml_with_the_policy_gradient_does_not(seed):
     want = gradient_of(lambda x: mdp.formulation_ii(x, 0.25), logits)
     two, eight = (error(expected_meta_gradient(mdp, logits, 0.25, n, policy_gradient, False), want) for n in (2, 8))
     assert 0.9 < two / eight < 1.1 and eight > 0.05
+
+
+def rollout_of(data: Episodes, logits: Tensor) -> Rollout:
+    """As the policy with logits [K, S, A] would have drawn them."""
+    dist = Table(spaces_of(TabularMDP(2, 2))).distribution({"logits": logits}, data.obs)
+    return Rollout(data.obs, data.act, data.rew, data.mask, log_prob(dist, data.act), dist)
+
+
+@pytest.mark.parametrize(
+    ("inner_gradient", "inner", "explore"),
+    [
+        ("policy_gradient", policy_gradient, True),
+        ("policy_gradient", policy_gradient, False),
+        ("lvc", lvc, False),
+        ("dice", dice, False),
+    ],
+)
+def test_the_outer_objective_has_the_meta_gradient_of_its_parts(inner_gradient, inner, explore):
+    # The objective that the algorithms lower, on the enumerated data, with scores in the units of the outer loss.
+    mdp, logits = case(horizon=2)
+    index, count = multisets(len(mdp.paths[0]), 2)
+    M, N = len(index), len(mdp.paths[0])
+    weight = M * count * mdp.probabilities(logits)[index].prod(-1)  # the objective is a mean over M tasks
+    before, after = mdp.episodes(index), mdp.episodes(torch.arange(N).expand(M, N))
+    stepped = logits + LR * mdp.gradients(logits)[index].mean(1)
+    chance = mdp.probabilities(stepped)
+    nothing, one = torch.zeros_like(before.rew), torch.ones(M, dtype=torch.float64)
+    data = [
+        Batch(rollout_of(before, logits.expand(M, 2, 2)), before.returns(), nothing, one),
+        Batch(rollout_of(after, stepped), after.returns() * (N * weight[:, None] * chance)[:, None], after.rew, one),
+    ]
+    scores = weight * (chance * mdp.step_rewards.mean(-1)).sum(-1)
+    config = Config(
+        n_tasks=M, episodes=2, inner_gradient=inner_gradient, inner_lr=LR, gamma=1.0, exploration=2.0 * explore
+    )
+    policy = Table(spaces_of(TabularMDP(2, 2)))
+    objective = outer.objective(config, policy, data, M, scores=scores)
+    gradient = value_and_gradient([objective], {"logits": logits})[1]["logits"]
+    torch.testing.assert_close(-gradient, expected_meta_gradient(mdp, logits, LR, 2, inner, explore))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 from probes import Stops
+from tiny_runs import point, tiny
 
 from metarl import figures
 from metarl.evaluate import Evaluation
 from metarl.figures import MissingExtraError
-from runs import point, tiny
 
 matplotlib = pytest.importorskip("matplotlib")
 METRICS = [{"iteration": i, "return/step_0": -2.0 - i, "return/step_1": -1.0 * i} for i in (1, 2, 3)]

@@ -11,12 +11,12 @@ import scipy.stats
 from gymnasium.spaces import Box, Discrete
 from gymnasium.utils.env_checker import check_env
 from gymnasium.wrappers import RescaleAction
+from tiny_runs import same_params, tiny
 
 import metarl
 from metarl import MetaLearner, check_family, from_gymnasium, places
 from metarl.tasks import TaskFamily, task_at
 from metarl.vector import LoopVectorEnv
-from runs import same_params, tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*WARN.*:UserWarning")
 

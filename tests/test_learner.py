@@ -11,6 +11,7 @@ import torch
 from gymnasium.spaces import Box, Discrete, MultiBinary, Text
 from probes import Locks, PointGoal, Signs, Stops, TwoArms
 from scipy.stats import norm
+from tiny_runs import TINY, Walk, point, same_params, tiny
 from torch import nn
 
 import metarl
@@ -21,7 +22,6 @@ from metarl.learner import make_config, resolve_device
 from metarl.policies import ModulePolicy
 from metarl.rollout import Sampler
 from metarl.spaces import spaces_of
-from runs import TINY, Walk, point, same_params, tiny
 
 
 def module(outputs: int = 2) -> nn.Module:
@@ -466,9 +466,9 @@ def test_a_learner_is_no_policy_and_a_policy_no_learner(tmp_path, policy):
 
 def test_a_learner_of_an_algorithm_that_is_gone_is_refused_by_name(tmp_path, monkeypatch):
     learner = tiny()
-    learner.algorithm = "reptile"
+    learner.algorithm = "reptiles"
     learner.save(tmp_path / "l")
-    with pytest.raises(CheckpointError, match="l does not fit: no algorithm is called 'reptile'"):
+    with pytest.raises(CheckpointError, match="l does not fit: no algorithm is called 'reptiles'"):
         MetaLearner.load(tmp_path / "l")
 
 

@@ -55,6 +55,23 @@ def test_surrogate_has_the_policy_gradient_at_the_acting_policy():
     torch.testing.assert_close(torch.autograd.grad(surrogate, log_prob), torch.autograd.grad(score, log_prob))
 
 
+def test_clipped_surrogate_by_hand():
+    # Ratios of 2 and 1/2 for a good action and for a bad one: whichever of the plain and the cut ratio earns less.
+    ratio, advantage = torch.tensor([2.0, 0.5, 2.0, 0.5]).double(), torch.tensor([1.0, 1.0, -1.0, -1.0]).double()
+    log_prob = ratio.log().reshape(1, 4, 1).requires_grad_()
+    old, mask = torch.zeros_like(log_prob), torch.ones_like(log_prob)
+    loss = losses.clipped_surrogate(log_prob, old, advantage.reshape(1, 4, 1), mask, clip=0.25)
+    assert loss.item() == pytest.approx(-(1.25 + 0.5 - 2.0 - 0.75) / 4)
+    (gradient,) = torch.autograd.grad(loss.sum(), log_prob)
+    assert gradient.flatten().tolist() == pytest.approx([0.0, -0.125, 0.5, 0.0])  # what earns too much pulls no more
+
+
+def test_a_wide_clip_cuts_nothing():
+    new, old, advantage, mask = *(random(s, 2, 4, 3) for s in range(3)), mask_of(2, 4, 3)
+    wide = losses.clipped_surrogate(new, old, advantage, mask, clip=1e6)
+    torch.testing.assert_close(wide, losses.surrogate(new, old, advantage, mask))
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Losses that are differentiated twice
 
@@ -188,12 +205,13 @@ calls = pytest.mark.parametrize(
         lambda x, y, mask: losses.masked_mean(x, mask),
         losses.policy_gradient,
         lambda x, y, mask: losses.surrogate(x, x - 0.1 * y, y, mask),
+        lambda x, y, mask: losses.clipped_surrogate(x, x - 0.1 * y, y, mask),
         lambda x, y, mask: losses.dice(x, y, x, mask, 0.9),
         lambda x, y, mask: losses.dice(x, y, None, mask, 0.9),
         lambda x, y, mask: losses.loaded_dice(x, y, mask, 0.5),
         lambda x, y, mask: losses.exploration(x, x - 0.1 * y, y.flatten(1).sum(1), mask),
     ],
-    ids=["masked_mean", "policy_gradient", "surrogate", "dice", "dice_alone", "loaded_dice", "exploration"],
+    ids=["masked_mean", "policy_gradient", "surrogate", "clipped", "dice", "dice_alone", "loaded_dice", "exploration"],
 )
 
 

@@ -23,6 +23,7 @@ KINDS = {
     "scalar": {"learned_lr": "scalar"},
     "maml++": {"learned_lr": "per_layer_and_step", "multi_step_until": 10, "adapt_std": True},
     "anil": {"adapts": "head"},
+    "cavia": {"adapts": "context", "context": 2},
     "bias-transformation": {"context": 2},
     "momentum": {"inner_optimizer": "momentum"},
     "adam": {"inner_optimizer": "adam", "inner_lr": 0.05},
@@ -69,8 +70,16 @@ def test_the_meta_gradient_is_that_of_finite_differences(family, kind, by_hand):
     assert_same_gradient(gradient, lambda x: objective(x, False).loss.detach(), meta)
 
 
+@pytest.mark.parametrize("by_hand", [True, False], ids=["by-hand", "autograd"])
+def test_so_it_is_in_the_noise_of_every_step(by_hand):
+    _, objective, meta, _ = problem(Drift(), {"learned_noise": True}, by_hand)
+    gradient = value_and_gradient([objective], meta)[1]
+    assert gradient["noise"].shape == (2, 2) and gradient["noise"].abs().min() > 1e-5
+    assert_same_gradient(flatten(gradient), lambda x: objective(x, False).loss.detach(), meta)
+
+
 @families
-@pytest.mark.parametrize("kind", ["maml", "meta-sgd", "anil"])
+@pytest.mark.parametrize("kind", ["maml", "meta-sgd", "anil", "cavia"])
 def test_the_first_order_meta_gradient_is_that_of_finite_differences_with_the_inner_gradient_held(family, kind):
     settings = KINDS[kind] | {"first_order": True, "inner_steps": 1}
     config, objective, meta, data = problem(family, settings, by_hand=False)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 from probes import Drift, PointGoal, random_params, setup
+from tiny_runs import same_params, tiny
 from torch import Tensor
 
 import metarl
@@ -15,7 +16,6 @@ from metarl.normalize import ObsStats
 from metarl.policies import MLPPolicy
 from metarl.rollout import EnvSampler, Rollout, Sampler
 from metarl.spaces import Spaces
-from runs import same_params, tiny
 
 VECTOR = Spaces(Box(-np.inf, np.inf, (3,), np.float32), Discrete(2))
 RUN = Config(n_tasks=4, episodes=5, hidden=(6,), inner_lr=0.3, normalize_obs=True)

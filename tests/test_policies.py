@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import metarl
 from metarl.adapt import Params, expand
 from metarl.distributions import Categorical, Gaussian
-from metarl.policies import MLPPolicy, ModulePolicy
+from metarl.policies import MLPPolicy, ModulePolicy, folded, without_context
 from metarl.spaces import Spaces
 
 OBS = Box(-np.inf, np.inf, (3,), np.float32)
@@ -350,3 +350,42 @@ def test_a_parameter_that_the_module_does_not_use_stays_and_the_others_learn():
     learner.learn(1, eval_every=0)
     moved = {name for name, value in learner.state.params.items() if not torch.equal(value, before[name])}
     assert moved == {"module.used.weight", "module.used.bias", "log_std"}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Context vectors
+
+CONTEXT = MLPPolicy(GAUSSIAN, (5,), context=2)
+
+
+def test_a_context_is_an_input_beside_the_observation():
+    params, obs = random_params(CONTEXT, K), observations(K, 4)
+    wider = MLPPolicy(Spaces(Box(-np.inf, np.inf, (5,), np.float32), GAUSSIAN.action), (5,))
+    joined = {name: value for name, value in params.items() if not name.startswith("context")}
+    joined["w0"] = torch.cat([params["w0"], params["context_weight"]], 1)
+    x = torch.cat([obs, params["context"][:, None].expand(K, 4, 2)], -1)
+    got, want = CONTEXT.distribution(params, obs), wider.distribution(joined, x)
+    torch.testing.assert_close(got.mean, want.mean)
+    assert (got.mean - MLPPolicy(GAUSSIAN, (5,)).distribution(folded(params) | {"b0": params["b0"]}, obs).mean).any()
+
+
+def test_a_context_starts_at_zero_and_its_weights_do_not():
+    params = CONTEXT.init(torch.Generator().manual_seed(0))
+    plain = MLPPolicy(GAUSSIAN, (5,)).init(torch.Generator().manual_seed(0))
+    assert not params["context"].any() and params["context_weight"].abs().min() > 0
+    assert all(torch.equal(params[name], value) for name, value in plain.items())  # a seed means the same without
+
+
+def test_a_policy_can_be_rid_of_its_context():
+    params, obs = random_params(CONTEXT, K), observations(K, 4)
+    policy, own = without_context(CONTEXT, params)
+    assert policy == MLPPolicy(GAUSSIAN, (5,)) and not any(name.startswith("context") for name in own)
+    torch.testing.assert_close(policy.distribution(own, obs).mean, CONTEXT.distribution(params, obs).mean)
+
+
+def test_a_policy_without_a_context_stays_as_it_is():
+    policy = MLPPolicy(GAUSSIAN, (5,))
+    params = random_params(policy, K)
+    assert without_context(policy, params) == (policy, params)
+    module = ModulePolicy(GAUSSIAN, nn.Linear(3, 2))
+    assert without_context(module, params) == (module, params)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Discrete, MultiDiscrete
 from probes import double, linearise, random_params, setup, stages
+from tiny_runs import same_params
 from torch import Tensor, nn
 
 import metarl
@@ -19,7 +20,6 @@ from metarl.policies import MLPPolicy
 from metarl.policies_cnn import CNNPolicy
 from metarl.spaces import Spaces, spaces_of
 from metarl.trust_region import flatten
-from runs import same_params
 
 K = 3
 IMAGE = Box(0, 255, (9, 12, 2), np.uint8)

@@ -21,6 +21,7 @@ import pytest
 import torch
 from probes import Drift, random_params
 from process_families import Failing, Noisy, Pid, Succeeding, Unpicklable
+from tiny_runs import same_params, tiny
 
 import metarl.rollout
 from metarl import cli, random
@@ -36,7 +37,6 @@ from metarl.vector import (
     automatic,
     make_vector,
 )
-from runs import same_params, tiny
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="worker processes need a POSIX system")
 

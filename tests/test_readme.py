@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tiny_runs import tiny
 
 import metarl
 from metarl import cli
-from runs import tiny
 
 ROOT = Path(metarl.__file__).parents[1]
 README = ROOT / "README.md"

@@ -5,9 +5,9 @@ import sys
 import gymnasium as gym
 import numpy as np
 import pytest
+import tiny_runs
 
 import metarl
-import runs
 from metarl import cli, render
 from metarl.figures import MissingExtraError
 
@@ -17,7 +17,7 @@ pytest.importorskip("imageio_ffmpeg")
 
 @pytest.fixture(scope="module")
 def learner():
-    return runs.tiny()
+    return tiny_runs.tiny()
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_max_frames_cut_the_episode(learner, policies, tmp_path):
 
 
 def test_the_command_films_a_run(learner, tmp_path, capsys):
-    runs.tiny().learn(1, run_dir=tmp_path / "run", eval_every=0)
+    tiny_runs.tiny().learn(1, run_dir=tmp_path / "run", eval_every=0)
     assert cli.run(["render", str(tmp_path / "run"), "--out", str(tmp_path / "a.gif")]) == 0
     said = capsys.readouterr().out
     assert "task: goal=" in said and "a.gif" in said
@@ -62,7 +62,7 @@ def test_the_command_films_a_run(learner, tmp_path, capsys):
 
 def test_a_family_with_visible_tasks_is_filmed_where_the_hidden_one_is(tmp_path):
     family, task = metarl.visible(metarl.make("PointNavigationPixels-v0", horizon=3)), {"goal": np.array([0.3, -0.2])}
-    policy = runs.tiny(family).adapt(task, steps=0)
+    policy = tiny_runs.tiny(family).adapt(task, steps=0)
     assert len(imageio.imread(render.film(family, task, {"before": policy}, tmp_path / "a.gif"))) == 4
 
 
@@ -76,7 +76,7 @@ def test_a_family_that_cannot_be_drawn_is_named(policies, tmp_path):
         id, horizon = "Blind-v0", 3
 
         def make(self, task):
-            return runs.Walk()
+            return tiny_runs.Walk()
 
     with pytest.raises(render.RenderError, match=r"Blind-v0 cannot be filmed: its make\(task\) takes no render_mode"):
         render.film(Blind(), {}, policies, tmp_path / "a.gif")
@@ -108,7 +108,7 @@ def test_half_cheetah_is_filmed_without_a_screen(tmp_path, monkeypatch):
     pytest.importorskip("mujoco")
     monkeypatch.delenv("DISPLAY", raising=False)
     family = metarl.make("HalfCheetahDir-v0", horizon=20)
-    learner = runs.tiny(family)
+    learner = tiny_runs.tiny(family)
     task = {"forward": np.int64(1)}
     try:
         path = render.film(family, task, {"before": learner.adapt(task, steps=0)}, tmp_path / "cheetah.mp4")

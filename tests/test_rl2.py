@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 from probes import Drift, PointGoal, TwoArms, Wins
-from runs import rows_without_time, same_params
 from test_policies_gru import params_of
 from test_train import DOCS, generalised
+from tiny_runs import rows_without_time, same_params
 from torch import Tensor
 
 import metarl
-from metarl import MetaLearner, RecurrentPolicy, cli, distributions, losses
+from metarl import MetaLearner, RecurrentPolicy, cli, distributions, figures, losses
 from metarl.adapted_policy import AdaptedPolicy
 from metarl.algorithms import rl2
 from metarl.algorithms.rl2 import Config
@@ -121,7 +121,7 @@ def test_advantages_with_values_by_hand():
 
 def test_the_values_of_steps_that_do_not_count_do_not_count():
     rew, values = torch.tensor([[1.0], [0.0]]), torch.tensor([[3.0], [100.0]])
-    found = rl2.trial_advantages(Config(gamma=0.5, gae_lambda=1.0), rew, values, torch.tensor([[1.0], [0.0]]))
+    found = rl2.trial_advantages(Config(gamma=0.5, gae_lambda=0.4), rew, values, torch.tensor([[1.0], [0.0]]))
     assert found[:, 0].tolist() == [-2.0, 0.0]
 
 
@@ -341,8 +341,8 @@ def test_nonsense_is_refused():
     for setting, message in (
         ({"trials": 0}, "trials must be at least 1, got 0"),
         ({"trial_episodes": 1.5}, "trial_episodes must be a whole number, got 1.5"),
-        ({"outer_lr": 0}, "outer_lr must be positive, got 0"),
-        ({"clip": -1}, "clip must be positive, got -1"),
+        ({"outer_lr": 0}, "outer_lr must be positive and finite, got 0"),
+        ({"clip": -1}, "clip must be positive and finite, got -1"),
         ({"gae_lambda": 1.2}, "gae_lambda must lie in [0, 1], got 1.2"),
         ({"entropy_coef": -0.1}, "entropy_coef must not be negative, got -0.1"),
         ({"n_tasks": 3, "minibatches": 4}, "minibatches=4 is more than there are trials: n_tasks x trials = 3"),
@@ -511,12 +511,29 @@ def test_stable_baselines3_evaluates_it():
     assert mean == 1.0
 
 
+def test_callbacks_of_stable_baselines3_can_ask_the_meta_policy():
+    from stable_baselines3.common.callbacks import BaseCallback
+
+    class Asks(BaseCallback):
+        actions = None
+
+        def _on_step(self) -> bool:
+            self.actions = self.model.predict(np.zeros((3, 2), np.float32), deterministic=True)[0]
+            return True
+
+    asks, learner = Asks(), small(Drift())
+    learner.learn(1, eval_every=0, callback=asks)
+    fresh = RecurrentPolicy(learner.policy, learner.state.params)
+    assert np.array_equal(asks.actions, fresh.predict(np.zeros((3, 2), np.float32), deterministic=True)[0])
+
+
 def test_the_command_line(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     size = ["--n-tasks", "4", "--trial-episodes", "3", "--hidden", "4", "--iterations", "2", "--no-progress"]
     assert cli.run(["train", "rl2", "BernoulliBandit-v0", *size, "--eval-tasks", "2", "--out", "run"]) == 0
     assert "4 tasks, 1 trials of 3 episodes" in capsys.readouterr().out
     assert cli.run(["evaluate", "run", "--tasks", "5", "--no-figures"]) == 0
+    assert "return of a whole trial of 3 episodes: " in capsys.readouterr().out
     assert len((tmp_path / "run/evaluation/adaptation.csv").read_text().splitlines()) == 1 + 3
     with pytest.raises(ValueError, match="rl2 has no inner step sizes"):
         cli.run(["evaluate", "run", "--tasks", "5", "--step-sizes", "0.1"])
@@ -542,6 +559,39 @@ def test_films_show_it_before_its_first_episode(tmp_path, monkeypatch):
     monkeypatch.setattr(RecurrentPolicy, "observe", lambda self, *x: (told.append(x[1]), observe(self, *x))[1])
     _, returns = render._play(env, after, 3, 0, True)
     assert np.allclose(np.cumsum(told), returns[1:]) and len(told) == 3
+
+
+def test_the_documented_example_runs():
+    text = (DOCS / "algorithms" / "rl2.md").read_text()
+    (code,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert code.count("learner.learn(300") == code.count("evaluate(1000)") == 1
+    names: dict[str, Any] = {}
+    code = code.replace("learner.learn(300", "learner.learn(1").replace("evaluate(1000)", "evaluate(10)")
+    exec(compile(code.replace("n_tasks=1000", "n_tasks=10"), "rl2.md", "exec"), names)
+    assert names["learner"].state.iteration == 1 and len(names["policy"].returns) == 10
+    assert not np.array_equal(names["state"][0][0], names["policy"].memory.hidden)
+
+
+def test_an_iteration_on_every_device(device):
+    learner, alone = (MetaLearner("rl2", TwoArms(), device=where, **SMALL) for where in (device, "cpu"))
+    state, stats = rl2.iteration(learner.config, learner.sampler, learner.policy, learner.state, 0)
+    _, expected = rl2.iteration(alone.config, alone.sampler, alone.policy, alone.state, 0)
+    assert {value.device.type for value in (*state.params.values(), *state.optimizer.values())} == {device}
+    assert stats["return/trial"] == expected["return/trial"]
+    assert stats["outer/value_loss"] == pytest.approx(expected["outer/value_loss"], rel=1e-3)
+
+
+def test_pictures_count_episodes():
+    pytest.importorskip("matplotlib")
+    learner = small(metarl.make("BernoulliBandit-v0"), trial_episodes=30)
+    found = learner.evaluate(3, details=True)
+    figure = figures.evaluation_figure(
+        learner.family, found, [{"iteration": 1, "return/step_0": 0.5, "return/step_5": 1}]
+    )
+    training, curve = figure.axes
+    assert [text.get_text() for text in training.get_legend().get_texts()] == ["before adaptation", "after 5 episodes"]
+    assert curve.get_xlabel() == "episodes" and len(curve.get_xticks()) < 12
+    assert curve.lines[0].get_ydata().tolist() == pytest.approx(found.mean.tolist())
 
 
 def test_a_plain_environment_is_adapted_to():

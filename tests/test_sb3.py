@@ -21,6 +21,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
 from test_readme import ROOT, blocks
+from tiny_runs import point, rows_without_time, same_params, tiny
 from torch import nn
 
 from metarl import AdaptedPolicy, MetaLearner, normalize, random
@@ -30,7 +31,6 @@ from metarl.sb3 import as_vec_env, from_sb3, to_sb3
 from metarl.spaces import spaces_of
 from metarl.tasks import make, task_at
 from metarl.vector import LoopVectorEnv
-from runs import point, rows_without_time, same_params, tiny
 
 LOW, HIGH = np.array([-0.5, -1.0], np.float32), np.array([0.5, 3.0], np.float32)
 CENTRE, SCALE = np.array([0.0, 1.0]), np.array([0.5, 2.0])

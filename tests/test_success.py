@@ -10,6 +10,7 @@ import pytest
 import torch
 from probes import Stops, Wins, random_params
 from rich.console import Console
+from tiny_runs import tiny
 
 from metarl import cli, figures, random
 from metarl.algorithms.maml_trpo import Config
@@ -19,7 +20,6 @@ from metarl.spaces import spaces_of
 from metarl.tasks import Task, task_at
 from metarl.train import RunDirectory
 from metarl.vector import LoopVectorEnv
-from runs import tiny
 
 K, E = 4, 30
 

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 from probes import Stops, Wins
+from tiny_runs import TINY, contents, iterations_logged, point, rows_without_time, same_params, tiny
 
 from metarl import MetaLearner, inner_loop, parallel
 from metarl.rollout import Sampler
 from metarl.train import BEST, CONFIG, LATEST, METRICS, RunDirectory, in_one_piece, train, versions
-from runs import TINY, contents, iterations_logged, point, rows_without_time, same_params, tiny
 
 DOCS = Path(__file__).parents[1] / "docs"
 

@@ -171,6 +171,17 @@ def test_derivatives_by_hand_are_the_automatic_ones(family, first_order, setting
     assert_same_derivatives(hand, automatic, params)
 
 
+@orders
+@pytest.mark.parametrize(
+    "settings", [{"inner_steps": 2}, {"learned_lr": "scalar", "adapt_std": True}, {"inner_steps": 0}], ids=str
+)
+def test_derivatives_by_hand_are_the_automatic_ones_where_the_noise_is_learned(first_order, settings):
+    settings = {"learned_noise": True, "first_order": first_order, **settings}
+    hand, params = meta_objective(Drift(), by_hand=True, **settings)
+    assert "noise" in params
+    assert_same_derivatives(hand, meta_objective(Drift(), by_hand=False, **settings)[0], params)
+
+
 @pytest.mark.parametrize("adapt_std", [False, True])
 @pytest.mark.parametrize("log_std", [[-1.0, -5.0], [-5.0, -5.0]], ids=["one", "both"])
 def test_derivatives_by_hand_are_the_automatic_ones_below_the_floor_of_the_std(log_std, adapt_std):

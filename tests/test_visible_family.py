@@ -8,12 +8,12 @@ import pytest
 import torch
 from broken_families import Lines
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
+from tiny_runs import same_params, tiny
 
 import metarl
 from metarl import MetaLearner, check_family, visible
 from metarl.tasks import num_tasks
 from metarl.vector import LoopVectorEnv, make_vector
-from runs import same_params, tiny
 
 HIDDEN = {
     "point": lambda: metarl.make("PointNavigation-v0", horizon=5),

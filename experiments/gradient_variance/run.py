@@ -1,13 +1,14 @@
 """How noisy the meta-gradient is with each estimator of the inner gradient (Rothfuss et al. 2019, section 6.2).
 
     python experiments/gradient_variance/run.py exact                          # small MDPs, by enumeration
+    python experiments/gradient_variance/run.py weights                        # the exact weight of E-MAML's term
     python experiments/gradient_variance/run.py train --on tabular --seed 0    # along a training path; resumes
     python experiments/gradient_variance/run.py report                         # tables and figure of what was run
 
 `train` meta-trains with MAML-TRPO (inner gradient: LVC) and stops now and then. There it holds parameters and tasks
-and draws 20 meta-batches of episodes, before and after the inner step. On each of them every estimator's meta-gradient
-is taken. They share the inner step: discount and lambda are 1, where the first derivatives of all are the same numbers.
-The differences lie in what the outer loop sees of the inner gradient alone.
+and draws 20 meta-batches of episodes (half cheetah: 12), before and after the inner step. On each of them every
+estimator's meta-gradient is taken. They share the inner step: discount and lambda are 1, where the first derivatives of
+all are the same numbers. The differences lie in what the outer loop sees of the inner gradient alone.
 
 The standard deviation of a meta-gradient is the root of the summed variances of its components over the meta-batches;
 the relative one is that over the norm of the mean, from which the part that is noise is taken off (the squared norm
@@ -17,9 +18,11 @@ curvature part alone, which is the difference to the first-order meta-gradient o
 
 import argparse
 import csv
+import importlib
 import itertools
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,14 +34,15 @@ from torch import Tensor
 import metarl
 from metarl import figures, losses
 from metarl.checkpoint import atomic_write, write_json
-from metarl.inner_loop import Batch, State, evaluate
-from metarl.outer import objectives, trained
+from metarl.inner_loop import Batch, State, evaluate, experience
+from metarl.outer import credit, objectives, trained
 from metarl.train import versions
-from metarl.trust_region import flatten, value_and_gradient
+from metarl.trust_region import flatten, value_and_gradient, value_and_kl
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 META_BATCHES = 20
+"""Unless a run says otherwise."""
 BOOTSTRAP = 2000
 TASKS_SEED, EPISODES_SEED = 86_420, 1_000_003
 COMMON: dict[str, Any] = {"gamma": 1.0, "gae_lambda": 1.0, "inner_gradient": "lvc"}
@@ -52,15 +56,11 @@ RUNS: dict[str, dict[str, Any]] = {
         "settings": {"n_tasks": 10, "episodes": 20, "inner_lr": 0.5, "lr_in_std": True, "min_std": 0.4, "max_kl": 0.02},
     },
     "half_cheetah": {
-        "family": ("HalfCheetahDir-v0", {"horizon": 100}), "iterations": (0, 10, 20, 30, 40),
-        "settings": {"n_tasks": 8, "episodes": 20, "inner_lr": 0.1, "min_std": 0.1, "max_kl": 0.02},
-    },
-    "half_cheetah_large_step": {
-        "family": ("HalfCheetahDir-v0", {"horizon": 100}), "iterations": (0, 10, 20, 30, 40),
-        "settings": {"n_tasks": 8, "episodes": 20, "inner_lr": 1.0, "lr_in_std": True, "min_std": 0.1, "max_kl": 0.02},
+        "family": ("HalfCheetahDir-v0", {"horizon": 100}), "iterations": (0, 15, 30), "meta_batches": 12,
+        "settings": {"n_tasks": 4, "episodes": 20, "inner_lr": 0.1, "min_std": 0.1, "max_kl": 0.02},
     },
 }  # fmt: skip
-"""`half_cheetah` has the inner step size of ProMP, 0.1; the other one that of this package's experiment."""
+"""`half_cheetah` has the inner step size of ProMP. Tasks are independent: more of them shrink all deviations alike."""
 ESTIMATORS: dict[str, dict[str, Any]] = {
     "first order": {"first_order": True},
     "policy gradient": {"inner_gradient": "policy_gradient"},
@@ -91,9 +91,10 @@ def meta_gradients(learner: metarl.MetaLearner, batch: int) -> Tensor:
 
 
 def meta_gradient(config: Any, policy: Any, data: list[Batch], state: State) -> Tensor:
-    _, gradient, kl = value_and_gradient(objectives(config, policy, data, state), trained(config, state))
+    parts, meta = objectives(config, policy, data, state), trained(config, state)
+    _, kl = value_and_kl(parts, meta)
     assert abs(kl) < 1e-4, f"{config.inner_gradient} does not take the step that the data came of: KL {kl}"
-    return flatten(gradient).double()
+    return flatten(value_and_gradient(parts, meta)[1]).double()
 
 
 class Noise:
@@ -149,7 +150,7 @@ def rows_of(samples: Tensor) -> list[dict[str, Any]]:
 
 def train(on: str, seed: int, runs: Path) -> None:
     run, directory = RUNS[on], runs / f"{on}-seed{seed}"
-    path, rows = RESULTS / f"{on}-seed{seed}.csv", []
+    path, rows, batches = RESULTS / f"{on}-seed{seed}.csv", [], run.get("meta_batches", META_BATCHES)
     if path.exists():
         rows = read_rows(path)
     (family, kwargs), learner = run["family"], None
@@ -164,35 +165,72 @@ def train(on: str, seed: int, runs: Path) -> None:
         if learner.state.iteration < iteration:
             learner.learn(iteration - learner.state.iteration, run_dir=directory, progress_bar=False, eval_every=0)
         assert learner.state.iteration == iteration, f"{directory} is past iteration {iteration}: remove it"
-        samples = torch.stack([meta_gradients(learner, b) for b in range(META_BATCHES)])
+        samples = torch.stack([meta_gradients(learner, b) for b in range(batches)])
         rows += [{"iteration": iteration, **row} for row in rows_of(samples)]
         write_rows(path, rows)
         print(on, "seed", seed, "iteration", iteration,
               {row["estimator"]: round(row["std_over_lvc"], 2) for row in rows[-len(ESTIMATORS) + 1 :]})  # fmt: skip
         write_json(RESULTS / f"{on}-seed{seed}.json", {
             "on": on, "seed": seed, "family": [family, kwargs], "settings": learner.describe(),
-            "meta_batches": META_BATCHES, "threads": torch.get_num_threads(), "versions": versions(),
+            "meta_batches": batches, "threads": torch.get_num_threads(), "versions": versions(),
         })  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# E-MAML's weight
+
+WEIGHT_FAMILIES = ("PointNavigation-v0", "TabularMDP-v0", "BernoulliBandit-v0")
+
+
+def exact_weight(data: list[Batch]) -> float:
+    """The setting `exploration` with which E-MAML's term has the size that formulation I gives it.
+
+    There a task's score is its mean reward per step after adaptation, over what its advantages were divided by; the
+    algorithms normalise scores to a standard deviation of 1 over the tasks and divide by the episodes.
+    """
+    last = data[-1]
+    mean = losses.masked_mean(last.rollout.rew, last.rollout.mask)
+    wanted = (mean - mean.mean()) / last.scale
+    return float(last.rollout.rew.shape[2] * wanted.norm() / credit(data).norm())
+
+
+def exact_weights(seeds: Sequence[int] = range(5)) -> list[dict[str, Any]]:
+    """At the initial parameters, K = 20 tasks and E = 20 episodes; settings otherwise the defaults."""
+    rows = []
+    for family, seed in itertools.product(WEIGHT_FAMILIES, seeds):
+        learner = metarl.MetaLearner("maml_trpo", family, seed=seed, device="cpu", n_tasks=20, episodes=20)
+        found = experience(learner.config, learner.sampler, learner.policy, learner.state, seed)
+        rows.append({"family": family, "seed": seed, "weight": exact_weight(found.data)})
+    return rows
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Exactly, on small MDPs
 
 EXACT_HORIZONS, EXACT_MDPS = (2, 4, 6, 8), 20
+META_HORIZON, META_EPISODES, META_LR = 3, (1, 2), 1.0
 EXACT = ("policy gradient", "LVC", "loaded DiCE 0.5", "loaded DiCE 0.9", "loaded DiCE 1", "DiCE")
 
 
-def exact() -> None:
-    """Bias and standard deviation of the Hessian estimated from one episode, summed over all trajectories."""
+def exact_module() -> Any:
+    """The enumeration is the tests' own."""
     sys.path.insert(0, str(HERE.parents[1] / "tests"))
-    from exact import MDP
-    from metarl_envs.tabular_mdp import TabularMDP
+    return importlib.import_module("exact")
 
+
+def problem(horizon: int, seed: int) -> tuple[Any, Tensor, Tensor]:
+    """A random MDP of two states and two actions, the logits of a policy [2, 2], and its values [T, 2]."""
+    family = metarl.make("TabularMDP-v0", states=2, actions=2, horizon=horizon)
+    mdp = exact_module().MDP.of(family, family.sample(1, np.random.default_rng(seed)))
+    logits = torch.randn(2, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return mdp, logits, mdp.recursion(logits)[0][:-1]
+
+
+def exact_hessians() -> list[dict[str, Any]]:
+    """Bias and standard deviation of the Hessian estimated from one episode, summed over all trajectories."""
     rows = []
     for horizon, seed in itertools.product(EXACT_HORIZONS, range(EXACT_MDPS)):
-        family = TabularMDP(2, 2, horizon)
-        mdp = MDP.of(family, family.sample(1, np.random.default_rng(seed)))
-        logits = torch.randn(2, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        mdp, logits, _ = problem(horizon, seed)
         want = torch.func.hessian(mdp.value)(logits).flatten()
         p = mdp.probabilities(logits)
         for name in EXACT:
@@ -202,28 +240,58 @@ def exact() -> None:
             bias = (mean - want).norm() / want.norm()
             rows.append({"horizon": horizon, "mdp": seed, "estimator": name, "bias": float(bias),
                          "std": float(spread / want.norm())})  # fmt: skip
-    write_rows(RESULTS / "exact.csv", rows)
+    return rows
+
+
+def exact_meta_gradients() -> list[dict[str, Any]]:
+    """Distance of the expected meta-gradient to that of formulations I and II, and its standard deviation over the
+    pre-adaptation episodes, in units of the norm of formulation I's."""
+    exact, rows = exact_module(), []
+    for episodes, seed in itertools.product(META_EPISODES, range(EXACT_MDPS)):
+        mdp, logits, values = problem(META_HORIZON, seed)
+        one = torch.func.grad(lambda x: mdp.formulation_i(x, META_LR, episodes, values))(logits)  # noqa: B023
+        two = torch.func.grad(lambda x: mdp.formulation_ii(x, META_LR))(logits)  # noqa: B023
+        for name in ("first order", *EXACT, "E-MAML"):
+
+            def inner(log_prob: Tensor, data: Any, name: str = name, values: Tensor = values) -> Tensor:
+                baseline = values[torch.arange(META_HORIZON)[None, :, None], data.obs.argmax(-1)]
+                return estimated("policy gradient" if name in ("first order", "E-MAML") else name, log_prob,
+                                 data.rew, baseline, data.mask)  # fmt: skip
+
+            found, weight = exact.meta_gradients(
+                mdp, logits, META_LR, episodes, inner, name == "E-MAML", name != "first order"
+            )
+            mean = torch.einsum("m,msa->sa", weight, found)
+            spread = (weight @ ((found - mean) ** 2).sum((1, 2))).sqrt()
+            rows.append({"episodes": episodes, "mdp": seed, "estimator": name,
+                         "off_formulation_i": float((mean - one).norm() / one.norm()),
+                         "off_formulation_ii": float((mean - two).norm() / one.norm()),
+                         "std": float(spread / one.norm())})  # fmt: skip
+    return rows
 
 
 def hessians(estimator: str, mdp: Any, logits: Tensor) -> Tensor:
     """Of the loss of every trajectory by itself, [N, n * n]; the baseline is the exact value of the state."""
     states, actions, _ = mdp.paths
-    values = mdp.recursion(logits)[0][torch.arange(mdp.horizon), states][..., None].detach()  # [N, T, 1]
-    reward, mask = mdp.step_rewards[..., None], torch.ones_like(values)
-    advantage = reward.flip(1).cumsum(1).flip(1) - values
+    values = mdp.recursion(logits)[0][torch.arange(mdp.horizon), states][..., None]  # [N, T, 1]
     x = logits.expand(len(states), *logits.shape).clone().requires_grad_()
     log_prob = torch.log_softmax(x, -1)[torch.arange(len(x))[:, None], states, actions][..., None]
-    if estimator == "policy gradient":
-        loss = losses.policy_gradient(log_prob, advantage, mask)
-    elif estimator == "LVC":
-        loss = losses.surrogate(log_prob, log_prob.detach(), advantage, mask)
-    elif estimator == "DiCE":
-        loss = losses.dice(log_prob, reward, values, mask, 1.0)
-    else:
-        loss = losses.loaded_dice(log_prob, advantage, mask, float(estimator.split()[-1]))
+    loss = estimated(estimator, log_prob, mdp.step_rewards[..., None], values, torch.ones_like(values))
     (gradient,) = torch.autograd.grad(loss.sum(), x, create_graph=True)
     rows = [torch.autograd.grad(g.sum(), x, retain_graph=True)[0].flatten(1) for g in gradient.flatten(1).unbind(1)]
     return torch.cat(rows, 1)
+
+
+def estimated(estimator: str, log_prob: Tensor, reward: Tensor, baseline: Tensor, mask: Tensor) -> Tensor:
+    """The loss [K] of an estimator; discount 1."""
+    advantage = reward.flip(1).cumsum(1).flip(1) - baseline
+    if estimator == "policy gradient":
+        return losses.policy_gradient(log_prob, advantage, mask)
+    if estimator == "LVC":
+        return losses.surrogate(log_prob, log_prob.detach(), advantage, mask)
+    if estimator == "DiCE":
+        return losses.dice(log_prob, reward, baseline, mask, 1.0)
+    return losses.loaded_dice(log_prob, advantage, mask, float(estimator.split()[-1]))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -252,7 +320,7 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def report() -> None:
     """From the committed files alone."""
-    lines = exact_table() if (RESULTS / "exact.csv").exists() else []
+    lines = exact_table() + exact_meta_table() if (RESULTS / "exact_meta.csv").exists() else []
     runs = {on: [read_rows(path) for path in sorted(RESULTS.glob(f"{on}-seed*.csv"))] for on in RUNS}
     runs = {on: seeds for on, seeds in runs.items() if seeds}
     for on, seeds in runs.items():
@@ -279,6 +347,19 @@ def exact_table() -> list[str]:
     return lines
 
 
+def exact_meta_table() -> list[str]:
+    rows = read_rows(RESULTS / "exact_meta.csv")
+    columns = [("off_formulation_i", "off formulation I"), ("off_formulation_ii", "off II"), ("std", "std")]
+    head = [f"{text}, E = {e}" for e in META_EPISODES for _, text in columns]
+    lines = [f"| expected meta-gradient, T = {META_HORIZON}, medians of {EXACT_MDPS} MDPs | " + " | ".join(head) + " |",
+             "|---|" + "---|" * len(head)]  # fmt: skip
+    for name in dict.fromkeys(row["estimator"] for row in rows):
+        cells = [np.median([r[key] for r in rows if r["estimator"] == name and r["episodes"] == e])
+                 for e in META_EPISODES for key, _ in columns]  # fmt: skip
+        lines.append(f"| {name} | " + " | ".join("0" if c < 1e-9 else f"{c:.2f}" for c in cells) + " |")
+    return [*lines, ""]
+
+
 def path_table(on: str, part: str, seeds: list[list[dict[str, Any]]]) -> list[str]:
     iterations = sorted({row["iteration"] for rows in seeds for row in rows})
     lines = [f"| {on}, {part}, {len(seeds)} seed{'s' * (len(seeds) > 1)}: relative std (std over LVC's) at iteration | "
@@ -289,8 +370,10 @@ def path_table(on: str, part: str, seeds: list[list[dict[str, Any]]]) -> list[st
             own = [r for rows in seeds for r in rows
                    if r["iteration"] == i and r["estimator"] == name and r["part"] == part]  # fmt: skip
             if own:
-                relative = np.median([r["relative_std"] for r in own])
-                cells.append(f"{relative:.2f} ({np.exp(np.mean(np.log([r['std_over_lvc'] for r in own]))):.2f})")
+                relative = np.median([r["relative_std"] if r["relative_std"] == r["relative_std"] else math.inf
+                                      for r in own])  # fmt: skip
+                ratio = np.exp(np.mean(np.log([r["std_over_lvc"] for r in own])))
+                cells.append(f"{relative:.2f} ({ratio:.2f})" if relative < math.inf else f"— ({ratio:.2f})")
         if cells:
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return [*lines, ""]
@@ -304,12 +387,12 @@ def draw(runs: dict[str, list[list[dict[str, Any]]]]) -> None:
     for ax, (on, seeds) in zip(axes, runs.items(), strict=True):
         for i, name in enumerate(ESTIMATORS):
             for part, style in (("meta-gradient", "-"), ("curvature part", ":")):
-                per_seed = [[(r["iteration"], r["std_over_lvc"]) for r in rows
-                             if r["estimator"] == name and r["part"] == part] for rows in seeds]  # fmt: skip
-                if not per_seed[0] or name == "LVC":
+                points = [(r["iteration"], math.log(r["std_over_lvc"])) for rows in seeds for r in rows
+                          if r["estimator"] == name and r["part"] == part]  # fmt: skip
+                if not points or name == "LVC":
                     continue
-                x = [point[0] for point in per_seed[0]]
-                y = np.exp(np.mean([[math.log(point[1]) for point in points] for points in per_seed], 0))
+                x = sorted({iteration for iteration, _ in points})
+                y = [math.exp(np.mean([value for iteration, value in points if iteration == i])) for i in x]
                 ax.plot(x, y, style, color=f"C{i}", marker="o", markersize=3,
                         label=name if part == "meta-gradient" else None)  # fmt: skip
         ax.axhline(1.0, color="0.5", linewidth=0.8)
@@ -322,7 +405,7 @@ def draw(runs: dict[str, list[list[dict[str, Any]]]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("exact", "train", "report"))
+    parser.add_argument("command", choices=("exact", "weights", "train", "report"))
     parser.add_argument("--on", choices=tuple(RUNS), default="tabular")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
@@ -330,7 +413,10 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.command == "exact":
-        exact()
+        write_rows(RESULTS / "exact.csv", exact_hessians())
+        write_rows(RESULTS / "exact_meta.csv", exact_meta_gradients())
+    elif args.command == "weights":
+        write_rows(RESULTS / "exploration_weight.csv", exact_weights())
     elif args.command == "train":
         train(args.on, args.seed, args.runs)
     else:

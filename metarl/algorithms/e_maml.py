@@ -18,6 +18,7 @@ __all__ = ["Config", "State", "evaluate", "init", "iteration"]
 class Config(maml_trpo.Config):
     """Settings of E-MAML."""
 
-    exploration: float = 1.0
-    """Weight of the term. 1 averages it over a task's pre-adaptation episodes, as published code does; `episodes` is
-    the exact gradient, whose variance is that much larger (see docs/algorithms/gradients.md)."""
+    exploration: float = 0.01
+    """Weight of the term. 1 sums it over the T steps of an episode and averages it over a task's episodes; 1/T averages
+    it over the steps as well, as published code does, and is a good start. The weight of the exact gradient depends on
+    how far apart the tasks' returns lie (docs/algorithms/gradients.md has it for three families); so does its noise."""

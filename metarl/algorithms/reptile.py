@@ -8,6 +8,7 @@ One iteration, top to bottom:
     outer step                move the initialisation towards where the inner loop ended: the mean over the tasks
                               (batched), or after one task after the other (serial)
 
+What does not adapt stays as it started: a Gaussian policy's standard deviation too, unless `adapt_std`.
 Nothing is differentiated but the inner losses. With one inner step it is training on all tasks jointly; what further
 steps add is the gradient of the agreement between a task's batches (section 5 of the paper).
 """
@@ -25,9 +26,9 @@ from metarl.settings import GradientSettings, check_fraction, check_positive, ch
 __all__ = ["Config", "State", "evaluate", "init", "iteration"]
 
 NEEDS_A_META_GRADIENT = {
-    "learned_lr": "none", "learned_mask": False, "learned_discount": False, "learned_lambda": False,
-    "inner_gradient": "policy_gradient", "first_order": False, "first_order_until": 0, "multi_step_until": 0,
-    "exploration": 0.0, "adapts": "all",
+    "learned_lr": "none", "learned_mask": False, "learned_noise": False, "learned_discount": False,
+    "learned_lambda": False, "inner_gradient": "policy_gradient", "first_order": False, "first_order_until": 0,
+    "multi_step_until": 0, "exploration": 0.0, "adapts": "all",
 }  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from metarl.supervised import maml
 from metarl.supervised.evaluation import FewShotEvaluation
 from metarl.supervised.maml import Config, State
 from metarl.supervised.networks import MLPNetwork, ModuleNetwork, Network
-from metarl.supervised.sets import SetFamily, Sets, as_tensor, check_family, check_sets, check_targets
+from metarl.supervised.sets import SetFamily, Sets, as_tensor, check_family, check_sets
 from metarl.tasks import did_you_mean
 from metarl.train import CONFIG, LATEST, RunDirectory, Stats, in_one_piece, train, versions
 
@@ -218,7 +218,6 @@ class FewShotLearner:
         x, y = as_tensor(support_x)[None], as_tensor(support_y)[None]
         sets = Sets(x, y, x, y)
         check_sets(self.family, sets)
-        check_targets(self.family, sets.y_support)
         found = maml.evaluate(self.config, self.family, self.network, self.state, sets.to(self.device),
                               self._step_sizes(steps, step_sizes))  # fmt: skip
         params = {name: value[0] for name, value in found.params.items()}

@@ -22,7 +22,7 @@ def method(name: str, iterations: int) -> dict[str, Any]:
     found: dict[str, dict[str, Any]] = {
         "maml": {},
         "fomaml": {"first_order": True},
-        "reptile": {"outer": "reptile", "inner_steps": 5, "outer_lr": 0.5, "anneal_over": iterations},
+        "reptile": {"outer": "reptile", "inner_steps": 10, "outer_lr": 1.0, "anneal_over": iterations},
         "anil": {"adapts": "head"},
         "meta_sgd": {"learned_lr": "per_parameter"},
         "maml_plus_plus": {
