@@ -376,8 +376,8 @@ def test_a_module_of_other_shapes_is_refused():
 @pytest.mark.parametrize(
     ("settings", "shown"),
     [
-        ({"inner_lr": 0.0}, "inner_lr must be positive, got 0.0"),
-        ({"outer_lr": -1.0}, "outer_lr must be positive, got -1.0"),
+        ({"inner_lr": 0.0}, r"inner_lr must be positive.*got 0.0"),
+        ({"outer_lr": -1.0}, r"outer_lr must be positive.*got -1.0"),
         ({"n_tasks": 0}, "n_tasks must be at least 1, got 0"),
         ({"shots": 1.5}, "shots must be a whole number, got 1.5"),
         ({"queries": 0}, "queries must be at least 1"),
@@ -422,6 +422,13 @@ def test_steps_that_are_too_large_are_an_error():
     config = small(inner_lr=1e20, inner_steps=3, activation="relu")
     network = MLPNetwork((1,), 1, (4,), "relu")
     with pytest.raises(ValueError, match=r"meta-gradient of iteration 1 has the norm (nan|inf).*lower inner_lr"):
+        maml.iteration(config, FAMILY, network, maml.init(config, network, 0), 0)
+
+
+def test_so_they_are_for_reptile():
+    config = small(outer="reptile", inner_lr=1e20, inner_steps=3, activation="relu")
+    network = MLPNetwork((1,), 1, (4,), "relu")
+    with pytest.raises(ValueError, match=r"step in iteration 1 has the length (nan|inf).*lower inner_lr"):
         maml.iteration(config, FAMILY, network, maml.init(config, network, 0), 0)
 
 
