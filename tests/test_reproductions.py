@@ -10,6 +10,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 
 import metarl
 from metarl import algorithms
@@ -134,6 +135,24 @@ def test_reached_corners_by_hand():
     assert module.reached(past[None], radius=0.6).tolist() == [[False, True, False, False]]
     with pytest.raises(AssertionError, match="paths"):
         module.reached(straight)
+
+
+def test_corners_that_are_felt_by_hand():
+    # Through the quadrants of corners 3 and 2; and near the origin, where nothing is felt.
+    path = np.array([[0.0, 0.0], [0.3, 0.3], [-0.1, 0.3], [-0.4, 0.2]])
+    near = np.array([[0.2, 0.2], [-0.2, 0.2], [-0.2, -0.2], [0.2, -0.2]])
+    found = script("corners").felt(np.stack([path, near]))
+    assert found.tolist() == [[False, False, True, True], [False] * 4]
+
+
+def test_what_is_felt_is_what_the_environment_rewards():
+    module = script("corners")
+    family, points = metarl.make(module.FAMILY), np.random.default_rng(0).uniform(-1, 1, (50, 2))
+    for point, felt in zip(points, module.felt(points[:, None]), strict=True):
+        state = {"position": torch.as_tensor(point, dtype=torch.float32).expand(4, 1, 2) * 0.99}
+        action = torch.as_tensor(point, dtype=torch.float32).expand(4, 1, 2) * 0.01
+        _, reward, _ = family.step(state, action, {"corner": torch.arange(4)[:, None]}, torch.empty(4, 1, 0))
+        assert (reward[:, 0] > 0).tolist() == felt.tolist()
 
 
 def test_quadrants_by_hand():

@@ -35,7 +35,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "maml": ("maml_trpo", {}),
     "lvc": ("maml_trpo", {"inner_gradient": "lvc"}),
     "e_maml": ("e_maml", {"exploration": 1 / HORIZON}),
-    "e_maml_1": ("e_maml", {}),
+    "e_maml_1": ("e_maml", {"exploration": 1.0}),
     "untrained": ("maml_trpo", {}),
 }
 """`e_maml` averages the exploration term over steps and episodes, as published code does; `e_maml_1` over episodes."""
@@ -59,6 +59,15 @@ def quadrants(points: np.ndarray) -> np.ndarray:
     assert points.ndim == 2 and points.shape[-1] == 2, f"expected points [N, 2], got {points.shape}"
     nearest = np.linalg.norm(points[:, None] - np.array(CORNERS), axis=-1).argmin(-1)
     return np.bincount(nearest, minlength=len(CORNERS)) / len(points)
+
+
+def felt(paths: np.ndarray, start_radius: float = 0.5) -> np.ndarray:
+    """Which corners' rewards each path can feel: whether it is ever nearest to the corner with |x| + |y| at least
+    `start_radius`. paths [N, T, 2] -> bool [N, 4]."""
+    assert paths.ndim == 3 and paths.shape[-1] == 2, f"expected paths [N, T, 2], got {paths.shape}"
+    nearest = np.linalg.norm(paths[:, :, None] - np.array(CORNERS), axis=-1).argmin(-1)  # [N, T]
+    outside = np.abs(paths).sum(-1) >= start_radius
+    return np.stack([((nearest == corner) & outside).any(1) for corner in range(len(CORNERS))], -1)
 
 
 def entropy(weights: np.ndarray) -> float:
@@ -120,9 +129,10 @@ def save(made: metarl.MetaLearner, method: str, seed: int, directory: Path, cpu:
 
 def report() -> None:
     """Table and figure, from the committed files alone."""
-    lines = ["| method | seed | share of pre-adaptation episodes that reach corner 0, 1, 2, 3 | entropy (bits, most 2) "
-             "| quadrant of the last position | standard deviation | return k = 0 | 1 | 2 | 3 |",
-             "|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    columns = ("method", "seed", "share of pre-adaptation episodes that reach corner 0, 1, 2, 3", "entropy (bits)",
+               "share that feels its reward (40 episodes)", "quadrant of the last position; entropy",
+               "standard deviation", "return k = 0", "1", "2", "3")  # fmt: skip
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     first: dict[str, dict[str, Any]] = {}
     for method in METHODS:
         for path in sorted(RESULTS.glob(f"{method}-seed*.json")):
@@ -130,7 +140,10 @@ def report() -> None:
             first.setdefault(method, meta)
             hit, last = (", ".join(f"{x:.2f}" for x in meta[name]) for name in ("reached", "last_quadrant"))
             cells = " | ".join(f"{x:.2f}" for x in meta["mean"])
-            lines.append(f"| `{method}` | {meta['seed']} | {hit} | {meta['entropy_bits']:.2f} | {last} | "
+            share = felt(np.stack(read_paths(path.with_name(f"{path.stem}-paths.csv")))).mean(0)
+            last += f"; {entropy(np.array(meta['last_quadrant'])):.2f}"
+            lines.append(f"| `{method}` | {meta['seed']} | {hit} | {meta['entropy_bits']:.2f} | "
+                         f"{', '.join(f'{x:.2f}' for x in share)} | {last} | "
                          f"{meta['std']:.2f} | {cells} |")  # fmt: skip
     table = "\n".join(lines)
     print(table)

@@ -40,7 +40,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "dice": ("maml_trpo", TRPO | {"inner_gradient": "dice"}),
     "fomaml": ("fomaml", TRPO),
     "e_maml": ("e_maml", TRPO | {"exploration": 1 / HORIZON}),
-    "e_maml_1": ("e_maml", TRPO),
+    "e_maml_1": ("e_maml", TRPO | {"exploration": 1.0}),
     "meta_sgd": ("meta_sgd", TRPO),
     "anil": ("anil", TRPO),
     "cavia": ("cavia", TRPO),
@@ -52,7 +52,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "joint": ("maml_trpo", TRPO | {"inner_steps": 0}),
 }
 """Algorithm and its settings. MAML++ anneals over what is 14 iterations of its two inner steps: the whole budget.
-E-MAML's term is averaged over steps as well as episodes, as in published code; `e_maml_1` has the default, 1."""
+E-MAML's term is averaged over steps as well as episodes, as in published code; `e_maml_1` over episodes only."""
 CONTROLS = ("joint", "e_maml_1")
 VARIANTS = {"lvc": "maml_trpo", "dice": "maml_trpo"}
 """Those that differ in the estimator alone take the step sizes of the other."""
@@ -60,7 +60,7 @@ INNER_LR = (0.5, 1.0, 2.0)
 OUTER_LR = {"maml_ppo": (3e-3, 1e-2), "promp": (3e-3, 1e-2), "maml_vpg": (3e-3, 1e-2), "maml_plus_plus": (3e-3, 1e-2),
             "reptile": (0.5, 1.0)}  # fmt: skip
 """What the trials choose from, for a seed of their own. The controls have no trials: joint training has no inner loop,
-and E-MAML with the default weight diverged where it was tried."""
+and E-MAML with the weight 1 diverged where it was tried."""
 TRIAL_SEED = 100
 TEST_SIZES = (0.125, 0.25, 0.5, 1.0, 2.0)
 """Step sizes tried on validation goals."""
