@@ -41,6 +41,7 @@ def options(page: str) -> list[str]:
     """What is written in code font like a setting, NAME or NAME=VALUE, outside of blocks of code and of subsections
     on the use from Python."""
     prose = re.sub(r"^```.*?^```", "", page, flags=re.MULTILINE | re.DOTALL)
+    prose = re.sub(r"^\| `[a-z_]+` \|", "", prose, flags=re.MULTILINE)  # a row of results is named after its variant
     prose = re.sub(r"^### Use\n.*?(?=^## )", "", prose, flags=re.MULTILINE | re.DOTALL)
     for row in rows(page):  # of results, whose methods need not be algorithms
         prose = prose.replace(row, "")

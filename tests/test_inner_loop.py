@@ -134,7 +134,7 @@ def test_it_adapts_for_callers_without_gradients(changes):
         # A context of zero leaves its weights without a gradient in the first step, and not in the second.
         ({"context": 3}, {"w0", "b0", "w1", "b1", "context", "context_weight"}),
     ],
-    ids=str,
+    ids=lambda value: str(sorted(value) if isinstance(value, set) else value),
 )
 def test_what_adapts_and_nothing_else(changes, moves):
     _, state, done = adaptation(replace(RUN, **changes))

@@ -168,7 +168,9 @@ CHANGES = [
 ]
 
 
-@pytest.mark.parametrize(("settings", "kind"), CHANGES, ids=str)
+@pytest.mark.parametrize(
+    ("settings", "kind"), CHANGES, ids=lambda value: str(value) if isinstance(value, dict) else None
+)
 def test_every_one_of_them_makes_a_difference(settings, kind):
     # The control: a setting that is dropped on the way would agree with a slow twin that drops it too.
     plain, changed = flatten(gradient_of()), flatten(gradient_of(kind=kind, **settings))

@@ -172,7 +172,7 @@ NAMES = {"conv0": 0, "w0": 0, "b0": 0, "w2": 0, "b2": 0, "w10": 0, "b10": 0, "co
         ({"adapts": "head", "adapt_std": True}, {"w10", "b10", "log_std"}),
         ({"adapts": "context", "context": 1}, {"context"}),
     ],
-    ids=str,
+    ids=lambda value: str(sorted(value) if isinstance(value, set) else value),
 )
 def test_what_moves(settings, want):
     assert set(GradientSettings(**settings).moving(NAMES)) == want

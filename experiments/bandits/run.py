@@ -76,9 +76,9 @@ METHODS = {
     },
     "gradient": {
         10: Setting(10, 10, 9, 20, {"inner_lr": 6.0, **SINGLE}, 5.0),
-        100: Setting(100, 20, 9, 20, {"inner_lr": 4.0}),
-        500: Setting(500, 50, 9, 20, {"inner_lr": 4.0}),
-        1000: Setting(1000, 50, 9, 20, {"inner_lr": 4.0}),
+        100: Setting(100, 20, 9, 20, {"inner_lr": 4.0, "reward_baseline": 0.7}),
+        500: Setting(500, 50, 9, 20, {"inner_lr": 4.0, "reward_baseline": 0.7}),
+        1000: Setting(1000, 50, 9, 20, {"inner_lr": 4.0, "reward_baseline": 0.7}),
     },
     "natural": {
         10: Setting(10, 10, 9, 15, {"inner_lr": 3.5, "natural_damping": 0.01, **NATURAL, "n_tasks": 100}, 1.8),
@@ -213,38 +213,28 @@ def report() -> None:
     """The tables (Markdown) and the figure."""
     found = [read_json(path) for path in sorted(RESULTS.glob("*-seed*.json"))]
     known = {(r["strategy"], int(r["pulls"]), int(r["arms"])): r for r in read_rows(RESULTS / "strategies.csv")}
-    lines = ["| n | arms | who | all pulls counted | seeds | published |", "|---|---|---|---|---|---|"]
-    bounds = {(10, arms): strategies.bayes_value(arms, 10) for arms in ARMS}
+    names = [name.replace("_", " ") for name in STRATEGIES] + ["best possible, exact"]
+    lines = ["Ours (published). The strategies' constants are in `results/strategies.csv`.", "",
+             "| n, arms | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]  # fmt: skip
     for n in PULLS:
         for j, arms in enumerate(ARMS):
-            if (n, arms) in bounds:
-                lines.append(f"| {n} | {arms} | best possible (exact) | {bounds[n, arms]:.2f} | | |")
+            cells = []
             for name in STRATEGIES:
                 row, paper = known.get((name, n, arms)), PAPER.get(n, {}).get(name)
-                if row:
-                    what = f"{name.replace('_', ' ')}{', ' + row['constant'] if row['constant'] else ''}"
-                    lines.append(
-                        f"| {n} | {arms} | {what} | {number(n, row['mean'])} | | {paper[j] if paper else ''} |"
-                    )
-            if n in PAPER:
-                lines.append(f"| {n} | {arms} | RL2 (paper) | | | {PAPER[n]['rl2'][j]} |")
-            for method, label in LABELS.items():
-                runs = [x for x in found if (x["method"], x["pulls"], x["arms"]) == (method, n, arms)]
-                paper = PAPER.get(n, {}).get("maml")
-                if runs:
-                    mine = spread(n, [x["all_pulls"] for x in runs])
-                    lines.append(
-                        f"| {n} | {arms} | **{label}** | **{mine}** | {len(runs)} | {paper[j] if paper else ''} |"
-                    )
-    lines += ["", "| n | arms | who | post-adaptation only | seeds | MAML, published |", "|---|---|---|---|---|---|"]
-    for n in PULLS:
-        for j, arms in enumerate(ARMS):
-            for method, label in LABELS.items():
-                runs = [x for x in found if (x["method"], x["pulls"], x["arms"]) == (method, n, arms)]
-                paper = PAPER.get(n, {}).get("maml")
-                if runs:
-                    mine = spread(n, [x["post_only"] for x in runs])
-                    lines.append(f"| {n} | {arms} | {label} | {mine} | {len(runs)} | {paper[j] if paper else ''} |")
+                cells.append((number(n, row["mean"]) if row else "") + (f" ({paper[j]})" if paper else ""))
+            bound = f"{strategies.bayes_value(arms, n):.2f}" if n == 10 else ""
+            lines.append(f"| {n}, {arms} | " + " | ".join((*cells, bound)) + " |")
+    for key, title in (("all_pulls", "all pulls counted"), ("post_only", "post-adaptation only")):
+        last = ("seeds", "MAML, published", "RL², published")
+        lines += ["", f"| {title}: n, arms | " + " | ".join((*LABELS.values(), *last)) + " |",
+                  "|---" * (len(LABELS) + 4) + "|"]  # fmt: skip
+        for n in PULLS:
+            for j, arms in enumerate(ARMS):
+                own = {m: [x for x in found if (x["method"], x["pulls"], x["arms"]) == (m, n, arms)] for m in LABELS}
+                cells = [spread(n, [x[key] for x in own[m]]) if own[m] else "" for m in LABELS]
+                papers = [str(PAPER[n][p][j]) if p in PAPER.get(n, {}) else "" for p in ("maml", "rl2")]
+                seeds = ", ".join(str(len(own[m])) for m in LABELS)
+                lines.append(f"| {n}, {arms} | " + " | ".join((*cells, seeds, *papers)) + " |")
     table = "\n".join(lines)
     print(table)
     atomic_write(RESULTS / "table.md", (table + "\n").encode())
@@ -265,16 +255,17 @@ def draw(found: list[dict], known: dict) -> None:
     """Reward per pull as a share of Gittins', one panel for each number of arms."""
     figure, axes = figures.new_figure(len(ARMS), width=4.0)
     for axis, arms in zip(axes, ARMS, strict=True):
+        there = [n for n in PULLS if ("gittins", n, arms) in known]
 
         def share(n: int, value: float, arms: int = arms) -> float:
             return 100 * value / float(known["gittins", n, arms]["mean"])
 
         for i, name in enumerate(("random", "thompson", "ucb1", "eps_greedy", "explore_then_commit")):
-            points = [(n, share(n, float(known[name, n, arms]["mean"]))) for n in PULLS if (name, n, arms) in known]
+            points = [(n, share(n, float(known[name, n, arms]["mean"]))) for n in there if (name, n, arms) in known]
             axis.plot(*zip(*points, strict=True), "--", color=f"C{i}", linewidth=1, label=name.replace("_", " "))
         for i, (method, label) in enumerate(LABELS.items()):
             runs = [x for x in found if (x["method"], x["arms"]) == (method, arms)]
-            each = sorted({x["pulls"] for x in runs})
+            each = sorted({x["pulls"] for x in runs} & set(there))
             means = [share(n, float(np.mean([x["all_pulls"] for x in runs if x["pulls"] == n]))) for n in each]
             axis.plot(each, means, "o-", color=f"C{5 + i}", label=label, markersize=4)
         papers = [(n, share(n, PAPER[n]["maml"][ARMS.index(arms)])) for n in (10, 100)]

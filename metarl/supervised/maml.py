@@ -257,6 +257,9 @@ def _reptile(
         losses.append(task_loss(family, network, own.x_query, own.y_query, adapted))
         params = {name: value + lr * (adapted[name] - value).mean(0) for name, value in params.items()}
     length = torch.stack([(params[name] - value).norm() for name, value in state.params.items()]).norm()
+    if not math.isfinite(float(length)):
+        raise ValueError(f"Reptile's step in iteration {state.iteration + 1} has the length {float(length)}: the inner "
+                         "steps are too large, lower inner_lr")  # fmt: skip
     stats = {"loss/query": torch.cat(losses).mean().item(), "outer/step_norm": length.item(), "outer/lr": lr}
     return State(params, state.iteration), stats
 
