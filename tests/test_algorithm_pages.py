@@ -43,6 +43,8 @@ def options(page: str) -> list[str]:
     prose = re.sub(r"^```.*?^```", "", page, flags=re.MULTILINE | re.DOTALL)
     prose = re.sub(r"^\| `[a-z_]+` \|", "", prose, flags=re.MULTILINE)  # a row of results is named after its variant
     prose = re.sub(r"^### Use\n.*?(?=^## )", "", prose, flags=re.MULTILINE | re.DOTALL)
+    for row in rows(page):  # of results, whose methods need not be algorithms
+        prose = prose.replace(row, "")
     return re.findall(r"`([a-z][a-z0-9_]*(?:=[^`]+)?)`", prose)
 
 
@@ -64,7 +66,7 @@ def unknown(page: str, algorithm: str) -> list[str]:
 
 def rows(page: str) -> list[str]:
     """The rows of results: those that begin with a name in code font."""
-    return re.findall(r"^\| `[a-z_]+` \|.*$", page, re.MULTILINE)
+    return re.findall(r"^\| `[a-z0-9_]+` \|.*$", page, re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", WITH_PAGE)

@@ -235,8 +235,8 @@ def draw(found: dict[str, list[dict[str, Any]]]) -> None:
                       label=None if n else method, alpha=1.0 if n == 0 else 0.4, **look)  # fmt: skip
         right.plot(range(STEPS + 1), np.mean([meta["mean"] for meta in metas], 0), marker="o", markersize=3, **look)
     left.set(xlabel="million environment steps", ylabel="mean return after one inner step (joint: none)",
-             title="meta-training, train goals, mean of 3 iterations")  # fmt: skip
-    right.set(xlabel="inner steps", ylabel="mean return", title="100 test goals, mean over seeds")
+             title="meta-training, train goals, mean of 3 iterations", ylim=(-40, 0))  # fmt: skip
+    right.set(xlabel="inner steps", ylabel="mean return", title="100 test goals, mean over seeds", ylim=(-27, 0))
     right.set_xticks(range(STEPS + 1))
     figure.legend(*left.get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
     figures.save_figure(figure, RESULTS / "navigation.png")
