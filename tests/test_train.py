@@ -432,10 +432,16 @@ def documented() -> set[str]:
 
 
 def test_every_logged_number_is_documented_and_nothing_else(whole, tmp_path):
+    learned = {"learned_lr": "scalar", "learned_mask": True, "learned_noise": True, "gae_lambda": 0.9}
     tiny(Wins()).learn(1, run_dir=tmp_path / "wins", eval_every=1, eval_tasks=2)
-    successes = {"success/step_k", "eval/success_k"}
-    assert {generalised(name) for name in RunDirectory(whole).metrics()[0]} == documented() - successes
-    assert {generalised(name) for name in RunDirectory(tmp_path / "wins").metrics()[0]} == documented()
+    tiny(learned_discount=True, learned_lambda=True, **learned).learn(1, run_dir=tmp_path / "learned", eval_every=0)
+    reptile = MetaLearner("reptile", point(), seed=0, device="cpu", **TINY)
+    reptile.learn(1, run_dir=tmp_path / "reptile", eval_every=0)
+    runs = (whole, tmp_path / "wins", tmp_path / "learned", tmp_path / "reptile")
+    logged = [{generalised(name) for name in RunDirectory(run).metrics()[0]} for run in runs]
+    assert set().union(*logged) == documented()
+    assert logged[0] & {"success/step_k", "inner/noise", "outer/lr"} == set()
+    assert logged[1] - logged[0] == {"success/step_k", "eval/success_k"}
 
 
 def test_without_a_directory_nothing_is_written(tmp_path, monkeypatch):
