@@ -31,17 +31,21 @@ SETTINGS = {"n_tasks": 20, "episodes": 20, "inner_lr": 0.5, "lr_in_std": True, "
 VARIANTS: dict[str, dict] = {
     "maml": {},
     "meta_sgd": {},
+    "learned_noise": {"learned_noise": True, "learned_lr": "scalar", "min_std": 0.1},
     "pretrained": {"inner_steps": 0},
     "random": {},
 }
 ALGORITHMS = {"meta_sgd": "meta_sgd"}
 """Where it is not `maml_trpo`."""
-ITERATIONS = {"maml": 120, "meta_sgd": 120, "pretrained": 120, "random": 0}
+ITERATIONS = {"maml": 120, "meta_sgd": 120, "learned_noise": 120, "pretrained": 120, "random": 0}
 SELECTION_STEP_SIZES = (0.5, 0.25, 0.125)
 """In training, for choosing the iterate."""
+NOISE_SELECTION_STEP_SIZES = (0.5, 0.1, 0.05)
+"""Where there is less noise after the first step, the score is larger, and steps have to be smaller."""
 GRIDS = {
     "maml": (0.1, 0.15, 0.2, 0.25, 0.3, 0.5, 0.6, 0.7, 0.8),
     "meta_sgd": (0.1, 0.15, 0.2, 0.25, 0.3, 0.5, 0.6, 0.7, 0.8),
+    "learned_noise": (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.5, 0.6, 0.7, 0.8),
     "pretrained": (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0),
     "random": (0.05, 0.1, 0.2, 0.5, 1.0, 2.0),
 }
@@ -61,7 +65,7 @@ def learner(method: str, seed: int, runs: Path) -> tuple[metarl.MetaLearner, int
         made = metarl.MetaLearner.load(directory, device="cpu")
     else:
         made = metarl.MetaLearner(
-            ALGORITHMS.get(method, "maml_trpo"), FAMILY, seed=seed, device="cpu", **SETTINGS, **VARIANTS[method]
+            ALGORITHMS.get(method, "maml_trpo"), FAMILY, seed=seed, device="cpu", **(SETTINGS | VARIANTS[method])
         )
     return made, ITERATIONS[method]
 
@@ -69,10 +73,12 @@ def learner(method: str, seed: int, runs: Path) -> tuple[metarl.MetaLearner, int
 def train(seed: int, runs: Path, methods: Sequence[str]) -> None:
     RESULTS.mkdir(exist_ok=True)
     for method in methods:
+        selection = NOISE_SELECTION_STEP_SIZES if method == "learned_noise" else SELECTION_STEP_SIZES
         made, iterations = learner(method, seed, runs)
         if made.state.iteration < iterations:
             made.learn(iterations - made.state.iteration, run_dir=runs / f"{method}-seed{seed}", progress_bar=True,
-                       eval_every=10, eval_tasks=40, eval_step_sizes=SELECTION_STEP_SIZES)  # fmt: skip
+                       eval_every=10, eval_tasks=40,
+                       eval_step_sizes=selection)  # fmt: skip
         best = runs / f"{method}-seed{seed}" / "best.safetensors"
         if method in (
             "maml",
