@@ -47,7 +47,7 @@ class State:
     obs_stats: ObsStats = field(default_factory=dict)
     """Running statistics of the observations; empty without `normalize_obs`."""
     learned: Params = field(default_factory=dict)
-    """What is learned about the inner loop: step sizes, mask, discount, lambda; empty if nothing is."""
+    """What is learned about the inner loop: step sizes, mask, noise, discount, lambda; empty if nothing is."""
     optimizer: Params = field(default_factory=dict)
     """The outer optimiser's statistics; empty without any."""
 
@@ -211,7 +211,7 @@ class Adaptation:
 class Experience(Adaptation):
     """An adaptation in training: with the advantages of every stage, and where the time went."""
 
-    data: list[Batch]
+    data: list[Batch]  # of every rollout; of an evaluation, of those that a step was taken on
     seconds: float  # in rollouts
 
     @property
@@ -243,10 +243,11 @@ def experience(
 
 def _adaptation(
     config: GradientSettings, sampler: Sampler | EnvSampler, policy: Policy, state: State, tasks: Tasks, seed: int,
-    iteration: int, episodes: int, step_sizes: Sequence[float], first_stage: int = 0,
+    iteration: int, episodes: int, step_sizes: Sequence[float], first_stage: int = 0, learning: bool = True,
 ) -> Experience:  # fmt: skip
+    """`learning` is whether the last rollout is learned from too; its advantages are not estimated otherwise."""
     params, memory = [expand(state.params, num_tasks(tasks))], Params()
-    data: list[Batch] = []
+    rollouts, data = list[Rollout](), list[Batch]()
     unit, seconds = lr_unit(config, state.params), 0.0
     for stage in range(len(step_sizes) + 1):
         before = time.perf_counter()
@@ -254,12 +255,14 @@ def _adaptation(
             tasks, episodes, policy, params[-1], seed, iteration, first_stage + stage, state.obs_stats
         )
         seconds += time.perf_counter() - before
-        data.append(Batch.of(config, rollout))
+        rollouts.append(rollout)
+        if learning or stage < len(step_sizes):
+            data.append(Batch.of(config, rollout))
         if stage < len(step_sizes):
             lr = step_sizes[stage] * unit
             new, memory = adapt(config, policy, params[-1], data[-1], lr, stage, state.learned, memory)
             params.append(new)
-    return Experience(params, [batch.rollout for batch in data], data, seconds)
+    return Experience(params, rollouts, data, seconds)
 
 
 @threads_over_tasks
@@ -275,7 +278,7 @@ def evaluate(
 ) -> Adaptation:
     """Adapt to `tasks` by one inner step for each of `step_sizes`, rolling out `episodes` episodes before each and
     after the last. Every return is that of episodes which the parameters in question acted in."""
-    found = _adaptation(config, sampler, policy, state, tasks, seed, 0, episodes, step_sizes)
+    found = _adaptation(config, sampler, policy, state, tasks, seed, 0, episodes, step_sizes, learning=False)
     return Adaptation(found.params, found.rollouts)
 
 

@@ -160,7 +160,7 @@ def _check_finite(env: VectorEnv, tasks: Tasks, rew: Tensor, obs: Tensor) -> Non
         if bool(bad.any()):
             k, t, e = (int(i) for i in bad.nonzero()[0])
             value = rew[k, t, e].item() if what == "reward" else obs[k, t, e].tolist()
-            if isinstance(env, _SingleEnv):
+            if isinstance(env, SingleEnv):
                 name, where = env.name, f"episode {env.episode}"
             else:
                 name = getattr(getattr(env, "family", None), "id", None) or type(env).__name__
@@ -202,10 +202,11 @@ class Sampler:
         """Roll out `episodes` episodes per task with `params` [K, ...]; see `collect`."""
         n = num_tasks(tasks)
         seeds = random.episode_seeds(seed, iteration, stage, n, episodes)
-        env = self._env(n, episodes)
+        env = self.vector_env(n, episodes)
         return collect(env, tasks, self.family.horizon, policy, params, seeds, obs_stats).to(self.device)
 
-    def _env(self, n_tasks: int, episodes: int) -> VectorEnv:
+    def vector_env(self, n_tasks: int, episodes: int) -> VectorEnv:
+        """The K*E environments that rollouts of this size run in, made at the first and kept."""
         key = (n_tasks, episodes)
         if key not in self._envs:
             self._envs[key] = make_vector(self.family, n_tasks, episodes, self.device, self.workers)
@@ -237,7 +238,7 @@ class EnvSampler:
     ) -> Rollout:
         """As `Sampler.collect` for one task."""
         seeds = random.episode_seeds(seed, iteration, stage, 1, episodes)
-        single = _SingleEnv(self.env, self.horizon)
+        single = SingleEnv(self.env, self.horizon)
         parts = [
             collect(single, tasks, self.horizon, policy, params, seeds[:, e : e + 1], obs_stats)
             for e in range(episodes)
@@ -253,7 +254,7 @@ class EnvSampler:
         return replace(parts[0], **merged, dist=dist, success=success).to(self.device)
 
 
-class _SingleEnv(VectorEnv):
+class SingleEnv(VectorEnv):
     """One plain environment as a vector environment of length one that leaves the task alone."""
 
     num_envs = 1

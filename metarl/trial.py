@@ -19,7 +19,7 @@ from metarl.distributions import Distribution, Gaussian
 from metarl.normalize import ObsStats
 from metarl.parallel import threads_for
 from metarl.policies_gru import GRUPolicy, Memory, action_vector
-from metarl.rollout import EnvSampler, Rollout, Sampler, _SingleEnv
+from metarl.rollout import EnvSampler, Rollout, Sampler, SingleEnv
 from metarl.spaces import Image, Spaces
 from metarl.tasks import Tasks, num_tasks, task_at
 
@@ -157,11 +157,11 @@ def collect_trials(
     """
     seeds = trial_seeds(seed, iteration, episodes, num_tasks(tasks), trials)
     if isinstance(sampler, EnvSampler):
-        single = _SingleEnv(sampler.env, sampler.horizon)
+        single = SingleEnv(sampler.env, sampler.horizon)
         own = (seeds[:, :, e : e + 1] for e in range(trials))
         parts = [run(single, tasks, sampler.horizon, policy, params, some, obs_stats) for some in own]
         return _side_by_side(parts, sampler.device)
-    env = sampler._env(num_tasks(tasks), trials)
+    env = sampler.vector_env(num_tasks(tasks), trials)
     return run(env, tasks, sampler.family.horizon, policy, params, seeds, obs_stats)
 
 

@@ -305,6 +305,15 @@ def test_a_task_taken_alone_has_episodes_of_its_own():
     assert sampler.asked == [([push[k]], 2 * k + stage) for k in range(3) for stage in range(2)]
 
 
+def test_an_evaluation_estimates_advantages_only_where_a_step_is_taken_on_them(monkeypatch):
+    counted, estimate = [], inner_loop.estimate
+    monkeypatch.setattr(inner_loop, "estimate", lambda *args: (counted.append(1), estimate(*args))[1])
+    _, _, found = adaptation(n=2, sizes=(0.2, 0.1))
+    assert (len(counted), len(found.rollouts)) == (2, 3)
+    sampler, policy, state = setup(Drift(), RUN)
+    assert len(inner_loop.experience(RUN, sampler, policy, state, 0).data) == RUN.inner_steps + 1
+
+
 def test_the_next_state_has_all_that_was_given_and_the_rest_of_the_last():
     config = replace(RUN, learned_lr="scalar", adapts="context", context=2, normalize_obs=True)
     sampler, policy, state = setup(Drift(), config)

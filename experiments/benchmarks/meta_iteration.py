@@ -63,7 +63,7 @@ class Problem:
     def loop(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The same by the Python loop over tasks."""
         tasks = self.sampler.tasks(self.config.n_tasks, SEED, self.state.iteration)
-        env = self.sampler._env(1, self.config.episodes)  # kept from call to call, as the batched one is
+        env = self.sampler.vector_env(1, self.config.episodes)  # kept from call to call, as the batched one is
         return loop_reference.iteration(
             self.config, self.sampler.family, env, self.policy, self.state, tasks, SEED)  # fmt: skip
 

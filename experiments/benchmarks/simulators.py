@@ -132,7 +132,7 @@ def iteration(args: argparse.Namespace) -> Rows:
     policy = config.policy(spaces_of(sampler.family))
     state = maml_trpo.init(config, policy, SEED, "cpu")
     state, _ = maml_trpo.iteration(config, sampler, policy, state, SEED)
-    env = sampler._env(args.tasks, args.episodes)
+    env = sampler.vector_env(args.tasks, args.episodes)
     assert isinstance(env, MujocoVectorEnv)
     bare = Bare(env.family, env, env.family.sample(args.tasks, np.random.default_rng(SEED)))
     rollouts = config.inner_steps + 1
