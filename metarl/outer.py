@@ -51,8 +51,12 @@ def objectives(
 
 
 def held(config: GradientSettings, state: State) -> Params:
-    """Meta-parameters that the outer loop leaves alone: CAVIA's context always starts from zero."""
-    return {name: v for name, v in state.params.items() if name == "context" and config.adapts == "context"}
+    """Meta-parameters that the outer loop leaves alone: CAVIA's context, which always starts from zero, and the
+    standard deviation without `learned_std`."""
+    names = {"context"} if config.adapts == "context" else set()
+    if not config.learned_std:
+        names.add("log_std")
+    return {name: value for name, value in state.params.items() if name in names}
 
 
 def trained(config: GradientSettings, state: State) -> Params:
@@ -100,7 +104,7 @@ def objective(
     def evaluate_at(trained: Params, differentiable: bool) -> Surrogate:
         meta = trained | (held or {})
         if differentiable and by_hand:
-            dist, jacobian = _by_hand(config, policy, meta, train, last, sizes)
+            dist, jacobian = _by_hand(config, policy, meta, held or {}, train, last, sizes)
             loss, kl = post_loss(last, dist), _mean_kl(last, dist, n_tasks)
             direct = pre_loss(train[0], expand(split(meta)[0], len(last.scale))) if train else None
             return Surrogate(loss, kl, dist, weight, jacobian, direct)
@@ -134,7 +138,7 @@ def _known_by_hand(
 
 
 def _by_hand(
-    config: GradientSettings, policy: Policy, meta: Params, train: Sequence[Batch], last: Batch,
+    config: GradientSettings, policy: Policy, meta: Params, held: Params, train: Sequence[Batch], last: Batch,
     sizes: Sequence[float],
 ) -> tuple[Distribution, Jacobian]:  # fmt: skip
     assert isinstance(policy, MLPPolicy)
@@ -146,7 +150,7 @@ def _by_hand(
 
     inner = [(batch.rollout.obs, partial(inner_loss_of, config, batch)) for batch in train]
     return unrolled_jacobian(policy, params, learned, len(last.scale), inner, last.rollout.obs, size, moving,
-                             not config.first_order)  # fmt: skip
+                             not config.first_order, held)  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -63,6 +63,10 @@ class InnerSettings:
     one for every tensor and step ("per_layer_and_step", MAML++), one for every number ("per_parameter", Meta-SGD)."""
     learned_mask: bool = False
     """Learn which numbers adapt: each has a mask of its own, open at first (sparse MAML, von Oswald et al. 2021)."""
+    learned_std: bool = True
+    """Learn a Gaussian policy's standard deviation before adaptation. False keeps it at `init_std` for good: the outer
+    loop makes it small to act well, and with it goes what the first episodes can tell about the task. Pays together
+    with `learned_noise`."""
     learned_noise: bool = False
     """Learn by how much a Gaussian policy's standard deviation changes after each inner step of training: the first
     episodes may explore, and the adapted policy act with less noise."""

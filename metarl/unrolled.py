@@ -80,6 +80,7 @@ def unrolled_jacobian(
     size_of: SizeOf,
     moving: Collection[str],
     second_order: bool = True,
+    held: Collection[str] = (),
 ) -> tuple[Distribution, Jacobian]:
     """Adapt `meta` to K tasks and linearise the adapted policies in it, and in what is learned about the steps.
 
@@ -89,6 +90,7 @@ def unrolled_jacobian(
         obs: the states [K, T, E, O] in which the adapted policies are wanted.
         moving: the parameters that the inner steps move.
         second_order: False leaves the inner Hessians out (first-order MAML).
+        held: names in `meta` that are constants, not arguments of the Jacobian.
 
     Returns:
         The adapted policies' distribution in `obs`, its tensors leaves that require a gradient; and J.
@@ -111,8 +113,8 @@ def unrolled_jacobian(
     dist = type(dist)(*(x.detach().requires_grad_() for x in dist))
 
     def jvp(v: Tensor) -> list[Tensor]:
-        along = unflatten(v, meta | learned)
-        tangent = expand({name: along[name] for name in meta}, n_tasks)
+        along = unflatten(v, {name: x for name, x in (meta | learned).items() if name not in held})
+        tangent = expand({name: along.get(name, torch.zeros_like(x)) for name, x in meta.items()}, n_tasks)
         size_dots = sizes.jvp(along)
         for i, step in enumerate(steps):
             change = {name: torch.zeros_like(step.gradient[name]) for name in moving}
@@ -145,7 +147,7 @@ def unrolled_jacobian(
                 scaled |= {name: sizes.at[i][name] * cotangent[name] for name in moving}
                 product = steps[i].hessian_product(scaled)
                 cotangent = {name: x - product[name] for name, x in cotangent.items()}
-        own = {name: cotangent[name].sum(0) for name in meta}
+        own = {name: cotangent[name].sum(0) for name in meta if name not in held}
         of_learned = sizes.vjp(of_sizes) | noise
         return flatten(own | {name: of_learned[name] for name in learned})
 

@@ -1,5 +1,6 @@
 """The inner loop as it runs: torch's optimisers task by task, what is learned about the steps, what may not matter."""
 
+import importlib
 import math
 from dataclasses import replace
 
@@ -365,6 +366,21 @@ def test_noise_shrinks_where_it_only_costs():
     for _ in range(10):
         state, stats = maml_trpo.iteration(config, sampler, policy, state, 0)
     assert stats["inner/noise"] < 0.9
+
+
+@pytest.mark.parametrize("algorithm", ["maml_trpo", "maml_ppo", "maml_vpg", "meta_sgd", "cavia"])
+def test_the_first_episodes_keep_their_noise_without_learned_std(algorithm):
+    module = importlib.import_module(f"metarl.algorithms.{algorithm}")
+    settings = {"n_tasks": 6, "episodes": 20, "hidden": (4,), "init_std": 0.4, "learned_noise": True}
+    changed = {}
+    for learned_std in (True, False):
+        config = module.Config(**settings, learned_std=learned_std)
+        sampler, policy, _ = setup(Target(), config)
+        start = module.init(config, policy, 0)
+        state, _ = module.iteration(config, sampler, policy, start, 0)
+        changed[learned_std] = {n for n, v in state.meta.items() if not torch.equal(v, start.meta[n])}
+    assert "log_std" in changed[True] and {"noise", "b0", "w1"} <= changed[False]
+    assert changed[False] == changed[True] - {"log_std"}
 
 
 def test_choices_have_no_such_noise():

@@ -75,6 +75,8 @@ INNER = [
     {"learned_lr": "per_layer_and_step", "inner_steps": 2},
     {"learned_lr": "per_parameter", "inner_steps": 2, "adapt_std": True},
     {"learned_lr": "per_parameter", "first_order": True, "inner_steps": 2},
+    {"learned_std": False, "inner_steps": 2, "learned_lr": "scalar", "init_std": 0.5, "lr_in_std": True},
+    {"learned_std": False, "adapt_std": True, "inner_steps": 2},
     {"learned_mask": True, "inner_steps": 2},
     {"learned_mask": True, "learned_lr": "per_parameter"},
     {"adapts": "head", "inner_steps": 2},

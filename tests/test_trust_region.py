@@ -97,9 +97,10 @@ def meta_objective(family, by_hand: bool = False, **settings) -> tuple[Objective
     g = torch.Generator().manual_seed(4)
     learned = {name: value + 0.3 * torch.randn(value.shape, generator=g) for name, value in state.learned.items()}
     params = {name: value.double() for name, value in (state.params | learned).items()}
-    here = outer.objective(config, policy, data, 3)(params, False)
+    held = {name: params.pop(name) for name in outer.held(config, state)}
+    here = outer.objective(config, policy, data, 3, held=held)(params, False)
     data[-1] = replace(data[-1], rollout=replace(data[-1].rollout, dist=type(here.dist)(*here.dist)))
-    return outer.objective(config, policy, data, 3, outer.Outer(by_hand=by_hand)), params
+    return outer.objective(config, policy, data, 3, outer.Outer(by_hand=by_hand), held=held), params
 
 
 families = pytest.mark.parametrize("family", [Drift(), TwoArms(), Locks()], ids=["gaussian", "categorical", "several"])
@@ -158,6 +159,7 @@ def assert_same_derivatives(hand: Objective, automatic: Objective, params: Param
         {"learned_lr": "per_parameter", "learned_mask": True},
         {"learned_mask": True, "inner_steps": 2},
         {"adapts": "head", "inner_steps": 2, "hidden": (4, 5)},
+        {"learned_std": False, "inner_steps": 2, "learned_lr": "per_layer_and_step", "adapt_std": True},
         {"inner_gradient": "lvc", "inner_steps": 2},
         {"inner_gradient": "dice", "inner_steps": 2},
         {"inner_gradient": "loaded_dice", "dice_lambda": 0.5},
@@ -173,7 +175,9 @@ def test_derivatives_by_hand_are_the_automatic_ones(family, first_order, setting
 
 @orders
 @pytest.mark.parametrize(
-    "settings", [{"inner_steps": 2}, {"learned_lr": "scalar", "adapt_std": True}, {"inner_steps": 0}], ids=str
+    "settings",
+    [{"inner_steps": 2}, {"learned_lr": "scalar", "adapt_std": True}, {"inner_steps": 0}, {"learned_std": False}],
+    ids=str,
 )
 def test_derivatives_by_hand_are_the_automatic_ones_where_the_noise_is_learned(first_order, settings):
     settings = {"learned_noise": True, "first_order": first_order, **settings}

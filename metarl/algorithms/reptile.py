@@ -26,7 +26,7 @@ from metarl.settings import GradientSettings, check_fraction, check_positive, ch
 __all__ = ["Config", "State", "evaluate", "init", "iteration"]
 
 NEEDS_A_META_GRADIENT = {
-    "learned_lr": "none", "learned_mask": False, "learned_noise": False, "learned_discount": False,
+    "learned_lr": "none", "learned_mask": False, "learned_std": True, "learned_noise": False, "learned_discount": False,
     "learned_lambda": False, "inner_gradient": "policy_gradient", "first_order": False, "first_order_until": 0,
     "multi_step_until": 0, "exploration": 0.0, "adapts": "all",
 }  # fmt: skip
