@@ -88,6 +88,10 @@ class Batch:
     def __getitem__(self, tasks: slice) -> "Batch":
         return Batch(self.rollout[tasks], self.advantage[tasks], self.baseline[tasks], self.scale[tasks])
 
+    def every(self, stride: int) -> "Batch":
+        """One in `stride` time steps; their advantages stay as they are."""
+        return Batch(self.rollout.every(stride), self.advantage[:, ::stride], self.baseline[:, ::stride], self.scale)
+
     @staticmethod
     def of(config: GradientSettings, rollout: Rollout) -> "Batch":
         """The rollout with its advantages."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from metarl import distributions, losses, optimizers
 from metarl.adapt import Params, StepSize, expand, split, step_size
 from metarl.distributions import Distribution
-from metarl.inner_loop import Batch, State, chunks, init, inner_loss_of, lr_unit, step
+from metarl.inner_loop import Batch, Experience, State, chunks, init, inner_loss_of, lr_unit, step
 from metarl.policies import MLPPolicy, Policy
 from metarl.settings import AdamSettings, GradientSettings, cosine
 from metarl.trust_region import Jacobian, Objective, Surrogate, value_and_gradient, value_and_kl
@@ -38,16 +38,30 @@ def credit(data: Sequence[Batch]) -> Tensor:
 
 
 def objectives(
-    config: GradientSettings, policy: Policy, data: Sequence[Batch], state: State, outer: Outer = Outer()
+    config: GradientSettings, policy: Policy, data: Sequence[Batch], state: State, outer: Outer = Outer(),
+    stages: Sequence[Params] | None = None,
 ) -> list[Objective]:  # fmt: skip
     """The meta-objective as chunks of tasks, each a function of the meta-parameters that are `trained`."""
     unit, scores = lr_unit(config, state.params), credit(data)
     rest = held(config, state)
-    return [
-        objective(config, policy, [batch[chunk] for batch in data], config.n_tasks, outer, unit, state.iteration,
-                  rest, scores[chunk])
-        for chunk in chunks(data[-1])
-    ]  # fmt: skip
+
+    def own(chunk: slice) -> Objective:
+        at = stages and [{name: value[chunk] for name, value in params.items()} for params in stages]
+        return objective(config, policy, [batch[chunk] for batch in data], config.n_tasks, outer, unit,
+                         state.iteration, rest, scores[chunk], at)  # fmt: skip
+
+    return [own(chunk) for chunk in chunks(data[-1])]
+
+
+def fisher_objectives(
+    config: GradientSettings, policy: Policy, found: Experience, state: State, stride: int
+) -> list[Objective]:  # fmt: skip
+    """The same for Fisher products at the acting parameters, from one in `stride` time steps of every stage.
+
+    The adapted policies are those that acted. What is estimated from fewer steps is how they depend on the
+    meta-parameters, and the mean over states. Only for inner losses that are means over time steps.
+    """
+    return objectives(config, policy, [batch.every(stride) for batch in found.data], state, stages=found.params)
 
 
 def held(config: GradientSettings, state: State) -> Params:
@@ -68,6 +82,7 @@ def trained(config: GradientSettings, state: State) -> Params:
 def objective(
     config: GradientSettings, policy: Policy, data: Sequence[Batch], n_tasks: int, outer: Outer = Outer(),
     unit: float = 1.0, iteration: int = 0, held: Params | None = None, scores: Tensor | None = None,
+    stages: Sequence[Params] | None = None,
 ) -> Objective:  # fmt: skip
     """The meta-objective of the tasks in `data` (a chunk of `n_tasks`) as a function of the meta-parameters.
 
@@ -77,6 +92,8 @@ def objective(
         iteration: of training, for what is annealed.
         held: meta-parameters that are no argument of the objective.
         scores: every task's `credit`, [K]; needed where `config.exploration` is not zero.
+        stages: the adapted parameters after 0, 1, ... inner steps, if they are known and `data` is to give their
+            derivatives alone.
     """
     config, weights = config.at(iteration), config.step_weights(iteration)
     *train, last = data
@@ -104,7 +121,7 @@ def objective(
     def evaluate_at(trained: Params, differentiable: bool) -> Surrogate:
         meta = trained | (held or {})
         if differentiable and by_hand:
-            dist, jacobian = _by_hand(config, policy, meta, held or {}, train, last, sizes)
+            dist, jacobian = _by_hand(config, policy, meta, held or {}, train, last, sizes, stages)
             loss, kl = post_loss(last, dist), _mean_kl(last, dist, n_tasks)
             direct = pre_loss(train[0], expand(split(meta)[0], len(last.scale))) if train else None
             return Surrogate(loss, kl, dist, weight, jacobian, direct)
@@ -115,6 +132,8 @@ def objective(
                 loss = loss + extra
             create_graph = differentiable and not config.first_order
             params, memory = step(config, policy, params, batch, sizes[i], i, learned, memory, create_graph)
+            if stages is not None:
+                params = {name: stages[i + 1][name] + (x - x.detach()) for name, x in params.items()}
             if i + 1 < len(train) and weights[i]:
                 loss = loss + weights[i] * post_loss(data[i + 1], policy.distribution(params, data[i + 1].rollout.obs))
         dist = policy.distribution(params, last.rollout.obs)
@@ -139,7 +158,7 @@ def _known_by_hand(
 
 def _by_hand(
     config: GradientSettings, policy: Policy, meta: Params, held: Params, train: Sequence[Batch], last: Batch,
-    sizes: Sequence[float],
+    sizes: Sequence[float], stages: Sequence[Params] | None,
 ) -> tuple[Distribution, Jacobian]:  # fmt: skip
     assert isinstance(policy, MLPPolicy)
     params, learned = split(meta)
@@ -150,7 +169,7 @@ def _by_hand(
 
     inner = [(batch.rollout.obs, partial(inner_loss_of, config, batch)) for batch in train]
     return unrolled_jacobian(policy, params, learned, len(last.scale), inner, last.rollout.obs, size, moving,
-                             not config.first_order, held)  # fmt: skip
+                             not config.first_order, held, stages)  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------------------------

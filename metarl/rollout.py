@@ -59,6 +59,10 @@ class Rollout:
         """The same for some of the tasks."""
         return self._map(lambda x: x[tasks])
 
+    def every(self, stride: int) -> "Rollout":
+        """The same for one in `stride` time steps, the first included."""
+        return self._map(lambda x: x if x.dim() == 2 else x[:, ::stride])
+
     def to(self, device: torch.device | str) -> "Rollout":
         """The same on `device`."""
         return self._map(lambda x: x.to(device))

@@ -137,14 +137,15 @@ def _gradient(here: Surrogate, leaves: Params, retain_graph: bool) -> tuple[Tens
 
 def value_and_gradient(objectives: Sequence[Objective], params: Params) -> tuple[float, Params]:
     """The sum of `objectives` at `params`, and its gradient."""
-
-    def one(objective: Objective) -> tuple[Tensor, Tensor]:
-        leaves = {name: value.detach().clone().requires_grad_() for name, value in params.items()}
-        with torch.enable_grad():
-            return _gradient(objective(leaves, True), leaves, retain_graph=False)
-
-    losses, gradients = zip(*thread_map(one, objectives), strict=True)
+    parts = thread_map(lambda objective: _value_and_gradient(objective, params), objectives)
+    losses, gradients = zip(*parts, strict=True)
     return float(torch.stack(losses).sum()), unflatten(torch.stack(gradients).sum(0), params)
+
+
+def _value_and_gradient(objective: Objective, params: Params) -> tuple[Tensor, Tensor]:
+    leaves = {name: value.detach().clone().requires_grad_() for name, value in params.items()}
+    with torch.enable_grad():
+        return _gradient(objective(leaves, True), leaves, retain_graph=False)
 
 
 def trpo_step(
@@ -156,29 +157,33 @@ def trpo_step(
     max_backtracks: int = 15,
     backtrack: float = 0.8,
     kept_chunks: int | None = None,
+    fisher: Sequence[Objective] | None = None,
 ) -> tuple[Params, dict[str, Any]]:
     """Lower the sum of `objectives` within a KL of `max_kl` of `params`. -> new parameters and statistics.
 
     Args:
+        fisher: objectives with which the Fisher products are made, on fewer data; None: `objectives`. The gradient and
+            the line search, with the bound on the KL, are always those of `objectives`.
         kept_chunks: how many chunks keep their graphs from one Fisher product to the next. The other chunks rebuild
             theirs for every product: the same numbers in less memory, slower. None keeps all.
     """
-    kept = len(objectives) if kept_chunks is None else kept_chunks
-    linear = thread_map(lambda objective: _linearise(objective, params), objectives[:kept])
-    rest = thread_map(lambda objective: _gradient_only(objective, params), objectives[kept:])
-    loss = torch.stack([x.loss for x in linear] + [x[0] for x in rest]).sum()
-    gradient = torch.stack([x.gradient for x in linear] + [x[1] for x in rest]).sum(0)
+    metric = objectives if fisher is None else fisher
+    kept = len(metric) if kept_chunks is None else kept_chunks
+    linear = thread_map(lambda objective: _linearise(objective, params), metric[:kept])
+    own = [(x.loss, x.gradient) for x in linear] if fisher is None else []
+    own += thread_map(lambda objective: _value_and_gradient(objective, params), objectives[len(own) :])
+    loss, gradient = (torch.stack(parts).sum(0) for parts in zip(*own, strict=True))
 
-    def fisher(v: Tensor) -> Tensor:
-        own = v.to(gradient.dtype)
-        parts = thread_map(lambda x: x.product(own), linear)
-        parts += thread_map(lambda objective: _linearise(objective, params).product(own), objectives[kept:])
+    def product(v: Tensor) -> Tensor:
+        along = v.to(gradient.dtype)
+        parts = thread_map(lambda x: x.product(along), linear)
+        parts += thread_map(lambda objective: _linearise(objective, params).product(along), metric[kept:])
         return torch.stack(parts).sum(0).double() + damping * v
 
     # The products are good to 1e-7, but the recursion loses conjugacy by rounding: after ten iterations its direction
     # is off by a tenth when it runs in float32, and by 1e-5 when it runs in float64.
-    direction, residual = conjugate_gradient(fisher, gradient.double(), cg_iterations)
-    curvature = direction @ (gradient.double() - residual)  # = direction @ fisher(direction), without another product
+    direction, residual = conjugate_gradient(product, gradient.double(), cg_iterations)
+    curvature = direction @ (gradient.double() - residual)  # = direction @ product(direction), without another product
     stats = {"gradient_norm": float(gradient.norm()), "loss_before": float(loss)}
     if not float(curvature) > 0:
         return dict(params), stats | {"loss_after": float(loss), "kl": 0.0, "backtracks": -1, "accepted": False}
@@ -191,11 +196,6 @@ def trpo_step(
             return new, stats | {"loss_after": new_loss, "kl": new_kl, "backtracks": i, "accepted": True}
     kept_stats = {"loss_after": float(loss), "kl": 0.0, "backtracks": max_backtracks, "accepted": False}
     return dict(params), stats | kept_stats
-
-
-def _gradient_only(objective: Objective, params: Params) -> tuple[Tensor, Tensor]:
-    part = _linearise(objective, params)
-    return part.loss, part.gradient
 
 
 def value_and_kl(objectives: Sequence[Objective], params: Params) -> tuple[float, float]:

@@ -81,6 +81,7 @@ def unrolled_jacobian(
     moving: Collection[str],
     second_order: bool = True,
     held: Collection[str] = (),
+    stages: Sequence[Params] | None = None,
 ) -> tuple[Distribution, Jacobian]:
     """Adapt `meta` to K tasks and linearise the adapted policies in it, and in what is learned about the steps.
 
@@ -91,6 +92,7 @@ def unrolled_jacobian(
         moving: the parameters that the inner steps move.
         second_order: False leaves the inner Hessians out (first-order MAML).
         held: names in `meta` that are constants, not arguments of the Jacobian.
+        stages: the adapted parameters after 0, 1, ... steps, if they are known; `inner` then gives derivatives alone.
 
     Returns:
         The adapted policies' distribution in `obs`, its tensors leaves that require a gradient; and J.
@@ -103,6 +105,8 @@ def unrolled_jacobian(
         params = params | {name: params[name] - sizes.at[i][name] * step.gradient[name] for name in moving}
         if (change := noise_change(learned, i)) is not None:
             params["log_std"] = params["log_std"] + change
+        if stages is not None:
+            params = stages[i + 1]
         steps.append(step)
 
     tape = mlp.forward(params, obs.reshape(n_tasks, -1, obs.shape[-1]), policy.activation)

@@ -254,6 +254,20 @@ def test_the_step_hits_the_closed_form(seeds, damping):
     assert stats["backtracks"] <= 1  # the very first candidate lies on the boundary, give or take rounding
 
 
+@pytest.mark.parametrize("kept", [None, 0, 1])
+def test_with_other_objectives_for_the_fisher_products_only_the_direction_is_theirs(kept):
+    # Gradient, loss and KL of the first two, Fisher matrix of the third: the closed form again.
+    objectives, fisher = [linear(0), linear(10)], [linear(20), linear(30), linear(40)]
+    new, stats = trpo_step(START, objectives, 0.02, 0.0, 20, 60, kept_chunks=kept, fisher=fisher)
+    g, f = dense(0)[0] + dense(10)[0], sum(dense(seed)[1] for seed in (20, 30, 40))
+    direction = torch.linalg.solve(f, g)
+    want = -torch.sqrt(2 * 0.02 / (g @ direction)) * direction * 0.8 ** stats["backtracks"]
+    torch.testing.assert_close(new["x"] - START["x"], want, rtol=1e-5, atol=1e-7)
+    there = [objective(new, False) for objective in objectives]
+    assert stats["kl"] == pytest.approx(sum(x.kl.item() for x in there)) and stats["kl"] <= 0.02
+    assert stats["loss_after"] == pytest.approx(sum(x.loss.item() for x in there))
+
+
 def test_the_step_takes_every_parameter_along():
     # A loss in log_std alone, against the Fisher matrix 2 * (sum of weights) * 1.
     weight = vector(T, 2).abs().sum()

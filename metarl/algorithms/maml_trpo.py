@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from metarl.inner_loop import State, advance, evaluate, experience, init, learned_statistics
-from metarl.outer import objectives, trained
+from metarl.outer import fisher_objectives, objectives, trained
 from metarl.parallel import threads_over_tasks
 from metarl.policies import Policy
 from metarl.rollout import Sampler
@@ -40,14 +40,22 @@ class Config(GradientSettings):
     """Factor between one candidate's step and the next one's."""
     graph_tasks: int | None = None
     """Cap on memory: how many tasks keep their graphs between Fisher products (None: all). Same numbers, slower."""
+    fisher_stride: int = 1
+    """Use one in so many time steps for the Fisher products. Consecutive states have much the same to say, and 3 or 4
+    save most of the meta-update's time; gradient and line search always use all steps."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_whole(self, cg_iterations=1, max_backtracks=1, graph_tasks=0)
+        check_whole(self, cg_iterations=1, max_backtracks=1, graph_tasks=0, fisher_stride=1)
         check_positive(self, "max_kl")
         if not 0 < self.backtrack < 1:
             raise ValueError(f"backtrack must lie in (0, 1), got {self.backtrack}")
         check_not_negative(self, "damping")
+        whole = {"inner_gradient": ("dice", "loaded_dice"), "learned_discount": (True,), "learned_lambda": (True,)}
+        for name, values in whole.items():
+            if self.fisher_stride > 1 and getattr(self, name) in values:
+                raise ValueError(f"fisher_stride={self.fisher_stride} leaves time steps out, and "
+                                 f"{name}={getattr(self, name)!r} needs whole episodes: leave it at 1")  # fmt: skip
 
 
 @threads_over_tasks
@@ -57,11 +65,13 @@ def iteration(
     """One meta-iteration, from `seed` and `state` alone. -> the next state and statistics (see docs/logging.md)."""
     start = time.perf_counter()
     found = experience(config, sampler, policy, state, seed)
-    parts = objectives(config, policy, found.data, state)
-    kept = None if config.graph_tasks is None else config.graph_tasks * len(parts) // config.n_tasks
+    parts, fisher = objectives(config, policy, found.data, state), None
+    if config.fisher_stride > 1:
+        fisher = fisher_objectives(config, policy, found, state, config.fisher_stride)
+    kept = None if config.graph_tasks is None else config.graph_tasks * len(fisher or parts) // config.n_tasks
     meta, outer = trpo_step(
         trained(config, state), parts, config.max_kl, config.damping, config.cg_iterations, config.max_backtracks,
-        config.backtrack, kept,
+        config.backtrack, kept, fisher,
     )  # fmt: skip
     new = advance(state, found, meta)
     stats = found.statistics() | learned_statistics(new)
