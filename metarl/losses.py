@@ -86,7 +86,8 @@ def exploration(log_prob: Tensor, old_log_prob: Tensor, score: Tensor, mask: Ten
     adapted policy earned in the units of the outer loss. Where that is a mean over post-adaptation steps of log pi
     times the return from the step on, it is the mean reward per step, and the two gradients add up to an unbiased
     estimate of that of formulation I, of the expected mean reward per step after adaptation. If the outer advantages
-    are divided by something, so must the score be. Anything that these episodes did not determine may be taken off it.
+    are divided by something, so must the score be. Anything that these episodes did not determine may be taken off it
+    (`metarl.outer.gain` is such a score).
 
     With several inner steps, add one such term for every stage's episodes, `log_prob` being that of the parameters
     that acted in the stage, as a function of the meta-parameters.

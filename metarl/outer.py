@@ -30,11 +30,31 @@ class Outer:
     by_hand: bool = True  # derivatives of an MLP from `metarl.unrolled` where it has them; else automatic ones
 
 
-def credit(data: Sequence[Batch]) -> Tensor:
-    """E-MAML's credit for the pre-adaptation policy, [K]: every task's mean post-adaptation return, normalised to mean
-    0 and standard deviation 1 over the tasks."""
-    returns = data[-1].rollout.returns.mean(-1)
-    return (returns - returns.mean()) / (returns.std(unbiased=False) + 1e-8)
+def credits(config: GradientSettings, data: Sequence[Batch], iteration: int = 0) -> list[Tensor]:
+    """E-MAML's credit to the episodes before every inner step: what came of them in the outer loss, [K] each.
+
+    The sum of `gain` over the stages after them, each with the weight that the outer loss gives it.
+    """
+    out, later = list[Tensor](), torch.zeros_like(data[-1].scale)
+    for weight, batch in zip(reversed(config.step_weights(iteration)), reversed(data[1:]), strict=False):
+        later = later + weight * gain(batch)
+        out.insert(0, later)
+    return out
+
+
+def gain(batch: Batch) -> Tensor:
+    """How much more every task's episodes earned than the other tasks' on average, in the units of the outer loss, [K].
+
+    The outer loss is a mean over a task's steps, and its advantages are divided by the task's `scale`; so is this. The
+    task's own episodes are no part of what they are compared with, which therefore does not bias E-MAML's term. Returns
+    are not discounted: a discount in the advantages is a bias for less variance (Schulman et al. 2016, section 2). A
+    task whose advantages are zero but for rounding is no part of the outer loss and gains nothing.
+    """
+    returns, length = batch.rollout.returns.mean(-1), batch.rollout.mask.sum(1).mean(-1)
+    others = (returns.sum() - returns) / (len(returns) - 1)
+    rounding = 1e-5 * batch.baseline.abs().amax((1, 2))  # float32, over some hundred steps
+    varies = batch.scale * batch.advantage.abs().amax((1, 2)) > rounding
+    return torch.where(varies, (returns - others) / (length * batch.scale), 0.0)
 
 
 def objectives(
@@ -42,13 +62,13 @@ def objectives(
     stages: Sequence[Params] | None = None,
 ) -> list[Objective]:  # fmt: skip
     """The meta-objective as chunks of tasks, each a function of the meta-parameters that are `trained`."""
-    unit, scores = lr_unit(config, state.params), credit(data)
-    rest = held(config, state)
+    unit, rest = lr_unit(config, state.params), held(config, state)
+    scores = credits(config, data, state.iteration) if config.exploration else []
 
     def own(chunk: slice) -> Objective:
         at = stages and [{name: value[chunk] for name, value in params.items()} for params in stages]
         return objective(config, policy, [batch[chunk] for batch in data], config.n_tasks, outer, unit,
-                         state.iteration, rest, scores[chunk], at)  # fmt: skip
+                         state.iteration, rest, [score[chunk] for score in scores], at)  # fmt: skip
 
     return [own(chunk) for chunk in chunks(data[-1])]
 
@@ -61,7 +81,8 @@ def fisher_objectives(
     The adapted policies are those that acted. What is estimated from fewer steps is how they depend on the
     meta-parameters, and the mean over states. Only for inner losses that are means over time steps.
     """
-    return objectives(config, policy, [batch.every(stride) for batch in found.data], state, stages=found.params)
+    data = [batch.every(stride) for batch in found.data]
+    return objectives(replace(config, exploration=0.0), policy, data, state, stages=found.params)
 
 
 def held(config: GradientSettings, state: State) -> Params:
@@ -81,7 +102,7 @@ def trained(config: GradientSettings, state: State) -> Params:
 
 def objective(
     config: GradientSettings, policy: Policy, data: Sequence[Batch], n_tasks: int, outer: Outer = Outer(),
-    unit: float = 1.0, iteration: int = 0, held: Params | None = None, scores: Tensor | None = None,
+    unit: float = 1.0, iteration: int = 0, held: Params | None = None, scores: Sequence[Tensor] = (),
     stages: Sequence[Params] | None = None,
 ) -> Objective:  # fmt: skip
     """The meta-objective of the tasks in `data` (a chunk of `n_tasks`) as a function of the meta-parameters.
@@ -91,7 +112,7 @@ def objective(
         unit: multiplies the inner step sizes (see `lr_unit`).
         iteration: of training, for what is annealed.
         held: meta-parameters that are no argument of the objective.
-        scores: every task's `credit`, [K]; needed where `config.exploration` is not zero.
+        scores: the tasks' `credits`, [K] for every inner step; needed where `config.exploration` is not zero.
         stages: the adapted parameters after 0, 1, ... inner steps, if they are known and `data` is to give their
             derivatives alone.
     """
@@ -105,17 +126,17 @@ def objective(
         log_prob = distributions.log_prob(dist, batch.rollout.act)
         return outer.loss(log_prob, batch.rollout.log_prob, batch.advantage, batch.rollout.mask).sum() / n_tasks
 
-    def pre_loss(batch: Batch, params: Params) -> Tensor | None:
-        """What the outer loss has of the policy before an inner step; None: nothing."""
+    def pre_loss(i: int, params: Params) -> Tensor | None:
+        """What the outer loss has of the policy before inner step i; None: nothing."""
         if not config.exploration and not outer.inner_kl:
             return None
-        dist, rollout = policy.distribution(params, batch.rollout.obs), batch.rollout
+        rollout = train[i].rollout
+        dist = policy.distribution(params, rollout.obs)
         out = outer.inner_kl * losses.masked_mean(distributions.kl(rollout.dist, dist), rollout.mask)
         if config.exploration:
-            assert scores is not None, "E-MAML's term needs every task's score"
+            assert len(scores) == len(train), "E-MAML's term needs every task's credit for every inner step"
             log_prob = distributions.log_prob(dist, rollout.act)
-            term = losses.exploration(log_prob, rollout.log_prob, scores, rollout.mask)
-            out = out + config.exploration / rollout.mask.shape[2] * term
+            out = out + config.exploration * losses.exploration(log_prob, rollout.log_prob, scores[i], rollout.mask)
         return out.sum() / n_tasks
 
     def evaluate_at(trained: Params, differentiable: bool) -> Surrogate:
@@ -123,12 +144,12 @@ def objective(
         if differentiable and by_hand:
             dist, jacobian = _by_hand(config, policy, meta, held or {}, train, last, sizes, stages)
             loss, kl = post_loss(last, dist), _mean_kl(last, dist, n_tasks)
-            direct = pre_loss(train[0], expand(split(meta)[0], len(last.scale))) if train else None
+            direct = pre_loss(0, expand(split(meta)[0], len(last.scale))) if train else None
             return Surrogate(loss, kl, dist, weight, jacobian, direct)
         params, learned = split(meta)
         params, memory, loss = expand(params, len(last.scale)), Params(), last.advantage.new_zeros(())
         for i, batch in enumerate(train):
-            if (extra := pre_loss(batch, params)) is not None:
+            if (extra := pre_loss(i, params)) is not None:
                 loss = loss + extra
             create_graph = differentiable and not config.first_order
             params, memory = step(config, policy, params, batch, sizes[i], i, learned, memory, create_graph)

@@ -102,9 +102,10 @@ class InnerSettings:
     """Weigh the losses after all inner steps equally at first, and within so many iterations only the last one
     (multi-step loss of MAML++)."""
     exploration: float = 0.0
-    """Weight of E-MAML's term, which credits the pre-adaptation policy with what its episodes led to, normalised over
-    the tasks. 1 sums it over the steps of an episode and averages it over episodes; 1 / steps averages over both, as
-    published code does. Which weight is the exact gradient depends on the family: see docs/algorithms/gradients.md."""
+    """Weight of E-MAML's term, which credits the pre-adaptation policy with what its episodes led to. With 1, and the
+    inner gradient "policy_gradient", the meta-gradient is that of the expected return after adaptation on the episodes
+    that one gets (formulation I of Rothfuss et al. 2019); the term is mostly noise, which a smaller weight lowers. It
+    compares tasks, so it needs at least two. See docs/algorithms/gradients.md."""
 
     def __post_init__(self) -> None:
         check_choice(self, inner_gradient=INNER_GRADIENTS, inner_optimizer=INNER_OPTIMIZERS, adapts=ADAPTS)
@@ -241,6 +242,9 @@ class GradientSettings(PolicySettings, InnerSettings, SamplingSettings):
             if getattr(self, name) and self.inner_gradient == "dice":
                 raise ValueError(f"{name} is of the inner loop's advantages, and inner_gradient='dice' has none: "
                                  "take 'loaded_dice'")  # fmt: skip
+        if self.exploration and self.n_tasks == 1:
+            raise ValueError(f"exploration={self.exploration} compares the returns of several tasks, got n_tasks=1: "
+                             "set n_tasks to at least 2, or exploration to 0")  # fmt: skip
         if self.adapts == "context" and not self.context:
             raise ValueError("adapts='context' needs a context vector: set context to its size, 5 say")
 

@@ -98,11 +98,17 @@ class SlowObjective:
         self(self.at)
 
     def __call__(self, meta: Params) -> Tensor:
-        returns = torch.stack([(r.rew * r.mask).sum(1).mean(-1) for r in [self.data[-1].rollout]])[0]
-        scores = (returns - returns.mean()) / (returns.std(correction=0) + 1e-8)
-        return torch.stack([self.task(meta, k, scores[k]) for k in range(len(scores))]).mean()
+        return torch.stack([self.task(meta, k) for k in range(len(self.data[-1].scale))]).mean()
 
-    def task(self, meta: Params, k: int, score: Tensor) -> Tensor:
+    def gain(self, k: int, stage: int) -> float:
+        """A task's mean return minus that of the others, per step of its own and in units of its advantages."""
+        batch = self.data[stage]
+        rew, mask, scale = batch.rollout.rew, batch.rollout.mask, float(batch.scale[k])
+        earned = [float((rew[j] * mask[j]).sum()) / mask.shape[2] for j in range(len(mask))]
+        others = [x for j, x in enumerate(earned) if j != k]
+        return (earned[k] - sum(others) / len(others)) * mask.shape[2] / float(mask[k].sum()) / scale
+
+    def task(self, meta: Params, k: int) -> Tensor:
         """The loss of one task."""
         own = split(meta)[0]
         loss, memory = torch.zeros((), dtype=torch.float64), {}
@@ -110,7 +116,8 @@ class SlowObjective:
         left = max(0.0, 1 - self.iteration / self.config.multi_step_until) if self.config.multi_step_until else 0.0
         weights = [1.0] if S <= 1 else [left / S] * (S - 1) + [1 - left * (S - 1) / S]
         for i in range(S):
-            loss = loss + self.before(own, k, i, score)
+            credit = sum(weights[j] * self.gain(k, j + 1) for j in range(i, S)) if self.config.exploration else 0.0
+            loss = loss + self.before(own, k, i, credit)
             own, memory = self.step(own, meta, k, i, memory)
             loss = loss + weights[i] * self.after(own, k, i + 1)
         return loss if S else self.after(own, k, 0)
@@ -135,14 +142,13 @@ class SlowObjective:
             gains = torch.minimum(gains, torch.clamp(ratio, low, high) * batch.advantage[k])
         return -gains[valid].mean()
 
-    def before(self, own: Params, k: int, stage: int, score: Tensor) -> Tensor:
+    def before(self, own: Params, k: int, stage: int, credit: float) -> Tensor:
         """What the loss has of the parameters before an inner step: ProMP's penalty, E-MAML's credit."""
         batch, valid = self.data[stage], self.data[stage].rollout.mask[k].bool()
         old, new = acted(batch, k), distribution(self.policy, own, batch.rollout.obs[k])
         kl = sum(kl_divergence(p, q) for p, q in zip(old, new, strict=True))[valid].mean()  # type: ignore[index]
         ratio = (log_prob(new, batch.rollout.act[k]) - log_prob(old, batch.rollout.act[k])).exp()
-        credit = -score * (ratio - 1)[valid].sum() / valid.shape[1]
-        return self.inner_kl * kl + self.config.exploration * credit
+        return self.inner_kl * kl - self.config.exploration * credit * (ratio - 1)[valid].sum()
 
     def inner_loss(self, own: Params, meta: Params, k: int, i: int) -> Tensor:
         config, batch = self.config, self.data[i]

@@ -276,7 +276,7 @@ LAMP = {"n_tasks": 100, "episodes": 4, "inner_lr": 4.0, "gamma": 1.0, "max_kl": 
 
 
 def test_e_maml_buys_light_before_it_adapts():
-    done = Trained("e_maml", Lamp(), 30, **LAMP, exploration=4.0)
+    done = Trained("e_maml", Lamp(), 30, **LAMP, exploration=1.0)
     assert done.probabilities(1.0, 0.0)[1] > 0.9
 
 

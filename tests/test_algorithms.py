@@ -185,7 +185,8 @@ EXTRA = {
     "promp": {"learned_lr": "per_parameter", "normalize_obs": True},
     "maml_plus_plus": {"multi_step_until": 3, "first_order_until": 1, "anneal_over": 4},
     "reptile": {"serial": True, "anneal_over": 4},
-    "e_maml": {"inner_optimizer": "adam", "inner_steps": 2},
+    # Of three tasks E-MAML's term is mostly noise: with more of it the line search finds no step.
+    "e_maml": {"inner_optimizer": "adam", "inner_steps": 2, "exploration": 0.01},
     "meta_sgd": {"lr_in_std": True},
     "cavia": {"learned_lr": "scalar"},
     "rl2": {"hidden": 5, "minibatches": 2},
@@ -277,7 +278,8 @@ EDGES = [
     (name, settings)
     for name in GRADIENT_BASED
     for settings in ({"n_tasks": 1}, {"episodes": 1}, {"inner_steps": 0}, {"inner_steps": 3})
-    if (name, settings) != ("reptile", {"inner_steps": 0})  # refused, see the tests of settings
+    if (name, settings) not in (("reptile", {"inner_steps": 0}), ("e_maml", {"n_tasks": 1}))
+    # Those are refused, see the tests of settings.
 ]
 
 

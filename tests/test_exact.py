@@ -16,9 +16,10 @@ from torch.autograd.functional import hessian
 
 from metarl import losses, outer
 from metarl.adapt import expand, sgd_step
+from metarl.algorithms import e_maml
 from metarl.algorithms.maml_trpo import Config
 from metarl.distributions import log_prob
-from metarl.inner_loop import Batch
+from metarl.inner_loop import Batch, State, experience
 from metarl.rollout import Rollout, Sampler
 from metarl.spaces import spaces_of
 from metarl.tasks import Tasks
@@ -299,12 +300,69 @@ def test_the_outer_objective_has_the_meta_gradient_of_its_parts(inner_gradient, 
     ]
     scores = weight * (chance * mdp.step_rewards.mean(-1)).sum(-1)
     config = Config(
-        n_tasks=M, episodes=2, inner_gradient=inner_gradient, inner_lr=LR, gamma=1.0, exploration=2.0 * explore
+        n_tasks=M, episodes=2, inner_gradient=inner_gradient, inner_lr=LR, gamma=1.0, exploration=1.0 * explore
     )
     policy = Table(spaces_of(TabularMDP(2, 2)))
-    objective = outer.objective(config, policy, data, M, scores=scores)
+    objective = outer.objective(config, policy, data, M, scores=[scores])
     gradient = value_and_gradient([objective], {"logits": logits})[1]["logits"]
     torch.testing.assert_close(-gradient, expected_meta_gradient(mdp, logits, LR, 2, inner, explore))
+
+
+SCALES = (1.0, 2.5)
+"""What the outer advantages of two tasks are divided by."""
+
+
+def expected_of_two_tasks(exploration: float, episodes: int) -> Tensor:
+    """The expectation, uphill, of the meta-gradient that the algorithms take of two tasks, with a credit of their own
+    making from one post-adaptation episode each; over all outcomes of both tasks."""
+    (one, logits), (two, _) = case(1, 2), case(2, 2)
+    index, count = multisets(len(one.paths[0]), episodes)
+    M, N = len(index), len(one.paths[0])
+    drawn = [count * mdp.probabilities(logits)[index].prod(-1) for mdp in (one, two)]
+    stepped = [logits + LR * mdp.gradients(logits)[index].mean(1) for mdp in (one, two)]
+    chance = [p[:, None] * mdp.probabilities(x) for p, mdp, x in zip(drawn, (one, two), stepped, strict=True)]  # [M, N]
+    config = Config(n_tasks=2, episodes=episodes, inner_lr=LR, gamma=1.0, exploration=exploration)
+    total = torch.zeros_like(logits)
+    for k, mdp in enumerate((one, two)):
+        # One row for every outcome before and after adaptation of task k, and after adaptation of the other task.
+        m, n, other = (x.flatten() for x in torch.meshgrid(*map(torch.arange, (M, N, N)), indexing="ij"))
+        weight = len(m) * chance[k][m, n] * chance[1 - k].sum(0)[other]  # the objective is a mean over rows
+        earned = torch.tensor([[float(credit_of(k, x, y, config)) for y in range(N)] for x in range(N)]).double()
+        before, after = mdp.episodes(index[m]), mdp.episodes(n[:, None])
+        nothing, one_each = torch.zeros_like(before.rew), torch.ones(len(m), dtype=torch.float64)
+        advantage = after.returns() / SCALES[k] * weight[:, None, None]
+        data = [
+            Batch(rollout_of(before, logits.expand(len(m), 2, 2)), before.returns(), nothing, one_each),
+            Batch(rollout_of(after, stepped[k][m]), advantage, after.rew, one_each),
+        ]
+        policy = Table(spaces_of(TabularMDP(2, 2)))
+        objective = outer.objective(config, policy, data, len(m), scores=[weight * earned[n, other]])
+        total = total - value_and_gradient([objective], {"logits": logits})[1]["logits"] / 2
+    return total
+
+
+def credit_of(k: int, own: int, other: int, config: Config) -> Tensor:
+    """What task k of the two earns with its trajectory number `own` where the other has number `other`."""
+    parts = [case(seed, 2)[0].episodes(torch.tensor([[n]])) for seed, n in ((1 + k, own), (2 - k, other))]
+    data = Episodes(*(torch.cat([getattr(part, name) for part in parts]) for name in ("obs", "act", "rew")))
+    scale = torch.tensor([SCALES[k], SCALES[1 - k]], dtype=torch.float64)
+    advantage = data.returns() / scale[:, None, None]
+    last = Batch(rollout_of(data, torch.zeros(2, 2, 2).double()), advantage, torch.zeros_like(data.rew), scale)
+    return outer.credits(config, [last, last])[0][0]
+
+
+@pytest.mark.parametrize("episodes", [1, 2, 3])
+def test_with_the_weight_one_e_maml_has_the_gradient_of_formulation_i(episodes):
+    (one, logits), (two, _) = case(1, 2), case(2, 2)
+
+    def formulation_i(x: Tensor) -> Tensor:
+        found = [mdp.formulation_i(x, LR, episodes) / scale for mdp, scale in zip((one, two), SCALES, strict=True)]
+        return (found[0] + found[1]) / 2
+
+    want = gradient_of(formulation_i, logits)
+    torch.testing.assert_close(expected_of_two_tasks(1.0, episodes), want)
+    assert error(expected_of_two_tasks(0.0, episodes), want) > 0.2
+    assert error(expected_of_two_tasks(0.5, episodes), want) > 0.1
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -379,12 +437,38 @@ def test_sampled_meta_gradient_is_that_of_formulation_i_with_the_exploration_ter
     taken = log_prob(policy.distribution(adapted, post.obs), post.act)
     loss = losses.surrogate(taken, after.log_prob.double(), post.returns(), post.mask)
     if explore:
-        score = losses.masked_mean(post.rew, post.mask) - mdp.value(logits[0])  # a constant may be taken off
+        score = outer.gain(Batch(after, post.returns(), torch.zeros_like(post.rew), torch.ones(len(logits))))
         taken = log_prob(policy.distribution({"logits": meta}, pre.obs), pre.act)
         loss = loss + losses.exploration(taken, before.log_prob.double(), score, pre.mask)
     (gradient,) = torch.autograd.grad(-loss.sum(), meta)
     z = z_scores(gradient, gradient_of(lambda x: mdp.formulation_i(x, LR, 2), logits[0]))
     assert z.max() < 4 if explore else z.max() > 10
+
+
+class OneMDP(QuietMDP):
+    """All tasks are the same one."""
+
+    def sample(self, n: int, rng: np.random.Generator, split: str = "train") -> Tasks:
+        return {name: np.repeat(x, n, 0) for name, x in super().sample(1, np.random.default_rng(1), split).items()}
+
+
+@pytest.mark.parametrize("exploration", [1.0, 0.0])
+def test_from_settings_to_meta_gradient_e_maml_is_formulation_i_with_the_weight_one(exploration):
+    # Undiscounted returns for advantages, as they are: all else is as in training.
+    mdp, logits = case(1, 3)
+    family = OneMDP(2, 2, 3)
+    sampler, policy, state = Sampler(family), Table(spaces_of(family)), State({"logits": logits.float()})
+    config = e_maml.Config(
+        n_tasks=2000, episodes=2, inner_lr=LR, gamma=1.0, reward_baseline=0.0, exploration=exploration
+    )
+    gradients = []
+    for seed in range(50):
+        data = experience(config, sampler, policy, state, seed).data
+        parts = outer.objectives(config, policy, data, state)
+        gradients.append(-value_and_gradient(parts, state.params)[1]["logits"].double())
+    z = z_scores(torch.stack(gradients), gradient_of(lambda x: mdp.formulation_i(x, LR, 2), logits))
+    assert len(z) == 4
+    assert z.max() < 4 if exploration else z.max() > 10
 
 
 def test_the_step_sizes_of_replicates_are_those_of_one():

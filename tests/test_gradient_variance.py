@@ -12,8 +12,6 @@ from exact import MDP
 from metarl_envs.tabular_mdp import TabularMDP
 
 import metarl
-from metarl.inner_loop import experience
-from metarl.outer import credit
 
 FILE = Path(metarl.__file__).parents[1] / "experiments" / "gradient_variance" / "run.py"
 pytestmark = pytest.mark.skipif(not FILE.exists(), reason="metarl is not run from its repository")
@@ -96,12 +94,3 @@ def test_the_exact_hessians_average_to_the_true_one_where_they_should(study):
         assert unbiased or (mean - want).norm() > 0.01 * want.norm()
     # The Hessian of log pi of a softmax is the same for every action, so with a baseline nothing is left of it.
     assert (mdp.probabilities(logits) @ study.hessians("policy gradient", mdp, logits)).abs().max() < 1e-12
-
-
-def test_with_the_exact_weight_scores_are_mean_rewards_in_units_of_the_advantages(study):
-    learner = metarl.MetaLearner("maml_trpo", metarl.make("TabularMDP-v0"), device="cpu", n_tasks=6, episodes=5)
-    data = experience(learner.config, learner.sampler, learner.policy, learner.state, 0).data
-    data = [replace(batch, scale=torch.full_like(batch.scale, 3.0)) for batch in data]
-    per_step = data[-1].rollout.rew.mean((1, 2))
-    scores = study.exact_weight(data) / 5 * credit(data)  # what `metarl.outer` multiplies the scores of steps with
-    torch.testing.assert_close(scores, (per_step - per_step.mean()) / 3.0)

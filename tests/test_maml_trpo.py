@@ -570,8 +570,10 @@ def test_strided_steps_are_every_so_manieth():
     assert some.rollout.dist.mean.shape[1] == some.rollout.obs.shape[1]
 
 
-def test_an_iteration_with_a_stride_makes_another_step_within_the_same_bound():
-    (some, stats), (whole, _) = (one(replace(RUN, episodes=20, fisher_stride=n)) for n in (2, 1))
+@pytest.mark.parametrize("exploration", [0.0, 0.01])
+def test_an_iteration_with_a_stride_makes_another_step_within_the_same_bound(exploration):
+    settings = replace(RUN, episodes=20, exploration=exploration)
+    (some, stats), (whole, _) = (one(replace(settings, fisher_stride=n)) for n in (2, 1))
     assert stats["outer/accepted"] and 0.1 * RUN.max_kl < stats["outer/kl"] <= RUN.max_kl
     start = setup(Drift(), RUN)[2].params
     steps = [flatten(new.params) - flatten(start) for new in (some, whole)]

@@ -1,6 +1,5 @@
 """The meta-objective and its gradient, against a slow twin with formulas of its own and its finite differences."""
 
-import math
 from dataclasses import replace
 from functools import partial
 
@@ -13,7 +12,7 @@ from torch import Tensor
 from metarl import losses, outer, parallel
 from metarl.adapt import Params, split
 from metarl.algorithms import maml_trpo, maml_vpg, promp
-from metarl.inner_loop import lr_unit
+from metarl.inner_loop import Batch, lr_unit
 from metarl.outer import Outer
 from metarl.trust_region import flatten, value_and_gradient
 
@@ -39,7 +38,8 @@ def compare(
     loss = losses.surrogate if clip is None else partial(losses.clipped_surrogate, clip=clip)
     kind = Outer(loss if ratio else maml_vpg.on_policy, inner_kl, by_hand)
     unit, fixed = lr_unit(config, state.params), outer.held(config, state)
-    ours = outer.objective(config, policy, data, config.n_tasks, kind, unit, iteration, fixed, outer.credit(data))
+    scores = outer.credits(config, data, iteration)
+    ours = outer.objective(config, policy, data, config.n_tasks, kind, unit, iteration, fixed, scores)
     at = apart(outer.trained(config, state))
     slow = SlowObjective(config, policy, data, fixed | at, unit, iteration, clip, inner_kl, ratio)
     value, gradient = value_and_gradient([ours], at)
@@ -115,6 +115,7 @@ OUTER = [
     {"exploration": 1.5, "inner_steps": 2},
     {"exploration": 1.5, "inner_kl": 0.7, "learned_lr": "per_parameter"},
     {"exploration": 1.5, "adapts": "context", "context": 2},
+    {"exploration": 1.5, "multi_step_until": 8, "inner_steps": 3, "iteration": 2},
     {"clip": 0.02},
     {"clip": 0.02, "inner_gradient": "lvc", "inner_steps": 2},
     {"ratio": False, "inner_steps": 2},
@@ -149,10 +150,11 @@ def gradient_of(iteration: int = 0, kind: Outer = PLAIN, parts: int = 1, **setti
     """The meta-gradient apart from the acting parameters, with the data of the settings' plain counterpart."""
     config = maml_trpo.Config(**(SMALL | {"n_tasks": 4, "inner_steps": 2, "inner_gradient": "lvc"} | settings))
     policy, state, data = problem(FAMILIES["gaussian"], config)
-    scores, n = outer.credit(data), config.n_tasks // parts
+    scores, n = outer.credits(config, data, iteration), config.n_tasks // parts
     chunks = [slice(i * n, (i + 1) * n) for i in range(parts)]
     objectives = [
-        outer.objective(config, policy, [b[c] for b in data], 4, kind, 1.0, iteration, scores=scores[c]) for c in chunks
+        outer.objective(config, policy, [b[c] for b in data], 4, kind, 1.0, iteration, scores=[x[c] for x in scores])
+        for c in chunks
     ]
     return value_and_gradient(objectives, apart(outer.trained(config, state)))[1]
 
@@ -199,21 +201,55 @@ def test_the_objectives_of_an_iteration_are_cut_as_the_tasks_are(monkeypatch):
     torch.testing.assert_close(flatten(cut[1]), flatten(whole[1]), atol=1e-12, rtol=1e-10)
 
 
-def test_credit_by_hand():
-    # Mean returns of 1, 2 and 6 over the episodes: mean 3, standard deviation sqrt(14 / 3).
-    config = maml_trpo.Config(**(SMALL | {"n_tasks": 3, "episodes": 2}))
-    _, _, data = problem(Drift(), config)
+def earning(first: list[list[float]], lengths: list[list[int]], scale: float = 1.0) -> Batch:
+    """Two episodes of each task, which earn `first` in their first step and nothing later."""
+    _, _, data = problem(Drift(), maml_trpo.Config(**(SMALL | {"n_tasks": len(first), "episodes": 2})))
     rollout = data[-1].rollout
-    rew = torch.zeros_like(rollout.rew)
-    rew[:, 0] = torch.tensor([[0.0, 2.0], [2.0, 2.0], [5.0, 7.0]], dtype=torch.float64)
-    scores = outer.credit([replace(data[-1], rollout=replace(rollout, rew=rew, mask=torch.ones_like(rew)))])
-    want = torch.tensor([-2.0, -1.0, 3.0], dtype=torch.float64) / math.sqrt(14 / 3)
-    torch.testing.assert_close(scores, want, atol=1e-7, rtol=1e-7)
+    rew, steps = torch.zeros_like(rollout.rew), torch.arange(rollout.rew.shape[1])
+    rew[:, 0] = torch.tensor(first, dtype=torch.float64)
+    mask = (steps[:, None] < torch.tensor(lengths)[:, None]).double()
+    scales = torch.full_like(data[-1].scale, scale)
+    return replace(data[-1], rollout=replace(rollout, rew=rew, mask=mask), scale=scales)
 
 
-def test_one_task_alone_earns_no_credit():
-    config = maml_trpo.Config(**(SMALL | {"n_tasks": 1}))
-    assert outer.credit(problem(Drift(), config)[2]).tolist() == [0.0]
+FULL = [[8, 8], [8, 8], [8, 8]]
+
+
+def test_a_gain_by_hand():
+    # Mean returns of 1, 2 and 6; those of the other two tasks are 4, 3.5 and 1.5. Eight steps, advantages over 5.
+    batch = earning([[0.0, 2.0], [2.0, 2.0], [5.0, 7.0]], FULL, scale=5.0)
+    assert outer.gain(batch).tolist() == pytest.approx([-3 / 40, -1.5 / 40, 4.5 / 40])
+
+
+def test_a_gain_is_per_step_that_a_task_really_has():
+    # As the outer loss, which is a mean over them: 3, 8 and 6 steps a task.
+    batch = earning([[0.0, 2.0], [2.0, 2.0], [5.0, 7.0]], [[2, 4], [8, 8], [6, 6]])
+    assert outer.gain(batch).tolist() == pytest.approx([-3 / 3, -1.5 / 8, 4.5 / 6])
+
+
+def test_a_task_whose_advantages_are_nothing_but_rounding_gains_nothing():
+    # One step, for which the second task always pays the same: dividing by that deviation would make millions.
+    rollout = earning([[0.0, 2.0], [3.3, 3.3], [5.0, 7.0]], [[1, 1], [1, 1], [1, 1]]).rollout
+    single = {"obs": torch.ones_like(rollout.obs).float(), "rew": rollout.rew.float(), "mask": rollout.mask.float()}
+    batch = Batch.of(maml_trpo.Config(), replace(rollout, **single))
+    assert batch.scale[1] < 1e-5 and batch.scale[::2].min() > 0.1
+    first, second, third = outer.gain(batch).tolist()
+    assert first < -0.01 and second == 0.0 and third > 0.01
+
+
+def test_the_credit_is_for_every_loss_that_comes_after_the_episodes():
+    config = maml_trpo.Config(**(SMALL | {"inner_steps": 3, "multi_step_until": 8}))
+    data = problem(Drift(), config)[2]
+    one, two, three = (outer.gain(batch) for batch in data[1:])
+    got = outer.credits(config, data, 4)  # the losses weigh 1 / 6, 1 / 6 and 2 / 3
+    want = [one / 6 + two / 6 + 2 * three / 3, two / 6 + 2 * three / 3, 2 * three / 3]
+    torch.testing.assert_close(got, want)
+    assert all(torch.equal(x, three) for x in outer.credits(config, data, 8))
+
+
+def test_without_inner_steps_there_is_nothing_to_credit():
+    config = maml_trpo.Config(**(SMALL | {"inner_steps": 0}))
+    assert outer.credits(config, problem(Drift(), config)[2]) == []
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -86,6 +86,7 @@ CONTRADICTIONS: list[tuple[type, dict[str, Any], str]] = [
     (GradientSettings, {"learned_discount": True, "first_order_until": 3}, "learned_discount .* first_order"),
     (GradientSettings, {"learned_discount": True, "inner_gradient": "dice"}, "learned_discount .*'dice' has none"),
     (GradientSettings, {"adapts": "context"}, "adapts='context' needs a context vector: set context"),
+    (GradientSettings, {"exploration": 0.5, "n_tasks": 1}, "exploration=0.5 .* got n_tasks=1: set n_tasks"),
     (GradientSettings, {"context": 2, "network": "cnn"}, "context=2 has no meaning for network='cnn'"),
     (GradientSettings, {"channels": (4,), "network": "mlp"}, r"channels=\(4,\) has no meaning for network='mlp'"),
     *[

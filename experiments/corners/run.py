@@ -34,11 +34,11 @@ SETTINGS: dict[str, Any] = {"n_tasks": 20, "episodes": 20, "inner_lr": 0.5, "lr_
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "maml": ("maml_trpo", {}),
     "lvc": ("maml_trpo", {"inner_gradient": "lvc"}),
-    "e_maml": ("e_maml", {"exploration": 1 / HORIZON}),
+    "e_maml": ("e_maml", {"exploration": 0.05}),
     "e_maml_1": ("e_maml", {"exploration": 1.0}),
     "untrained": ("maml_trpo", {}),
 }
-"""`e_maml` averages the exploration term over steps and episodes, as published code does; `e_maml_1` over episodes."""
+"""`e_maml` has the default weight of E-MAML's term, `e_maml_1` that of the exact gradient."""
 ITERATIONS = 30
 TEST = {"episodes": 100, "steps": 3, "seed": 1_357_911}
 """Each of the four corners once; the policy before adaptation is the same in all, so 400 episodes tell of it."""

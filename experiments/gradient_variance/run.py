@@ -1,7 +1,6 @@
 """How noisy the meta-gradient is with each estimator of the inner gradient (Rothfuss et al. 2019, section 6.2).
 
     python experiments/gradient_variance/run.py exact                          # small MDPs, by enumeration
-    python experiments/gradient_variance/run.py weights                        # the exact weight of E-MAML's term
     python experiments/gradient_variance/run.py train --on tabular --seed 0    # along a training path; resumes
     python experiments/gradient_variance/run.py report                         # tables and figure of what was run
 
@@ -22,7 +21,6 @@ import importlib
 import itertools
 import math
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,8 +32,8 @@ from torch import Tensor
 import metarl
 from metarl import figures, losses
 from metarl.checkpoint import atomic_write, write_json
-from metarl.inner_loop import Batch, State, evaluate, experience
-from metarl.outer import credit, objectives, trained
+from metarl.inner_loop import Batch, State, evaluate
+from metarl.outer import objectives, trained
 from metarl.train import versions
 from metarl.trust_region import flatten, value_and_gradient, value_and_kl
 
@@ -174,34 +172,6 @@ def train(on: str, seed: int, runs: Path) -> None:
             "on": on, "seed": seed, "family": [family, kwargs], "settings": learner.describe(),
             "meta_batches": batches, "threads": torch.get_num_threads(), "versions": versions(),
         })  # fmt: skip
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# E-MAML's weight
-
-WEIGHT_FAMILIES = ("PointNavigation-v0", "TabularMDP-v0", "BernoulliBandit-v0")
-
-
-def exact_weight(data: list[Batch]) -> float:
-    """The setting `exploration` with which E-MAML's term has the size that formulation I gives it.
-
-    There a task's score is its mean reward per step after adaptation, over what its advantages were divided by; the
-    algorithms normalise scores to a standard deviation of 1 over the tasks and divide by the episodes.
-    """
-    last = data[-1]
-    mean = losses.masked_mean(last.rollout.rew, last.rollout.mask)
-    wanted = (mean - mean.mean()) / last.scale
-    return float(last.rollout.rew.shape[2] * wanted.norm() / credit(data).norm())
-
-
-def exact_weights(seeds: Sequence[int] = range(5)) -> list[dict[str, Any]]:
-    """At the initial parameters, K = 20 tasks and E = 20 episodes; settings otherwise the defaults."""
-    rows = []
-    for family, seed in itertools.product(WEIGHT_FAMILIES, seeds):
-        learner = metarl.MetaLearner("maml_trpo", family, seed=seed, device="cpu", n_tasks=20, episodes=20)
-        found = experience(learner.config, learner.sampler, learner.policy, learner.state, seed)
-        rows.append({"family": family, "seed": seed, "weight": exact_weight(found.data)})
-    return rows
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -405,7 +375,7 @@ def draw(runs: dict[str, list[list[dict[str, Any]]]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("exact", "weights", "train", "report"))
+    parser.add_argument("command", choices=("exact", "train", "report"))
     parser.add_argument("--on", choices=tuple(RUNS), default="tabular")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
@@ -415,8 +385,6 @@ def main() -> None:
     if args.command == "exact":
         write_rows(RESULTS / "exact.csv", exact_hessians())
         write_rows(RESULTS / "exact_meta.csv", exact_meta_gradients())
-    elif args.command == "weights":
-        write_rows(RESULTS / "exploration_weight.csv", exact_weights())
     elif args.command == "train":
         train(args.on, args.seed, args.runs)
     else:

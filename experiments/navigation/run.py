@@ -39,7 +39,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "lvc": ("maml_trpo", TRPO | {"inner_gradient": "lvc"}),
     "dice": ("maml_trpo", TRPO | {"inner_gradient": "dice"}),
     "fomaml": ("fomaml", TRPO),
-    "e_maml": ("e_maml", TRPO | {"exploration": 1 / HORIZON}),
+    "e_maml": ("e_maml", TRPO | {"exploration": 0.05}),
     "e_maml_1": ("e_maml", TRPO | {"exploration": 1.0}),
     "meta_sgd": ("meta_sgd", TRPO),
     "anil": ("anil", TRPO),
@@ -52,7 +52,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "joint": ("maml_trpo", TRPO | {"inner_steps": 0}),
 }
 """Algorithm and its settings. MAML++ anneals over what is 14 iterations of its two inner steps: the whole budget.
-E-MAML's term is averaged over steps as well as episodes, as in published code; `e_maml_1` over episodes only."""
+`e_maml` has the default weight of E-MAML's term, `e_maml_1` that of the exact gradient."""
 CONTROLS = ("joint", "e_maml_1")
 VARIANTS = {"lvc": "maml_trpo", "dice": "maml_trpo"}
 """Those that differ in the estimator alone take the step sizes of the other."""
