@@ -367,7 +367,7 @@ def test_their_cnn_has_the_same_distributions_here(act):
 
 
 def test_observations_that_a_wrapper_normalised_are_taken_as_they_are():
-    env = VecNormalize(DummyVecEnv([lambda: Still(VECTOR, ACTIONS)]))
+    env = VecNormalize(DummyVecEnv([lambda: Still(VECTOR, ACTIONS)]), epsilon=0.5)
     env.obs_rms.mean, env.obs_rms.var = np.array([1.0, -2.0, 0.3]), np.array([4.0, 0.25, 1.0])
     model = PPO("MlpPolicy", env, device="cpu", seed=0)
     raw = observations(VECTOR)
@@ -700,6 +700,62 @@ def test_an_episode_with_a_success_in_any_step_is_one():
     infos = [env.step(np.zeros((2, 2), np.float32))[3] for _ in range(6)]
     assert [[info.get("is_success") for info in step] for step in infos[1:3]] == [[None, None], [True, True]]
     assert [info["is_success"] for info in infos[5]] == [True, False]
+
+
+class Fake:
+    """A vector environment of 2 that says what it is told to, in the memory that it said the last in."""
+
+    def __init__(self, steps: list[tuple[list[int], list[int], list[int]]]):
+        self.steps, self.obs, self.resets = iter(steps), np.zeros((2, 2), np.float32), []
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        mask = options.get("reset_mask", np.ones(2, bool))
+        self.resets.append(mask.tolist())
+        self.obs[mask] = 0
+        return self.obs, {}
+
+    def step(self, actions: Any) -> Any:
+        self.obs += 1
+        terminated, truncated, success = (np.array(x, bool) for x in next(self.steps))
+        return self.obs, np.ones(2), terminated, truncated, {"success": success}
+
+
+def faked(steps: list[tuple[list[int], list[int], list[int]]]) -> Any:
+    family: Any = point(9)
+    family.make_vector = lambda *_: Fake(steps)
+    env = as_vec_env(family, 2)
+    env.reset()
+    return env
+
+
+def test_the_end_of_one_episode_is_nothing_to_the_others():
+    # terminated, truncated, success in each step. Both at once is a termination.
+    env = faked(
+        [([0, 0], [0, 0], [0, 1]), ([1, 0], [1, 0], [1, 0]), ([0, 1], [0, 0], [0, 0]), ([0, 0], [1, 0], [0, 0])]
+    )
+    steps = [env.step(np.zeros((2, 2), np.float32)) for _ in range(4)]
+    assert [done.tolist() for *_, done, _ in steps] == [[False, False], [True, False], [False, True], [True, False]]
+    shown = [[(i, info["TimeLimit.truncated"], info["is_success"]) for i, info in enumerate(infos) if len(info) > 1]
+             for *_, infos in steps]  # fmt: skip
+    assert shown == [[], [(0, False, True)], [(1, False, True)], [(0, True, False)]]
+    assert env.vector.resets[1:] == [[True, False], [False, True], [True, False]]
+
+
+def test_what_was_returned_stays_where_the_environments_reuse_their_memory():
+    env = faked([([0, 0], [0, 0], [0, 0]), ([0, 0], [1, 1], [0, 0])])
+    first = env.reset()
+    second = env.step(np.zeros((2, 2), np.float32))[0]
+    third, _, _, infos = env.step(np.zeros((2, 2), np.float32))
+    last = [info["terminal_observation"].tolist() for info in infos]
+    assert (first.tolist(), second.tolist(), third.tolist()) == ([[0, 0]] * 2, [[1, 1]] * 2, [[0, 0]] * 2)
+    assert last == [[2, 2]] * 2
+
+
+def test_reset_options_are_refused():
+    env = as_vec_env(point(), 2)
+    env.set_options({"goal": [0.1, 0.1]})
+    with pytest.raises(ValueError, match=r"PointNavigation-v0 take no reset options, got \[\{'goal'"):
+        env.reset()
 
 
 def test_their_wrappers_count_and_normalise():
