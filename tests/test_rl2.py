@@ -507,6 +507,11 @@ def test_an_adapted_policy_is_saved_with_its_memory(tmp_path):
         assert np.array_equal(a, b)
     assert again.returns == pytest.approx(policy.returns) and again.memory.hidden.any()
     assert not np.array_equal(again.fresh().predict(obs)[1][3], again.predict(obs)[1][3])
+    # The memory is gone, the statistics of the observations are not.
+    fresh = RecurrentPolicy(learner.policy, learner.state.params, obs_stats=learner.state.obs_stats)
+    plain = RecurrentPolicy(learner.policy, learner.state.params)
+    hidden = [p.predict(obs, deterministic=True)[1][3] for p in (policy.fresh(), fresh, plain)]
+    assert np.array_equal(hidden[0], hidden[1]) and not np.allclose(hidden[0], hidden[2], atol=1e-4)
     with pytest.raises(CheckpointError, match="holds a recurrent policy, not a policy: use RecurrentPolicy"):
         AdaptedPolicy.load(tmp_path / "policy")
     learner.save(tmp_path / "learner.safetensors")

@@ -24,7 +24,7 @@ from test_readme import ROOT, blocks
 from tiny_runs import point, rows_without_time, same_params, tiny
 from torch import nn
 
-from metarl import AdaptedPolicy, MetaLearner, normalize, random
+from metarl import AdaptedPolicy, MetaLearner, RecurrentPolicy, normalize, random
 from metarl.adapt import expand
 from metarl.policies import MLPPolicy, ModulePolicy
 from metarl.sb3 import as_vec_env, from_sb3, to_sb3
@@ -413,6 +413,15 @@ def test_meta_training_and_adaptation_start_from_their_model(tmp_path):
     learner.learn(1).save(tmp_path / "learner")
     assert not same_params(learner.state.params, start.params)
     assert same_params(MetaLearner.load(tmp_path / "learner").learn(1).state.params, learner.learn(1).state.params)
+
+
+def test_a_learner_has_a_copy_of_the_policy_that_it_starts_from():
+    start = from_sb3(theirs_on_point())
+    learner = MetaLearner("maml_trpo", point(), policy=start, device="cpu", n_tasks=2, episodes=2)
+    before = {name: value.clone() for name, value in start.params.items()}
+    for value in start.params.values():
+        value.add_(1)
+    assert same_params(learner.state.params, before) and not same_params(start.params, before)
 
 
 def test_a_learner_that_started_from_a_policy_with_statistics_goes_on_normalising(tmp_path):
@@ -826,6 +835,27 @@ def test_a_callback_stops_and_the_run_can_be_resumed(tmp_path):
     learner.learn(1, run_dir=tmp_path / "run", callback=recorder, eval_every=0)
     assert recorder.events[-5] == f"start {2 * 40}"
     assert [row["iteration"] for row in rows_without_time(tmp_path / "run")] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("algorithm", ["maml_trpo", "rl2"])
+def test_the_model_of_a_callback_normalises_observations_as_the_learner_does(algorithm):
+    config = {"trials": 2, "hidden": 8, "minibatches": 2} if algorithm == "rl2" else {"episodes": 2, "hidden": (8,)}
+    learner = MetaLearner(algorithm, point(), device="cpu", n_tasks=2, normalize_obs=True, **config)
+    obs, asked = observations(learner.family.observation_space), []
+
+    def ask(locals_: Any, _: Any) -> bool:
+        asked.append(callback.model.predict(obs, deterministic=True)[0])
+        return True
+
+    callback = sb3_callbacks.ConvertCallback(ask)
+    learner.learn(2, callback=callback, eval_every=0)
+    kind = RecurrentPolicy if algorithm == "rl2" else AdaptedPolicy
+    own, plain = (
+        kind(learner.policy, learner.state.params, obs_stats=stats).predict(obs, deterministic=True)[0]
+        for stats in (learner.state.obs_stats, {})
+    )
+    np.testing.assert_array_equal(asked[1], own)
+    assert np.abs(own - plain).max() > 1e-4  # the control: it matters
 
 
 def test_numbers_do_not_depend_on_callbacks():
