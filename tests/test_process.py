@@ -1,6 +1,7 @@
 """Worker processes: the numbers of the loop to the last bit, and no way to leave a process behind."""
 
 import contextlib
+import ctypes
 import gc
 import importlib
 import json
@@ -13,6 +14,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +28,7 @@ from process_families import Closing, Failing, Leaky, Noisy, Pid, Succeeding, Un
 from tiny_runs import same_params, tiny
 
 import metarl.rollout
+import metarl.vector.process
 from metarl import cli, random
 from metarl.algorithms.maml_trpo import Config
 from metarl.rollout import Rollout, Sampler, collect
@@ -272,17 +275,18 @@ def test_every_environment_is_closed_once(workers, tmp_path):
     assert family.closed() == 8 + 6
 
 
-def test_at_the_end_workers_go_by_themselves_and_after_an_error_they_are_killed(start):
+def test_at_the_end_workers_go_by_themselves_and_after_an_error_they_are_killed(start, monkeypatch):
+    monkeypatch.setattr(metarl.vector.process, "_GRACE", 30.0)  # however busy the machine is
     ends = []
     for trouble in (False, True):
         env = start(Noisy() if not trouble else Failing("step", "raise"))
         env.reset(seed=100, options={"tasks": tasks_of(env.family)})
-        processes = list(env._pool.processes)
+        workers = list(env._pool.processes)
         with pytest.raises(WorkerError) if trouble else contextlib.nullcontext():
             for _ in range(3):
                 env.step(np.zeros((6, 2), np.float32))
         env.close()
-        ends.append([process.returncode for process in processes])
+        ends.append([worker.returncode for worker in workers])
     assert ends[0] == [0, 0]
     assert -signal.SIGKILL in ends[1]  # the control
 
@@ -554,6 +558,32 @@ def test_workers_end_when_their_parent_is_killed(tail, tmp_path):
     assert gone(lambda: workers_of(process.pid))
     assert gone(lambda: running(f"sleep\x0098{process.pid}"))
     process.communicate()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux lets another process than 1 adopt orphans")
+def test_workers_end_with_their_parent_where_another_process_than_the_first_adopts_them(tmp_path):
+    # As in a systemd session or below a container's init. A worker that is stuck sees no pipe close.
+    set_child_subreaper = 36
+    libc = ctypes.CDLL(None)
+    assert libc.prctl(set_child_subreaper, 1, 0, 0, 0) == 0
+    try:
+        process = script("""
+            env = go(Failing('step', 'sleep')); print('ready', flush=True)
+            while True: env.step(np.zeros((6, 2), 'f4'))
+        """, tmp_path)  # fmt: skip
+        assert process.stdout is not None
+        assert [process.stdout.readline().strip() for _ in range(2)] == ["main runs", "ready"]
+        stuck = partial(running, f"sleep\x0098{process.pid}")
+        assert gone(lambda: [] if stuck() else [1])  # a worker is stuck now
+        process.kill()
+        process.communicate()
+        assert gone(lambda: workers_of(process.pid))
+        assert gone(stuck)
+    finally:
+        libc.prctl(set_child_subreaper, 0, 0, 0, 0)
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:  # what was adopted
+                pass
 
 
 def test_a_forked_copy_of_the_parent_leaves_the_workers_alone(tmp_path):
