@@ -178,6 +178,15 @@ def test_the_humanoids_cost_of_contacts_has_a_most():
     assert costs[0] - np.array(costs) == pytest.approx([0, 8, 10])
 
 
+@pytest.mark.parametrize("id", FAMILIES)
+def test_splits_share_no_draw(id):
+    family = metarl.make(id)
+    train, again, test = (family.sample(20, np.random.default_rng(0), split) for split in ("train", "train", "test"))
+    for name, value in train.items():
+        assert np.array_equal(value, again[name])
+        assert not np.array_equal(value, test[name])  # from generators in the same state
+
+
 @pytest.mark.parametrize("id", RAND_PARAMS)
 def test_factors_of_one_leave_gymnasiums_environment(id):
     family = metarl.make(id)

@@ -26,6 +26,7 @@ from torch import nn
 
 from metarl import AdaptedPolicy, MetaLearner, RecurrentPolicy, normalize, random
 from metarl.adapt import expand
+from metarl.callbacks import Hooks
 from metarl.policies import MLPPolicy, ModulePolicy
 from metarl.sb3 import as_vec_env, from_sb3, to_sb3
 from metarl.spaces import spaces_of
@@ -887,6 +888,12 @@ def test_thresholds_are_those_of_adapted_policies_on_test_tasks():
     learner = tiny(max_kl=1e-12)
     learner.learn(9, callback=sb3_callbacks.CallbackList([patience]), eval_every=1, eval_tasks=2)
     assert learner.state.iteration < 9
+
+
+def test_an_improvement_is_one_over_the_best_score_and_not_over_the_last():
+    hooks = Hooks(tiny(), sb3_callbacks.StopTrainingOnNoModelImprovement(1))
+    hooks.start(None, 9)
+    assert [hooks.after_iteration({"eval/score": score}) for score in (5.0, 3.0, 4.0)] == [True, True, False]
 
 
 @pytest.mark.parametrize(
