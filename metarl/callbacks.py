@@ -85,7 +85,11 @@ class Model:
     def predict(self, observation: Any, *args: Any, **kwargs: Any) -> tuple[np.ndarray, Any]:
         """The meta-policy's actions, before any adaptation."""
         kind: Any = RecurrentPolicy if isinstance(self.learner.policy, GRUPolicy) else AdaptedPolicy
-        return kind(self.learner.policy, self.learner.state.params).predict(observation, *args, **kwargs)
+        params, stats = (
+            {name: value.cpu() for name, value in part.items()}
+            for part in (self.learner.state.params, self.learner.state.obs_stats)
+        )
+        return kind(self.learner.policy, params, obs_stats=stats).predict(observation, *args, **kwargs)
 
     def save(self, path: str | Path) -> None:
         """A checkpoint for `MetaLearner.load`; its name ends in `.safetensors` where they wanted `.zip`."""

@@ -140,6 +140,44 @@ class SucceedingEnv(NoisyEnv):
         return *out[:2], t == 4, False, {"success": np.float64(t == 3)} if t > 1 and self.task["shift"][0] > 0 else {}
 
 
+class Closing(Noisy):
+    """Its environments leave a byte in a file when they are closed."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.path = path
+
+    def make(self, task: dict[str, np.ndarray]) -> gym.Env:
+        return ClosingEnv(self, task)
+
+    def closed(self) -> int:
+        """How many environments were closed so far."""
+        return os.stat(self.path).st_size if os.path.exists(self.path) else 0
+
+
+class ClosingEnv(NoisyEnv):
+    family: Closing
+
+    def close(self) -> None:
+        with open(self.family.path, "ab") as file:
+            file.write(b".")
+
+
+class Leaky(Noisy):
+    """Starts a process that keeps all open files, and is killed in the first step."""
+
+    def make(self, task: dict[str, np.ndarray]) -> gym.Env:
+        return LeakyEnv(self, task)
+
+
+class LeakyEnv(NoisyEnv):
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        # In a session of its own it is not ended along with the worker.
+        subprocess.Popen(["sleep", f"97{os.getppid()}"], close_fds=False, start_new_session=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+        return super().step(action)
+
+
 class Unpicklable(Noisy):
     def __init__(self) -> None:
         super().__init__()

@@ -9,7 +9,15 @@ import pytest
 from rich.console import Console
 from tiny_runs import contents, tiny
 
-from metarl.evaluate import FINAL, PERIODIC, Evaluation, check_protocol, evaluation_seed, interquartile_mean
+from metarl.evaluate import (
+    FINAL,
+    PERIODIC,
+    Evaluation,
+    bootstrap_interval,
+    check_protocol,
+    evaluation_seed,
+    interquartile_mean,
+)
 
 
 def evaluation(returns: Any, step_sizes: tuple[float, ...] = (0.5,), **more: Any) -> Evaluation:
@@ -87,6 +95,18 @@ def test_intervals_are_the_same_every_time():
     assert evaluation(NORMAL, ()).rows() == evaluation(NORMAL, ()).rows()
 
 
+def test_the_ends_of_an_interval_are_percentiles_of_the_draws():
+    # One success in 8 tasks: a draw of 8 has Binomial(8, 1/8) of them. None has probability 0.34, at most 2 have 0.93,
+    # at most 3 have 0.99. (Percentiles turned over at the mean, as of the "basic" bootstrap, would be -1/8 and 1/4.)
+    assert bootstrap_interval(np.array([0.0, 0, 0, 0, 0, 0, 0, 1])) == (0.0, 3 / 8)
+
+
+@pytest.mark.parametrize("odd", [float("inf"), float("nan")])
+def test_returns_that_are_not_finite_have_no_interval(odd):
+    assert np.isnan(bootstrap_interval(np.array([1.0, 2.0, odd]))).all()
+    assert np.isfinite(bootstrap_interval(np.array([1.0, 2.0, 9.0]))).all()
+
+
 def test_one_task_has_no_interval():
     row = evaluation([[3.0, 4.0]]).rows()[1]
     assert (row.mean, row.iqm) == (4.0, 4.0)
@@ -109,10 +129,11 @@ def shown(evaluation: Evaluation, width: int = 100, title: str = "") -> str:
 
 
 def test_the_table_shows_steps_sizes_means_and_intervals():
-    lines = shown(evaluation([[1.0, 2.5], [1.0, 2.5]], (0.25,))).splitlines()
+    lines = shown(evaluation([[1.0, 2.5, 3.0], [1.0, 2.5, 3.0]], (0.25, 0.125))).splitlines()
     cells = [[cell.strip() for cell in line.strip("│┃").split("│")] for line in lines if line.startswith("│")]
     assert cells == [["0", "", "1.00 [1.00, 1.00]", "1.00 [1.00, 1.00]"],
-                     ["1", "0.25", "2.50 [2.50, 2.50]", "2.50 [2.50, 2.50]"]]  # fmt: skip
+                     ["1", "0.25", "2.50 [2.50, 2.50]", "2.50 [2.50, 2.50]"],
+                     ["2", "0.125", "3.00 [3.00, 3.00]", "3.00 [3.00, 3.00]"]]  # fmt: skip
 
 
 def test_the_table_says_what_was_measured():

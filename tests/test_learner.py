@@ -423,6 +423,14 @@ def test_an_adapted_policy_comes_back_with_the_same_predictions(tmp_path, policy
     assert loaded.policy == policy.policy
 
 
+def test_the_settings_of_an_adapted_policy_come_back(tmp_path):
+    given = {"hidden": (3, 4), "activation": "relu", "init_std": 0.7, "min_std": 0.05}
+    policy = tiny(**given).adapt({"goal": [0.3, -0.2]})
+    loaded = AdaptedPolicy.load(policy.save(tmp_path / "p"))
+    assert loaded.policy == policy.policy
+    assert {name: getattr(loaded.policy, name) for name in given} == given
+
+
 def test_a_policy_is_loaded_by_the_name_it_was_saved_under(tmp_path, policy):
     policy.save(tmp_path / "p.v2")
     assert same_params(AdaptedPolicy.load(tmp_path / "p.v2").params, policy.params)

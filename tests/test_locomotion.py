@@ -11,7 +11,7 @@ from stable_baselines3.common.env_checker import check_env as check_env_sb3
 import metarl
 from metarl.tasks import task_at
 from metarl.vector import LoopVectorEnv
-from metarl.vector.mujoco import MujocoVectorEnv
+from metarl.vector.mujoco import MujocoVectorEnv, Physics
 
 pytest.importorskip("mujoco")
 
@@ -135,6 +135,56 @@ def test_untouched_gymnasium_environments_with_the_reward_of_the_docstring(id):
             assert terminated[0] == gym_terminated
         if gym_terminated:
             break
+
+
+def bounds_of_health(id):
+    """(position in the state, values on both sides of every bound)."""
+    states = {"Ant": [(2, (0.19, 0.21, 0.99, 1.01)), (-1, (np.nan, 1e9))], "Humanoid": [(2, (0.99, 1.01, 1.99, 2.01))],
+              "Hopper": [(1, (0.69, 0.71, 5.0)), (2, (-0.21, -0.19, 0.19, 0.21)), (4, (-101, -99, 99, 101)),
+                         (-1, (-101.0, -99.0, 99.0, 101.0))],
+              "Walker2d": [(1, (0.79, 0.81, 1.99, 2.01)), (2, (-1.01, -0.99, 0.99, 1.01)), (-1, (500.0,))]}  # fmt: skip
+    return next(found for name, found in states.items() if id.startswith(name))
+
+
+@pytest.mark.parametrize("id", FALLING)
+def test_who_has_fallen_is_decided_as_by_gymnasium(id):
+    """Where random actions do not come to: at both sides of every bound."""
+    family = metarl.make(id)
+    plain = gym.make(family.env_id, disable_env_checker=True).unwrapped
+    plain.reset(seed=0)
+    qpos, qvel = plain.init_qpos.copy(), plain.init_qvel.copy()
+    seen = []
+    for place, values in bounds_of_health(id):
+        for value in values:
+            state = np.concatenate([qpos, qvel])
+            state[place] = value
+            plain.data.qpos[:], plain.data.qvel[:] = np.split(state, [len(qpos)])
+            physics = Physics(plain.data.qpos[None].copy(), plain.data.qvel[None].copy(), np.zeros((1, 1)), {})
+            assert bool(family.terminated(physics)[0]) == (not plain.is_healthy), (place, value)
+            seen.append(plain.is_healthy)
+    assert len(set(seen)) == 2
+
+
+def test_the_humanoids_cost_of_contacts_has_a_most():
+    # 5e-7 |forces|^2, at most 10: of one force of 4000 it is 8, of one of 5000 it would be 12.5.
+    family, zero = metarl.make("HumanoidDir-v0"), np.zeros
+    bodies, costs = family.model.nbody, []
+    for force in (0.0, 4000.0, 5000.0):
+        forces = zero((1, bodies, 6))
+        forces[0, 3, 2] = force
+        now = Physics(family.init_qpos[None], family.init_qvel[None], zero((1, 17)),
+                      {"xipos": zero((1, bodies, 3)), "cfrc_ext": forces})  # fmt: skip
+        costs.append(family.reward(now, now, zero((1, 17)), {"angle": zero(1)})[0])
+    assert costs[0] - np.array(costs) == pytest.approx([0, 8, 10])
+
+
+@pytest.mark.parametrize("id", FAMILIES)
+def test_splits_share_no_draw(id):
+    family = metarl.make(id)
+    train, again, test = (family.sample(20, np.random.default_rng(0), split) for split in ("train", "train", "test"))
+    for name, value in train.items():
+        assert np.array_equal(value, again[name])
+        assert not np.array_equal(value, test[name])  # from generators in the same state
 
 
 @pytest.mark.parametrize("id", RAND_PARAMS)

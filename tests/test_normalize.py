@@ -58,6 +58,13 @@ def test_what_the_mask_leaves_out_does_not_count():
     assert same_params(a, b)
 
 
+def test_data_without_a_valid_step_changes_nothing():
+    obs, mask = data(0)
+    before = normalize.update(normalize.start(VECTOR), obs, mask)
+    assert same_params(normalize.update(before, obs, torch.zeros_like(mask)), before)
+    assert same_params(normalize.update(normalize.start(VECTOR), obs, torch.zeros_like(mask)), normalize.start(VECTOR))
+
+
 def test_normalised_data_has_mean_zero_and_standard_deviation_one():
     obs, _ = data(0, 20, 50, 4)
     stats = normalize.update(normalize.start(VECTOR), obs, torch.ones(obs.shape[:-1]))

@@ -84,6 +84,9 @@ def test_what_is_given_is_not_changed(direction):
     direction(gradients(1), memory)
     assert_same(memory, before, atol=0, rtol=0)
     assert_same(given, gradients(0), atol=0, rtol=0)
+    found, memory = direction(given, {})
+    found.clear()  # the caller's own
+    assert_same(memory, before, atol=0, rtol=0)
 
 
 def test_adam_of_a_gradient_of_zero_stays_and_can_be_differentiated():

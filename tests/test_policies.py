@@ -281,6 +281,16 @@ def test_buffers_stay_as_they_are(make):
     assert all(torch.equal(value, before[name]) for name, value in module.named_buffers())
 
 
+def test_every_task_draws_its_own_dropout():
+    policy = ModulePolicy(GAUSSIAN, nn.Sequential(nn.Linear(3, 50), nn.Dropout(0.5), nn.Linear(50, 2)))
+    params = expand(policy.init(torch.Generator()), 2)
+    mean = policy.distribution(params, torch.ones(2, 4, 3))[0]
+    assert policy.batched and not torch.allclose(mean[0], mean[1])
+    policy.module.eval()
+    mean = policy.distribution(params, torch.ones(2, 4, 3))[0]
+    assert torch.allclose(mean[0], mean[1])  # the control: nothing else tells the tasks apart
+
+
 def test_buffers_are_used():
     module = Counting()
     policy = ModulePolicy(GAUSSIAN, module)

@@ -133,6 +133,15 @@ def test_initial_parameters():
     assert a["w_act"].abs().max() < 0.01  # the first actions follow from the biases, which are zero
 
 
+def test_initial_rotations_have_no_preferred_sign():
+    # Of a uniformly drawn orthogonal matrix every entry is as often positive as negative. What LAPACK's QR gives is
+    # not such a matrix: its first entry is negative in every draw.
+    policy = policy_of(hidden=3)
+    draws = torch.stack([policy.init(torch.Generator().manual_seed(seed))["w_rec"] for seed in range(200)])
+    positive = (draws > 0).float().mean(0)
+    assert (positive - 0.5).abs().max() < 0.14  # four standard deviations of 200 coins
+
+
 def test_memory_of_some_and_of_others():
     old, new = (Memory(torch.full((2, 3), x), torch.full((2, 1), x), torch.full((2,), x)) for x in (1.0, 2.0))
     mixed = new.where(torch.tensor([True, False]), old)

@@ -14,16 +14,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Dict, Discrete
 from probes import Drift, random_params
-from process_families import Failing, Noisy, Pid, Succeeding, Unpicklable
+from process_families import Closing, Failing, Leaky, Noisy, Pid, Succeeding, Unpicklable
 from tiny_runs import same_params, tiny
 
 import metarl.rollout
+import metarl.vector.process
 from metarl import cli, random
 from metarl.algorithms.maml_trpo import Config
 from metarl.rollout import Rollout, Sampler, collect
@@ -257,6 +260,35 @@ def test_close_ends_the_processes_and_may_be_called_twice(start):
         env.reset(seed=0, options={"tasks": tasks_of(Noisy())})
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_environment_is_closed_once(workers, tmp_path):
+    family: Any = Closing(str(tmp_path / "closed"))
+    env, tasks, some = make_vector(family, K, E, workers=workers), tasks_of(family), np.arange(K * E) % 3 == 0
+    closed = []
+    for options in ({"tasks": tasks}, {}, {"reset_mask": some}, {"tasks": tasks}, {"tasks": tasks, "reset_mask": some}):
+        env.reset(seed=0, options=options)
+        closed.append(family.closed())
+    env.close()
+    assert closed == [0, 0, 0, 6, 8]  # new tasks need new environments, and nothing else does
+    assert family.closed() == 8 + 6
+
+
+def test_at_the_end_workers_go_by_themselves_and_after_an_error_they_are_killed(start, monkeypatch):
+    monkeypatch.setattr(metarl.vector.process, "_GRACE", 30.0)  # however busy the machine is
+    ends = []
+    for trouble in (False, True):
+        env = start(Noisy() if not trouble else Failing("step", "raise"))
+        env.reset(seed=100, options={"tasks": tasks_of(env.family)})
+        workers = list(env._pool.processes)
+        with pytest.raises(WorkerError) if trouble else contextlib.nullcontext():
+            for _ in range(3):
+                env.step(np.zeros((6, 2), np.float32))
+        env.close()
+        ends.append([worker.returncode for worker in workers])
+    assert ends[0] == [0, 0]
+    assert -signal.SIGKILL in ends[1]  # the control
+
+
 def test_the_garbage_collector_ends_the_processes():
     env = ProcessVectorEnv(Noisy(), K, E, 2)
     env.reset(seed=0, options={"tasks": tasks_of(Noisy())})
@@ -341,6 +373,20 @@ def check_trouble(where: str, trouble: str, start: Callable[..., ProcessVectorEn
         env.step(np.zeros((6, 2), np.float32))
 
 
+def test_what_an_environment_started_does_not_hide_the_end_of_its_worker(start):
+    # A child with copies of the worker's pipes would keep them open, and the parent would wait for an answer.
+    env = start(Leaky(), timeout=10.0)
+    env.reset(seed=0, options={"tasks": tasks_of(Leaky())})
+    try:
+        with pytest.raises(WorkerError, match="was ended by SIGKILL in step 0"):
+            env.step(np.zeros((6, 2), np.float32))
+        children = running(f"sleep\x0097{os.getpid()}")
+        assert children  # the control: it is still there
+    finally:
+        for child in running(f"sleep\x0097{os.getpid()}"):
+            os.kill(child, signal.SIGKILL)
+
+
 def test_a_worker_that_is_killed_between_two_steps_is_an_error_too(start):
     env = start(Noisy())
     env.reset(seed=0, options={"tasks": tasks_of(Noisy())})
@@ -403,6 +449,28 @@ def test_nonsense_is_refused_before_a_process_starts(call, message, start):
     assert workers_of(os.getpid()) == []
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"workers": 0}, "workers >= 1 and timeout > 0, got 0 and 60"),
+        ({"timeout": 0.0}, "got 2 and 0.0"),
+        ({"timeout": float("nan")}, "got 2 and nan"),
+        ({"observation_space": Dict({"a": Discrete(2)})}, r"has the observation space Dict.*workers=0"),
+        ({"action_space": Dict({"a": Discrete(2)})}, r"has the action space Dict.*workers=0"),
+    ],
+    ids=["workers", "timeout", "no number", "observation", "action"],
+)
+def test_settings_and_spaces_that_do_not_work_are_refused_at_once(change, message):
+    family, options = Noisy(), {"workers": 2, "timeout": 60}
+    for name, value in change.items():
+        if name in options:
+            options[name] = value
+        else:
+            setattr(family, name, value)
+    with pytest.raises(ValueError, match=message):
+        ProcessVectorEnv(family, K, E, **options)
+
+
 def test_actions_of_another_shape_are_refused(start):
     env = start(Noisy())
     env.reset(seed=0, options={"tasks": tasks_of(Noisy())})
@@ -438,7 +506,8 @@ def go(family, **more):
 
 def script(tail: str, folder: Path, way: str = "file", **more: Any) -> subprocess.Popen:
     text = SCRIPT + textwrap.dedent(tail)
-    env = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "PYTHONWARNINGS": "default"}
+    places = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
+    env = os.environ | {"PYTHONPATH": places, "PYTHONWARNINGS": "default"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": env}
     if way == "stdin":
         process = subprocess.Popen([sys.executable, "-"], stdin=subprocess.PIPE, **pipes)
@@ -565,6 +634,36 @@ def test_the_automatic_choice_follows_its_rule(step, rollout, cores, want, monke
     env = AutomaticVectorEnv(family, K, E)
     for _ in range(2):
         play(env, family, [0] * 6, tasks_of(family), steps=2)
+    assert env.workers == want
+    env.close()
+
+
+def test_the_automatic_choice_closes_what_it_leaves_behind(eager, tmp_path):
+    family: Any = Closing(str(tmp_path / "closed"))
+    env = AutomaticVectorEnv(family, K, E)
+    play(env, family, [0] * 6, tasks_of(family))
+    assert (env.workers, family.closed()) == (0, 0)
+    env.reset(options={"tasks": tasks_of(family)})
+    assert (env.workers, family.closed()) == (2, 6)
+    env.close()
+    assert family.closed() == 12
+
+
+@pytest.mark.parametrize(("steps", "resets", "want"), [(2, 0, 2), (9, 0, 0), (9, 2, 2)])
+def test_the_automatic_choice_counts_the_time_of_every_step_and_reset(steps, resets, want, monkeypatch):
+    # A clock by which each call takes a second: 1 + 2 seconds in 2 steps are more than 1.2 a step, 1 + 9 in 9 are not.
+    ticks = iter(range(1000))
+    monkeypatch.setattr(automatic, "time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
+    monkeypatch.setattr(automatic, "STEP_SECONDS", 1.2)
+    monkeypatch.setattr(automatic, "cores", lambda: 2)
+    family = Noisy()
+    env = AutomaticVectorEnv(family, K, E)
+    env.reset(seed=0, options={"tasks": tasks_of(family)})
+    for _ in range(steps):
+        env.step(np.zeros((6, 2), np.float32))
+    for _ in range(resets):
+        env.reset(seed=0, options={"reset_mask": np.arange(K * E) == 1})
+    env.reset(seed=0, options={"tasks": tasks_of(family)})
     assert env.workers == want
     env.close()
 

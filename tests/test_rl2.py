@@ -243,6 +243,30 @@ def test_before_the_first_step_the_ratio_is_one():
     assert abs(float(parts["kl"])) < 1e-8 and float(parts["clip_fraction"]) == 0
 
 
+@pytest.mark.parametrize(("eps", "same"), [(1e-5, True), (1e-8, False)])
+def test_an_iteration_is_torchs_adam_on_clipped_gradients(eps, same):
+    # With gradients of a norm of 1e-4, which is so small that Adam's eps counts.
+    learner = small(Drift(), max_grad_norm=1e-4, outer_lr=0.1)
+    config, policy, state = learner.config, learner.policy, learner.state
+    tasks = learner.sampler.tasks(config.n_tasks, 0, 0)
+    data = sequences(collect_trials(
+        learner.sampler, tasks, config.trials, config.trial_episodes, policy, state.params, 0, 0
+    ))  # fmt: skip
+    units = rl2.value_units(config, state, data)
+    batch = rl2.make_batch(config, data, units, units)
+    params = {name: value.clone().requires_grad_() for name, value in state.params.items()}
+    optimizer = torch.optim.Adam(params.values(), lr=0.1, eps=eps)
+    for epoch in range(config.epochs):
+        for part in rl2.minibatches(config, data.mask.shape[1], 0, 0, epoch, torch.device("cpu")):
+            optimizer.zero_grad()
+            rl2.ppo_loss(config, policy, params, batch[part])[0].backward()
+            torch.nn.utils.clip_grad_norm_(params.values(), 1e-4)
+            optimizer.step()
+    found, _ = rl2.iteration(config, learner.sampler, policy, state, 0)
+    apart = max(float((found.params[name] - value).detach().abs().max()) for name, value in params.items())
+    assert (apart < 5e-3) == same, apart  # of 6 steps of up to 0.1
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Units of the value head
 
@@ -483,6 +507,11 @@ def test_an_adapted_policy_is_saved_with_its_memory(tmp_path):
         assert np.array_equal(a, b)
     assert again.returns == pytest.approx(policy.returns) and again.memory.hidden.any()
     assert not np.array_equal(again.fresh().predict(obs)[1][3], again.predict(obs)[1][3])
+    # The memory is gone, the statistics of the observations are not.
+    fresh = RecurrentPolicy(learner.policy, learner.state.params, obs_stats=learner.state.obs_stats)
+    plain = RecurrentPolicy(learner.policy, learner.state.params)
+    hidden = [p.predict(obs, deterministic=True)[1][3] for p in (policy.fresh(), fresh, plain)]
+    assert np.array_equal(hidden[0], hidden[1]) and not np.allclose(hidden[0], hidden[2], atol=1e-4)
     with pytest.raises(CheckpointError, match="holds a recurrent policy, not a policy: use RecurrentPolicy"):
         AdaptedPolicy.load(tmp_path / "policy")
     learner.save(tmp_path / "learner.safetensors")

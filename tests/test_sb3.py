@@ -24,8 +24,9 @@ from test_readme import ROOT, blocks
 from tiny_runs import point, rows_without_time, same_params, tiny
 from torch import nn
 
-from metarl import AdaptedPolicy, MetaLearner, normalize, random
+from metarl import AdaptedPolicy, MetaLearner, RecurrentPolicy, normalize, random
 from metarl.adapt import expand
+from metarl.callbacks import Hooks
 from metarl.policies import MLPPolicy, ModulePolicy
 from metarl.sb3 import as_vec_env, from_sb3, to_sb3
 from metarl.spaces import spaces_of
@@ -367,7 +368,7 @@ def test_their_cnn_has_the_same_distributions_here(act):
 
 
 def test_observations_that_a_wrapper_normalised_are_taken_as_they_are():
-    env = VecNormalize(DummyVecEnv([lambda: Still(VECTOR, ACTIONS)]))
+    env = VecNormalize(DummyVecEnv([lambda: Still(VECTOR, ACTIONS)]), epsilon=0.5)
     env.obs_rms.mean, env.obs_rms.var = np.array([1.0, -2.0, 0.3]), np.array([4.0, 0.25, 1.0])
     model = PPO("MlpPolicy", env, device="cpu", seed=0)
     raw = observations(VECTOR)
@@ -413,6 +414,15 @@ def test_meta_training_and_adaptation_start_from_their_model(tmp_path):
     learner.learn(1).save(tmp_path / "learner")
     assert not same_params(learner.state.params, start.params)
     assert same_params(MetaLearner.load(tmp_path / "learner").learn(1).state.params, learner.learn(1).state.params)
+
+
+def test_a_learner_has_a_copy_of_the_policy_that_it_starts_from():
+    start = from_sb3(theirs_on_point())
+    learner = MetaLearner("maml_trpo", point(), policy=start, device="cpu", n_tasks=2, episodes=2)
+    before = {name: value.clone() for name, value in start.params.items()}
+    for value in start.params.values():
+        value.add_(1)
+    assert same_params(learner.state.params, before) and not same_params(start.params, before)
 
 
 def test_a_learner_that_started_from_a_policy_with_statistics_goes_on_normalising(tmp_path):
@@ -702,6 +712,62 @@ def test_an_episode_with_a_success_in_any_step_is_one():
     assert [info["is_success"] for info in infos[5]] == [True, False]
 
 
+class Fake:
+    """A vector environment of 2 that says what it is told to, in the memory that it said the last in."""
+
+    def __init__(self, steps: list[tuple[list[int], list[int], list[int]]]):
+        self.steps, self.obs, self.resets = iter(steps), np.zeros((2, 2), np.float32), []
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        mask = options.get("reset_mask", np.ones(2, bool))
+        self.resets.append(mask.tolist())
+        self.obs[mask] = 0
+        return self.obs, {}
+
+    def step(self, actions: Any) -> Any:
+        self.obs += 1
+        terminated, truncated, success = (np.array(x, bool) for x in next(self.steps))
+        return self.obs, np.ones(2), terminated, truncated, {"success": success}
+
+
+def faked(steps: list[tuple[list[int], list[int], list[int]]]) -> Any:
+    family: Any = point(9)
+    family.make_vector = lambda *_: Fake(steps)
+    env = as_vec_env(family, 2)
+    env.reset()
+    return env
+
+
+def test_the_end_of_one_episode_is_nothing_to_the_others():
+    # terminated, truncated, success in each step. Both at once is a termination.
+    env = faked(
+        [([0, 0], [0, 0], [0, 1]), ([1, 0], [1, 0], [1, 0]), ([0, 1], [0, 0], [0, 0]), ([0, 0], [1, 0], [0, 0])]
+    )
+    steps = [env.step(np.zeros((2, 2), np.float32)) for _ in range(4)]
+    assert [done.tolist() for *_, done, _ in steps] == [[False, False], [True, False], [False, True], [True, False]]
+    shown = [[(i, info["TimeLimit.truncated"], info["is_success"]) for i, info in enumerate(infos) if len(info) > 1]
+             for *_, infos in steps]  # fmt: skip
+    assert shown == [[], [(0, False, True)], [(1, False, True)], [(0, True, False)]]
+    assert env.vector.resets[1:] == [[True, False], [False, True], [True, False]]
+
+
+def test_what_was_returned_stays_where_the_environments_reuse_their_memory():
+    env = faked([([0, 0], [0, 0], [0, 0]), ([0, 0], [1, 1], [0, 0])])
+    first = env.reset()
+    second = env.step(np.zeros((2, 2), np.float32))[0]
+    third, _, _, infos = env.step(np.zeros((2, 2), np.float32))
+    last = [info["terminal_observation"].tolist() for info in infos]
+    assert (first.tolist(), second.tolist(), third.tolist()) == ([[0, 0]] * 2, [[1, 1]] * 2, [[0, 0]] * 2)
+    assert last == [[2, 2]] * 2
+
+
+def test_reset_options_are_refused():
+    env = as_vec_env(point(), 2)
+    env.set_options({"goal": [0.1, 0.1]})
+    with pytest.raises(ValueError, match=r"PointNavigation-v0 take no reset options, got \[\{'goal'"):
+        env.reset()
+
+
 def test_their_wrappers_count_and_normalise():
     env = VecNormalize(VecMonitor(as_vec_env(point(5), 3, {"goal": [0.3, 0.0]})))
     env.reset()
@@ -772,6 +838,27 @@ def test_a_callback_stops_and_the_run_can_be_resumed(tmp_path):
     assert [row["iteration"] for row in rows_without_time(tmp_path / "run")] == [1, 2, 3]
 
 
+@pytest.mark.parametrize("algorithm", ["maml_trpo", "rl2"])
+def test_the_model_of_a_callback_normalises_observations_as_the_learner_does(algorithm):
+    config = {"trials": 2, "hidden": 8, "minibatches": 2} if algorithm == "rl2" else {"episodes": 2, "hidden": (8,)}
+    learner = MetaLearner(algorithm, point(), device="cpu", n_tasks=2, normalize_obs=True, **config)
+    obs, asked = observations(learner.family.observation_space), []
+
+    def ask(locals_: Any, _: Any) -> bool:
+        asked.append(callback.model.predict(obs, deterministic=True)[0])
+        return True
+
+    callback = sb3_callbacks.ConvertCallback(ask)
+    learner.learn(2, callback=callback, eval_every=0)
+    kind = RecurrentPolicy if algorithm == "rl2" else AdaptedPolicy
+    own, plain = (
+        kind(learner.policy, learner.state.params, obs_stats=stats).predict(obs, deterministic=True)[0]
+        for stats in (learner.state.obs_stats, {})
+    )
+    np.testing.assert_array_equal(asked[1], own)
+    assert np.abs(own - plain).max() > 1e-4  # the control: it matters
+
+
 def test_numbers_do_not_depend_on_callbacks():
     assert same_params(tiny().learn(2, callback=Recorder()).state.params, tiny().learn(2).state.params)
 
@@ -801,6 +888,12 @@ def test_thresholds_are_those_of_adapted_policies_on_test_tasks():
     learner = tiny(max_kl=1e-12)
     learner.learn(9, callback=sb3_callbacks.CallbackList([patience]), eval_every=1, eval_tasks=2)
     assert learner.state.iteration < 9
+
+
+def test_an_improvement_is_one_over_the_best_score_and_not_over_the_last():
+    hooks = Hooks(tiny(), sb3_callbacks.StopTrainingOnNoModelImprovement(1))
+    hooks.start(None, 9)
+    assert [hooks.after_iteration({"eval/score": score}) for score in (5.0, 3.0, 4.0)] == [True, True, False]
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import metarl
 from metarl import checkpoint
 from metarl.checkpoint import CheckpointError
 from metarl.supervised import FewShotLearner, Sets, Sinusoid, maml, method
+from metarl.train import BEST, LATEST
 
 DOCUMENT = Path(metarl.__file__).parents[1] / "docs" / "algorithms" / "supervised.md"
 
@@ -94,6 +95,17 @@ def test_the_best_state_is_the_one_with_the_lowest_loss_on_test_tasks(tmp_path):
     assert (meta["state"]["iteration"], meta["best_score"]) == (best["iteration"], best["eval/score"])
 
 
+@pytest.mark.parametrize(("score", "replaced"), [(1e9, False), (-1e9, True)])
+def test_a_resumed_run_remembers_its_best_score(tmp_path, score, replaced):
+    learner = tiny().learn(1, run_dir=tmp_path, eval_every=1, eval_tasks=2)
+    before = (tmp_path / BEST).read_bytes()
+    learner._best_score = score
+    learner.save(tmp_path / LATEST)
+    again = FewShotLearner.load(tmp_path, Sinusoid(), device="cpu")
+    again.learn(1, run_dir=tmp_path, eval_every=1, eval_tasks=2)
+    assert ((tmp_path / BEST).read_bytes() != before) == replaced
+
+
 def test_of_classes_it_is_the_accuracy(tmp_path):
     tiny(blobs()).learn(2, run_dir=tmp_path, eval_every=2, eval_tasks=5)
     row = rows_without_time(tmp_path)[-1]
@@ -166,6 +178,15 @@ def test_rows_have_the_interval_of_the_mean(tmp_path):
     csv_path, json_path = found.save(tmp_path)
     assert csv_path.read_text().splitlines()[0].startswith("step,loss,loss_low,loss_high,accuracy,")
     assert np.allclose(json.loads(json_path.read_text())["accuracies"], found.accuracies)
+
+
+def test_the_table_shows_every_step_with_its_own_size():
+    found = dataclasses.replace(
+        tiny().evaluate(2, step_sizes=(0.25, 0.125)), losses=np.array([[1.0, 0.5, 0.25], [1.0, 0.5, 0.25]])
+    )
+    columns = [list(column.cells) for column in found.table().columns]
+    assert columns == [["0", "1", "2"], ["", "0.25", "0.125"],
+                       [f"{x} \\[{x}, {x}]" for x in ("1.000", "0.500", "0.250")]]  # fmt: skip
 
 
 def test_losses_that_are_not_finite_can_be_saved(tmp_path):
@@ -269,10 +290,21 @@ def test_a_module_is_trained_and_left_alone(tmp_path):
         FewShotLearner.load(tmp_path / "x", Sinusoid())
 
 
+class Renamed:
+    """Another family of the same name."""
+
+    id, x_shape, outputs, loss = Sinusoid().id, (1,), 2, "mse"
+
+    def sample(self, n: int, rng: np.random.Generator, split: str, shots: int, queries: int) -> Sets:
+        x, y = (np.zeros((n, shots, size), np.float32) for size in (1, 2))
+        return Sets(x, y, x, y)
+
+
 @pytest.mark.parametrize(
     ("family", "options", "shown"),
     [
         (Sinusoid(phase=(0.0, 1.0)), {}, "was trained on the family"),
+        (Renamed(), {}, "'outputs': 1.*this one is .*'outputs': 2"),
         (Sinusoid(), {"network": module()}, "leave network= out"),
     ],
 )

@@ -143,6 +143,44 @@ def test_an_iteration_that_is_logged_counts():
     assert fake.kept == (3, 3.0)
 
 
+class Interrupted(Fake):
+    """Ctrl-C comes in the middle of what is done at the end of iteration 3, of 4."""
+
+    def __init__(self, where: str):
+        super().__init__({3: 1.0})
+        self.where = where
+
+    def _interrupted(self, where: str, state: int) -> None:
+        if (where, state) == (self.where, 3):
+            signal.raise_signal(signal.SIGINT)
+
+    def dump(self, step: int) -> None:
+        self._interrupted("log", step)
+        super().dump(step)
+
+    def keep(self, state: int, best: float | None) -> None:
+        self._interrupted("keep", state)
+        super().keep(state, best)
+
+    def save(self, name: str, state: int, best: float | None) -> None:
+        self._interrupted("save" if name == LATEST else "", state)
+        super().save(name, state, best)
+
+
+@pytest.mark.parametrize("iterations", [4, 3])
+@pytest.mark.parametrize("where", ["log", "keep", "save"])
+def test_an_interruption_waits_until_an_iteration_is_logged_kept_and_saved(where, iterations):
+    fake, before = Interrupted(where), signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            fake.train(iterations, checkpoint_every=3 if iterations == 4 else 100)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert [row["iteration"] for row in fake.rows] == [1, 2, 3]
+    assert fake.kept == (3, 1.0)
+    assert fake.saved[-1] == (LATEST, 3, 1.0)
+
+
 def test_the_progress_line_shows_returns_speed_and_evaluations(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     fake = Fake({2: 1.5})
@@ -391,6 +429,22 @@ def test_rows_hold_the_numbers_that_callbacks_got(tmp_path):
     tiny().learn(3, run_dir=tmp_path, callback=seen.append, eval_every=2, eval_tasks=2)
     rows = RunDirectory(tmp_path).metrics()
     assert [{name: value for name, value in row.items() if value is not None} for row in rows] == seen
+
+
+def test_the_speed_is_that_of_the_iterations_own_steps():
+    seen: list[dict[str, Any]] = []
+    tiny().learn(3, callback=seen.append, eval_every=0)
+    seconds = [stats["time/rollout"] + stats["time/update"] for stats in seen]
+    assert [stats["time/steps_per_second"] * s for stats, s in zip(seen, seconds, strict=True)] == pytest.approx(
+        [40] * 3
+    )
+
+
+def test_the_score_is_the_return_after_the_last_inner_step():
+    seen: list[dict[str, Any]] = []
+    tiny().learn(1, callback=seen.append, eval_every=1, eval_tasks=2, eval_step_sizes=(0.5, 0.3))
+    curve = [seen[0][f"eval/step_{k}"] for k in range(3)]
+    assert len(set(curve)) == 3 and seen[0]["eval/score"] == curve[-1]
 
 
 def test_steps_are_those_of_the_rollouts(whole):

@@ -17,7 +17,7 @@ from metarl.rollout import EnvSampler, Sampler
 from metarl.spaces import spaces_of
 from metarl.tasks import Task, task_at
 from metarl.trial import Sequences, Trials, collect_trials, run, sequences, shown_episodes, trial_seeds
-from metarl.vector import make_vector
+from metarl.vector import LoopVectorEnv, make_vector
 
 K, E, N, SEED, ITERATION = 3, 2, 4, 11, 5
 FAMILIES = {
@@ -156,6 +156,30 @@ def test_everything_is_zero_where_the_mask_is():
     assert not found.rew[off].any() and not found.value[off].any()
 
 
+class Spoilt(LoopVectorEnv):
+    """Episodes that are over go on to say nonsense."""
+
+    def step(self, actions: Any) -> Any:
+        over = self._terminated | self._truncated
+        obs, reward, *rest = super().step(actions)
+        obs = obs.astype(np.float32)
+        obs[over], reward[over] = np.nan, np.inf
+        return obs, reward, *rest
+
+
+def test_what_is_said_after_an_episodes_end_is_not_heard():
+    family = Stops()
+    policy, params, tasks = setup(family)
+    seeds = trial_seeds(SEED, ITERATION, N, K, E)
+    spoilt, clean = (
+        run(kind(family, K, E), tasks, family.horizon, policy, params, seeds) for kind in (Spoilt, LoopVectorEnv)
+    )
+    assert not clean.mask.all()
+    for field in ("x", "rew", "act", "mask", "value"):
+        assert torch.equal(getattr(spoilt, field), getattr(clean, field)), field
+    assert torch.equal(spoilt.memory.hidden, clean.memory.hidden)
+
+
 def test_rollouts_are_the_episodes():
     found = collected(Drift())
     parts = found.rollouts
@@ -212,10 +236,12 @@ def test_successes_are_counted_episode_by_episode():
     assert collected(Stops()).success_rates is None
 
 
+STATS = {"count": torch.tensor(4.0, dtype=torch.float64), "mean": torch.tensor([0.1, -0.2], dtype=torch.float64),
+         "m2": torch.tensor([16.0, 1.0], dtype=torch.float64)}  # fmt: skip
+
+
 def test_observations_are_normalised_by_given_statistics():
-    stats = {"count": torch.tensor(4.0, dtype=torch.float64), "mean": torch.tensor([0.1, -0.2], dtype=torch.float64),
-             "m2": torch.tensor([16.0, 1.0], dtype=torch.float64)}  # fmt: skip
-    found = collected(Drift(), obs_stats=stats)
+    found = collected(Drift(), obs_stats=STATS)
     on = found.mask > 0
     expected = (found.raw_obs - torch.tensor([0.1, -0.2])) / torch.tensor([2.0, 0.5])
     assert torch.allclose(found.x[..., :2][on], expected[on], atol=1e-5)
@@ -234,6 +260,20 @@ def test_a_reward_that_is_no_number_is_found():
     with pytest.raises(ValueError, match=r"StopsProbe-v0 returned the reward \[nan\] in step 1 of episode 0 of trial 0 "
                        r"of task 2 = \{'steps': np.int64\(3\)\}"):  # fmt: skip
         collected(Broken())
+
+
+class Boundless(Stops):
+    """Its observations are infinite in the second step of an episode."""
+
+    def observation(self, task: Task, t: int) -> float:
+        return np.inf if t == 1 else t
+
+
+@pytest.mark.parametrize("stats", [None, STATS], ids=["raw", "normalised"])
+def test_an_infinite_observation_is_not_cut_off_but_refused(stats):
+    # Normalised ones are cut off at 10, an infinite one too.
+    with pytest.raises(ValueError, match=r"StopsProbe-v0 returned the observation \[inf.* in step 1 of episode 0"):
+        collected(Boundless(), obs_stats=stats)
 
 
 class Seeds(gym.Env):
