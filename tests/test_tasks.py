@@ -122,6 +122,11 @@ def test_entries_that_disagree_about_their_number_are_refused(tasks):
         num_tasks(tasks)
 
 
+def test_single_tasks_in_a_list_are_no_tasks():
+    with pytest.raises(ValueError, match=r"got \[\{'x': 1\}\]; metarl.tasks.stack_tasks makes them of single ones"):
+        num_tasks([{"x": 1}])  # type: ignore[arg-type]
+
+
 def test_splits_of_one_seed_share_no_draw_and_each_can_be_repeated():
     def draw(split: str) -> np.ndarray:
         return split_rng(np.random.default_rng(7), split).uniform(size=1000)
