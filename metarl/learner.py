@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -400,7 +401,8 @@ class MetaLearner:
 
         Args:
             path: a checkpoint, or a run's directory (its latest state).
-            family: needed unless the learner's family came from `metarl.make`.
+            family: needed unless the learner's family came from `metarl.make`. One that `metarl.make` made with other
+                arguments, in other spaces, is refused; in the same spaces a UserWarning has both.
             policy: needed if the learner had a module of its own, alone or in the policy that it started from.
             workers: processes that step environments, as in a new learner.
 
@@ -499,4 +501,10 @@ def _load_family(path: Path, saved: dict[str, Any], given: str | TaskFamily | No
     if differing:
         was, now = ({key: of[key] for key in differing} for of in (saved, found))
         raise CheckpointError(f"{path} is a checkpoint of another family: it was saved with {was}, this one has {now}")
+    if saved["made"] and found["made"] and saved["made"] != (own := json.loads(json.dumps(found["made"]))):
+        of = saved["made"]["kwargs"], own["kwargs"]
+        other = sorted(name for name in {*of[0], *of[1]} if of[0].get(name) != of[1].get(name))
+        was, now = ({name: kwargs[name] for name in other if name in kwargs} for kwargs in of)
+        warnings.warn(f"{path} was saved with {saved['id']} made with {was}, this one was made with {now}: training "
+                      "and evaluation go on with this one", UserWarning, stacklevel=3)  # fmt: skip
     return family

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import math
+import warnings
 from typing import Any
 
 import gymnasium as gym
@@ -386,6 +387,19 @@ def test_another_family_is_refused(tmp_path, other):
     tiny().save(tmp_path / "l")
     with pytest.raises(CheckpointError, match="l is a checkpoint of another family: it was saved with "):
         MetaLearner.load(tmp_path / "l", family=other)
+
+
+def test_a_family_made_with_other_arguments_in_the_same_spaces_is_warned_of(tmp_path):
+    family = metarl.make("PointNavigationSparse-v0", horizon=2, goal_radius=1.0)
+    MetaLearner("maml_trpo", family, device="cpu", **TINY).save(tmp_path / "l")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        same = metarl.make("PointNavigationSparse-v0", goal_radius=1, horizon=2)
+        MetaLearner.load(tmp_path / "l", same, device="cpu")
+    other = metarl.make("PointNavigationSparse-v0", horizon=2, goal_radius=2.0)
+    message = r"made with \{'goal_radius': 1.0\}, this one was made with \{'goal_radius': 2.0\}"
+    with pytest.warns(UserWarning, match=message):
+        MetaLearner.load(tmp_path / "l", other, device="cpu")
 
 
 def test_a_module_comes_back_if_it_is_passed_again(tmp_path):
