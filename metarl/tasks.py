@@ -125,13 +125,14 @@ def validate_task(family: TaskFamily, task: Mapping[str, Any]) -> Task:
     out = {}
     for name, space in spaces.items():
         value = np.asarray(task[name])
+        shown = repr(value.tolist() if isinstance(task[name], np.ndarray) else task[name])
         if value.shape != space.shape:
-            raise ValueError(f"task parameter {name!r} of {family.id} has shape {space.shape}, got {task[name]!r}")
+            raise ValueError(f"task parameter {name!r} of {family.id} has shape {space.shape}, got {shown}")
         if not np.can_cast(value.dtype, space.dtype or value.dtype, "same_kind"):
-            raise ValueError(f"task parameter {name!r} of {family.id} is {space.dtype}, got {task[name]!r}")
+            raise ValueError(f"task parameter {name!r} of {family.id} is {space.dtype}, got {shown}")
         value = value.astype(space.dtype)
         if not space.contains(value if value.shape or not isinstance(space, gym.spaces.Discrete) else int(value)):
-            raise ValueError(f"task parameter {name!r} of {family.id} lies in {space}, got {task[name]!r}")
+            raise ValueError(f"task parameter {name!r} of {family.id} lies in {space}, got {shown}")
         out[name] = value
     return out
 
