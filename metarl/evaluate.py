@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 import scipy.stats
 from rich.table import Table
 
+from metarl.arguments import positive_sizes, whole
 from metarl.checkpoint import atomic_write, write_json
 from metarl.tasks import Tasks
 
@@ -125,10 +126,24 @@ def _row(step: int, x: np.ndarray, rate: np.ndarray | None) -> Row:
     return Row(step, float(x.mean()), *bootstrap_interval(x), *middle, *success)
 
 
-def check_protocol(n_tasks: int, episodes: int, step_sizes: Sequence[float | None]) -> None:
-    """Raise ValueError for an evaluation that makes no sense."""
-    for name, value in (("n_tasks", n_tasks), ("episodes", episodes)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    if any(size is not None and not size > 0 for size in step_sizes):
-        raise ValueError(f"step sizes must be positive, got {list(step_sizes)}")
+def checked_step_sizes(
+    steps: int | None, sizes: Sequence[float] | None, usual: Callable[[int], tuple[float, ...]], otherwise: int
+) -> tuple[float, ...]:
+    """The inner step sizes that `steps` and `sizes`, each possibly None, ask for.
+
+    Args:
+        usual: number of steps -> their sizes where none are given.
+        otherwise: how many steps where neither is given.
+
+    Raises:
+        ValueError: a negative number of steps, a size that is not positive and finite, or two that contradict.
+    """
+    steps = None if steps is None else whole("steps", steps)
+    if steps is not None and steps < 0:
+        raise ValueError(f"steps must not be negative, got {steps}")
+    if sizes is None:
+        return usual(otherwise if steps is None else steps)
+    found = positive_sizes("step_sizes", sizes)
+    if steps is not None and steps != len(found):
+        raise ValueError(f"steps={steps} contradicts the {len(found)} step_sizes {list(found)}: leave one out")
+    return found

@@ -22,6 +22,7 @@ from gymnasium.spaces import Dict, Tuple
 from gymnasium.wrappers import FlattenObservation, TimeLimit
 
 from metarl import places
+from metarl.arguments import listed, whole, yes_or_no
 from metarl.places import ATTRIBUTE, CONFIGURE, KEYWORD, OPTION, PLACES
 from metarl.priors import Choices, Prior, in_common, prior, together
 from metarl.spaces import spaces_of
@@ -83,6 +84,15 @@ def from_gymnasium(
         ValueError: an environment that cannot be made, a parameter it does not have, no distribution, no horizon, or
             spaces that policies do not support.
     """
+    visible = yes_or_no("visible", visible)
+    dicts = {"parameters": parameters, "splits": splits, "where": where, "make_kwargs": make_kwargs}
+    for name, value in dicts.items():
+        if value is not None and not isinstance(value, Mapping):
+            raise ValueError(f"{name} must be a dict, got {value!r}")
+    for name, functions in (("wrappers", listed("wrappers", wrappers, "functions")), ("configure", [configure])):
+        for function in functions:
+            if function is not None and not callable(function):
+                raise ValueError(f"{name}: {function!r} is no function of an environment")
     family = GymnasiumFamily(
         env, parameters, horizon, splits, where, configure, wrappers, make_kwargs, id, fresh, hidden_task
     )  # fmt: skip
@@ -112,7 +122,7 @@ class GymnasiumFamily:
     ):
         self.env, self.configure, self.wrappers = env, configure, tuple(wrappers)
         self.make_kwargs = dict(make_kwargs or {})
-        self.fresh, self.hidden_task = bool(fresh), bool(hidden_task)
+        self.fresh, self.hidden_task = yes_or_no("fresh", fresh), yes_or_no("hidden_task", hidden_task)
         self._env_id = env if isinstance(env, str) else getattr(env, "__name__", type(env).__name__)
         self.id = id or f"gym:{self._env_id}"
         registered = _registered(env) if isinstance(env, str) else None
@@ -208,9 +218,7 @@ class GymnasiumFamily:
             horizon = None if registered is None else registered.max_episode_steps
         if horizon is None:
             raise ValueError(f"{self._env_id} has no max_episode_steps of its own: say horizon=")
-        if horizon < 1:
-            raise ValueError(f"horizon must be at least 1, got {horizon}")
-        return int(horizon)
+        return whole("horizon", horizon, 1)
 
     def _find(self, creator: Callable[..., Any], given: dict[str, str]) -> dict[str, str]:
         """Where each parameter goes: name -> one of `PLACES`. Raises ValueError for one that goes nowhere."""

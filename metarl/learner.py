@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from torch import nn
 
 from metarl import algorithms, checkpoint
 from metarl.adapted_policy import AdaptedPolicy
+from metarl.arguments import listed, positive_sizes, whole, yes_or_no
 from metarl.checkpoint import CheckpointError
-from metarl.evaluate import FINAL, PERIODIC, Evaluation, check_protocol, evaluation_seed
+from metarl.evaluate import FINAL, PERIODIC, Evaluation, checked_step_sizes, evaluation_seed
 from metarl.parallel import keep_freed_memory
 from metarl.policies import MLPPolicy, ModulePolicy, Policy, without_context
 from metarl.policies_cnn import CNNPolicy
@@ -27,6 +29,7 @@ from metarl.tasks import (
     FamilySpec,
     TaskFamily,
     Tasks,
+    check_is_family,
     did_you_mean,
     make,
     num_tasks,
@@ -45,12 +48,14 @@ def resolve_device(device: str | torch.device) -> torch.device:
     found: torch.device | None
     try:
         found = torch.device(device)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         found = None
     if found is None or found.type not in ("cpu", "cuda"):
         raise ValueError(f"device must be auto, cpu or cuda, got {device!r}")
     if found.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {device!r} was asked for, but this machine has no CUDA device; use auto or cpu")
+    if found.type == "cuda" and (found.index or 0) >= (count := torch.cuda.device_count()):
+        raise ValueError(f"device {device!r} was asked for, but this machine has {count}, counted from cuda:0")
     return found
 
 
@@ -61,7 +66,7 @@ def make_config(algorithm: str, values: Mapping[str, Any]) -> Any:
     for name in values:
         if name not in known:
             raise ValueError(f"{algorithm} has no setting {name!r}{did_you_mean(name, known)}")
-    return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+    return kind(**values)
 
 
 class MetaLearner:
@@ -100,6 +105,7 @@ class MetaLearner:
         start = policy if isinstance(policy, AdaptedPolicy) else None
         self.config = make_config(algorithm, config if start is None else _settings_of(start, config))
         self.family = make(family) if isinstance(family, str) else family
+        check_is_family(self.family)
         self.seed = _checked_seed(seed)
         self.device = resolve_device(device)
         spaces = spaces_of(self.family)
@@ -165,13 +171,16 @@ class MetaLearner:
             eval_step_sizes: its inner steps, one size for each; by default as in training (at least one step).
             checkpoint_every: write the latest state after so many iterations, and when training ends or breaks off.
         """
+        iterations, eval_tasks = whole("iterations", iterations), whole("eval_tasks", eval_tasks, 1)
+        checkpoint_every, eval_every = whole("checkpoint_every", checkpoint_every), whole("eval_every", eval_every)
+        progress_bar = yes_or_no("progress_bar", progress_bar)
         if iterations < 0:
             raise ValueError(f"iterations must not be negative, got {iterations}")
         if checkpoint_every < 1 or eval_every < 0:
             raise ValueError(f"need checkpoint_every >= 1 and eval_every >= 0, got {checkpoint_every} and {eval_every}")
         keep_freed_memory()
-        sizes = self._step_sizes(self._default_steps(1), eval_step_sizes or None)
-        check_protocol(eval_tasks, self.config.episodes, sizes)
+        eval_step_sizes = positive_sizes("eval_step_sizes", eval_step_sizes)
+        sizes = self._step_sizes(None, list(eval_step_sizes) or None, self._default_steps(1))
         schedule = {"eval_every": eval_every, "eval_tasks": eval_tasks, "eval_step_sizes": list(eval_step_sizes),
                     "checkpoint_every": checkpoint_every}  # fmt: skip
         step: Callable[[Any], tuple[Any, Stats]] = self._step
@@ -263,9 +272,9 @@ class MetaLearner:
             seed: of tasks and episodes; by default one that follows from the run's seed.
             details: keep all rollouts and parameters in the result.
         """
-        sizes = self._step_sizes(self._default_steps(3, 3) if steps is None else steps, step_sizes)
-        episodes = self.config.episodes if episodes is None else episodes
-        check_protocol(n_tasks if tasks is None else num_tasks(tasks), episodes, sizes)
+        sizes = self._step_sizes(steps, step_sizes, self._default_steps(3, 3))
+        episodes = self.config.episodes if episodes is None else whole("episodes", episodes, 1)
+        n_tasks = whole("n_tasks", n_tasks if tasks is None else num_tasks(tasks), 1)
         keep_freed_memory()
         seed = evaluation_seed(self.seed, FINAL) if seed is None else _checked_seed(seed)
         if tasks is None:
@@ -302,12 +311,10 @@ class MetaLearner:
         Raises:
             ValueError: a task that is none of the family's, or an environment with other spaces.
         """
-        sizes = self._step_sizes(self._default_steps(1) if steps is None else steps, step_sizes)
-        episodes = self.config.episodes if episodes is None else episodes
-        check_protocol(1, episodes, sizes)
+        sizes = self._step_sizes(steps, step_sizes, self._default_steps(1))
+        episodes = self.config.episodes if episodes is None else whole("episodes", episodes, 1)
         seed = evaluation_seed(self.seed, FINAL) if seed is None else _checked_seed(seed)
-        if horizon is not None and horizon < 1:
-            raise ValueError(f"horizon must be at least 1, got {horizon}")
+        horizon = None if horizon is None else whole("horizon", horizon, 1)
         sampler: Sampler | EnvSampler = self.sampler
         tasks: Tasks = {"env": np.zeros(1)}
         if isinstance(task, gym.Env):
@@ -350,15 +357,14 @@ class MetaLearner:
             return self.config.inner_steps
         return max(least, self.config.inner_steps if otherwise is None else otherwise)
 
-    def _step_sizes(self, steps: int, sizes: Sequence[float] | None) -> tuple[float | None, ...]:
-        if steps < 0:
-            raise ValueError(f"steps must not be negative, got {steps}")
-        if not hasattr(self.config, "inner_lr"):
-            if sizes is not None:
-                raise ValueError(f"{self.algorithm} has no inner step sizes, got {list(sizes)}: leave them out; "
-                                 "steps= says how many further episodes a trial has")  # fmt: skip
-            return (None,) * steps
-        return self.config.training_step_sizes(steps) if sizes is None else tuple(float(size) for size in sizes)
+    def _step_sizes(self, steps: int | None, sizes: Sequence[float] | None, otherwise: int) -> tuple[float | None, ...]:
+        """The sizes of `steps` inner steps (`otherwise`, if neither is given), None where they have none."""
+        if hasattr(self.config, "inner_lr"):
+            return checked_step_sizes(steps, sizes, self.config.training_step_sizes, otherwise)
+        if sizes is not None:
+            raise ValueError(f"{self.algorithm} has no inner step sizes, got {sizes!r}: leave them out; "
+                             "steps= says how many further episodes a trial has")  # fmt: skip
+        return (None,) * len(checked_step_sizes(steps, None, lambda n: (1.0,) * n, otherwise))
 
     # -----------------------------------------------------------------------------------------------------------------
     # Saving and loading
@@ -395,7 +401,8 @@ class MetaLearner:
 
         Args:
             path: a checkpoint, or a run's directory (its latest state).
-            family: needed unless the learner's family came from `metarl.make`.
+            family: needed unless the learner's family came from `metarl.make`. One that `metarl.make` made with other
+                arguments, in other spaces, is refused; in the same spaces a UserWarning has both.
             policy: needed if the learner had a module of its own, alone or in the policy that it started from.
             workers: processes that step environments, as in a new learner.
 
@@ -430,6 +437,9 @@ def _module_of(policy: nn.Module | AdaptedPolicy | None) -> nn.Module | None:
         raise ValueError("a learner cannot start from a RecurrentPolicy: load the learner that it came from")
     if isinstance(policy, AdaptedPolicy):
         return policy.policy.module if isinstance(policy.policy, ModulePolicy) else None
+    if policy is not None and not isinstance(policy, nn.Module):
+        raise ValueError(f"policy is a torch.nn.Module from observations to actions, or a policy to start from, got "
+                         f"{policy!r}")  # fmt: skip
     return policy
 
 
@@ -446,7 +456,7 @@ def _settings_of(start: AdaptedPolicy, given: Mapping[str, Any]) -> dict[str, An
     if start.obs_stats:
         own["normalize_obs"] = True
     for name in own.keys() & given.keys():
-        wanted = tuple(given[name]) if isinstance(own[name], tuple) else given[name]
+        wanted = tuple(listed(name, given[name], "numbers")) if isinstance(own[name], tuple) else given[name]
         if wanted != own[name] and wanted != "auto":
             raise ValueError(f"{name}={given[name]!r} contradicts the policy to start from, which has {own[name]!r}: "
                              "leave it out")  # fmt: skip
@@ -454,11 +464,10 @@ def _settings_of(start: AdaptedPolicy, given: Mapping[str, Any]) -> dict[str, An
 
 
 def _checked_seed(seed: int) -> int:
-    if not isinstance(seed, int | np.integer):
-        raise ValueError(f"seed must be a whole number, got {seed!r}")
+    seed = whole("seed", seed)
     if seed < 0:
         raise ValueError(f"seed must not be negative, got {seed}")
-    return int(seed)
+    return seed
 
 
 def _time_limit(env: gym.Env) -> int | None:
@@ -492,4 +501,10 @@ def _load_family(path: Path, saved: dict[str, Any], given: str | TaskFamily | No
     if differing:
         was, now = ({key: of[key] for key in differing} for of in (saved, found))
         raise CheckpointError(f"{path} is a checkpoint of another family: it was saved with {was}, this one has {now}")
+    if saved["made"] and found["made"] and saved["made"] != (own := json.loads(json.dumps(found["made"]))):
+        of = saved["made"]["kwargs"], own["kwargs"]
+        other = sorted(name for name in {*of[0], *of[1]} if of[0].get(name) != of[1].get(name))
+        was, now = ({name: kwargs[name] for name in other if name in kwargs} for kwargs in of)
+        warnings.warn(f"{path} was saved with {saved['id']} made with {was}, this one was made with {now}: training "
+                      "and evaluation go on with this one", UserWarning, stacklevel=3)  # fmt: skip
     return family

@@ -4,11 +4,12 @@ Every field has a default and a meaning; nonsense is refused with the value in t
 """
 
 import math
-from collections.abc import Collection
-from dataclasses import dataclass, replace
-from typing import Any, Literal, Self
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, Self, get_type_hints
 
 from metarl.adapt import LEARNED_LR, LearnedLr
+from metarl.arguments import listed, number, whole, yes_or_no
 from metarl.modules import PREFIX
 from metarl.policies import MLPPolicy
 from metarl.policies_cnn import CNNPolicy
@@ -43,6 +44,8 @@ class SamplingSettings:
     def __post_init__(self) -> None:
         check_whole(self, n_tasks=1, episodes=1)
         check_fraction(self, "gamma", "gae_lambda")
+        if self.reward_baseline is not None and not math.isfinite(self.reward_baseline):
+            raise ValueError(f"reward_baseline must be finite, got {self.reward_baseline}")
 
 
 @dataclass(frozen=True)
@@ -227,6 +230,7 @@ class GradientSettings(PolicySettings, InnerSettings, SamplingSettings):
     """The settings that all gradient-based meta-learners share."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         SamplingSettings.__post_init__(self)
         InnerSettings.__post_init__(self)
         PolicySettings.__post_init__(self)
@@ -276,6 +280,34 @@ def cosine(iteration: int, over: int, final: float) -> float:
 # Checks
 
 
+_PLAIN: dict[Any, Callable[[str, Any], Any]] = {
+    bool: yes_or_no,
+    int: whole,
+    float: number,
+    int | None: lambda name, value: None if value is None else whole(name, value),
+    float | None: lambda name, value: None if value is None else number(name, value),
+    tuple[int, ...]: lambda name, value: tuple(
+        whole(f"every entry of {name}", x) for x in listed(name, value, "whole numbers")
+    ),
+    tuple[float, ...]: lambda name, value: tuple(
+        number(f"every entry of {name}", x) for x in listed(name, value, "numbers")
+    ),
+}
+"""What makes a plain value of each type that a field may have; words are checked by what they may be."""
+
+
+def check_types(config: Any) -> None:
+    """Every field as a plain Python value of its type: to be called first in `__post_init__`.
+
+    Raises:
+        ValueError: a field of another type.
+    """
+    hints = get_type_hints(type(config))
+    for field in fields(config):
+        if (plain := _PLAIN.get(hints[field.name])) is not None:
+            object.__setattr__(config, field.name, plain(field.name, getattr(config, field.name)))
+
+
 def check_choice(config: Any, **choices: tuple[str, ...]) -> None:
     """Raise ValueError for a field that is none of its choices."""
     for name, known in choices.items():
@@ -286,11 +318,8 @@ def check_choice(config: Any, **choices: tuple[str, ...]) -> None:
 def check_whole(config: Any, **least: int) -> None:
     """Raise ValueError for a field below its least value, or no whole number; None passes."""
     for name, bound in least.items():
-        value = getattr(config, name)
-        if value is not None and not (math.isfinite(value) and value == int(value)):
-            raise ValueError(f"{name} must be a whole number, got {value}")
-        if value is not None and value < bound:
-            raise ValueError(f"{name} must be at least {bound}, got {value}")
+        if getattr(config, name) is not None:
+            whole(name, getattr(config, name), bound)
 
 
 def check_positive(config: Any, *names: str) -> None:

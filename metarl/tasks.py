@@ -15,6 +15,8 @@ from typing import Any, Protocol, runtime_checkable
 import gymnasium as gym
 import numpy as np
 
+from metarl.arguments import whole
+
 Task = dict[str, np.ndarray]
 """The parameters of one environment; each value has the shape of its entry in `task_space`."""
 
@@ -60,12 +62,28 @@ class TaskFamily(Protocol):
         ...
 
 
+def check_is_family(family: Any) -> None:
+    """Raise ValueError for what lacks a member that every family has; `metarl.check_family` looks deeper."""
+    if isinstance(family, type):
+        raise ValueError(f"{family.__name__} is a class: pass a family made of it, {family.__name__}()")
+    missing = [name for name in (*TaskFamily.__annotations__, "sample", "make") if not hasattr(family, name)]
+    if missing:
+        hint = "metarl.from_gymnasium makes one of an environment" if isinstance(family, gym.Env) else (
+            "pass a family's id or an object with these members, see metarl.TaskFamily"
+        )  # fmt: skip
+        raise ValueError(f"{family!r} is no task family, it has no {', '.join(missing)}: {hint}")
+    whole(f"the horizon of {family.id}", family.horizon, 1)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Tasks as data
 
 
 def num_tasks(tasks: Tasks) -> int:
-    """K. Raises ValueError if the entries disagree about it."""
+    """K. Raises ValueError if the entries disagree about it, or there are none."""
+    if not isinstance(tasks, Mapping):
+        raise ValueError(f"tasks are a dict of arrays with K in front, got {tasks!r}; metarl.tasks.stack_tasks makes "
+                         "them of single ones")  # fmt: skip
     lengths = {name: len(value) for name, value in tasks.items()}
     if len(set(lengths.values())) != 1:
         raise ValueError(f"every entry of tasks needs the same length K in front, got {lengths or 'no entry at all'}")
@@ -107,13 +125,14 @@ def validate_task(family: TaskFamily, task: Mapping[str, Any]) -> Task:
     out = {}
     for name, space in spaces.items():
         value = np.asarray(task[name])
+        shown = repr(value.tolist() if isinstance(task[name], np.ndarray) else task[name])
         if value.shape != space.shape:
-            raise ValueError(f"task parameter {name!r} of {family.id} has shape {space.shape}, got {task[name]!r}")
+            raise ValueError(f"task parameter {name!r} of {family.id} has shape {space.shape}, got {shown}")
         if not np.can_cast(value.dtype, space.dtype or value.dtype, "same_kind"):
-            raise ValueError(f"task parameter {name!r} of {family.id} is {space.dtype}, got {task[name]!r}")
+            raise ValueError(f"task parameter {name!r} of {family.id} is {space.dtype}, got {shown}")
         value = value.astype(space.dtype)
         if not space.contains(value if value.shape or not isinstance(space, gym.spaces.Discrete) else int(value)):
-            raise ValueError(f"task parameter {name!r} of {family.id} lies in {space}, got {task[name]!r}")
+            raise ValueError(f"task parameter {name!r} of {family.id} lies in {space}, got {shown}")
         out[name] = value
     return out
 
@@ -214,6 +233,8 @@ def make(id: str, **kwargs: Any) -> TaskFamily:
     Raises:
         ValueError: no family has this id (the message names the nearest), or it refuses `kwargs`.
     """
+    if not isinstance(id, str):
+        raise ValueError(f"a family's id is a word like 'PointNavigation-v0', got {id!r}")
     prefix, _, rest = id.partition(":")
     if prefix == VISIBLE and rest:
         return importlib.import_module("metarl.visible_family").visible(make(rest, **kwargs))
@@ -229,9 +250,9 @@ def make(id: str, **kwargs: Any) -> TaskFamily:
     return family
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: object, known: Iterable[str]) -> str:
     """The end of an error message about an unknown name: the nearest known one, or all of them."""
     known = list(known)
     lower = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(word.lower(), lower, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(word).lower(), lower, n=1, cutoff=0.5)
     return f"; did you mean {lower[close[0]]!r}?" if close else f"; known are {known}"

@@ -92,6 +92,20 @@ def fetch(file: int) -> bytes:
     return b"".join(parts)
 
 
+def stack_observations(space: Any, observations: list[Any]) -> np.ndarray:
+    """First observations [N, ...], of a type that takes the later ones as well: that of `space` does too.
+
+    An environment whose reset returns whole numbers, as `np.array([0, 0])` is, may return fractions afterwards.
+    """
+    found = np.stack([np.asarray(x) for x in observations])
+    return found.astype(np.result_type(found, space.dtype or found.dtype), copy=False)
+
+
+def reward_error(name: str, reward: Any) -> ValueError:
+    """For a reward that is not one number."""
+    return ValueError(f"{name} returned the reward {reward!r} of {type(reward)}: return one number, float(reward)")
+
+
 class _Worker:
     def __init__(self, index: int, file: int, family: Any, sizes: tuple[Any, ...], horizon: int):
         self.index, self.family, self.horizon = index, family, horizon
@@ -114,7 +128,8 @@ class _Worker:
             self.close()
             for i in self.numbers:
                 self.envs.append(self.made(tasks, episodes, i))
-        self.first = np.stack([self.first_obs(j, seeds) for j in range(len(self.envs))])
+        first = [self.first_obs(j, seeds) for j in range(len(self.envs))]
+        self.first = stack_observations(self.family.observation_space, first)
         self.shared.obs_type[self.index] = self.first.dtype.str.encode()
         self.terminated[:] = self.truncated[:] = False
         self.elapsed = np.zeros(len(self.envs), int)
@@ -160,7 +175,11 @@ class _Worker:
         ended = False
         for j, code, env_step in self.live:
             at[index] = code
-            obs[j], reward[j], terminated, truncated, info = env_step(actions[j])
+            obs[j], found, terminated, truncated, info = env_step(actions[j])
+            try:
+                reward[j] = found
+            except (TypeError, ValueError):
+                raise reward_error(self.family.id, found) from None
             if "success" in info:
                 success[j] = bool(info["success"])
             if terminated:

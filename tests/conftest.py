@@ -17,6 +17,14 @@ CUDA = pytest.param(
 )
 
 
+@pytest.fixture(scope="session", autouse=True)
+def sb3_logs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Stable-baselines3's own models make a directory for logs in /tmp that they never delete, unless told where."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SB3_LOGDIR", str(tmp_path_factory.mktemp("sb3")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """Timings and rounding that do not depend on the machine's cores; whatever a test sets is undone after it."""

@@ -68,6 +68,25 @@ class NoisyEnv(gym.Env):
         return np.clip(10 * x, 0, 255).astype(np.uint8) if space.dtype == np.uint8 else x.astype(space.dtype)
 
 
+class WholeAtFirst(Noisy):
+    """The first observation holds ints, although the space has floats; every reward is the given one."""
+
+    def __init__(self, reward: Any = 1) -> None:
+        super().__init__("float64")
+        self.id, self.reward = "Whole-v0", reward
+
+    def make(self, task: dict[str, np.ndarray]) -> gym.Env:
+        return WholeAtFirstEnv(self, task)
+
+
+class WholeAtFirstEnv(NoisyEnv):
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        return np.zeros(self.observation_space.shape or (), np.int64), {}
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        return np.full(self.observation_space.shape or (), 0.25), self.family.reward, False, False, {}
+
+
 class Pid(Noisy):
     """The observation is the process that runs the environment, and how many environments of the family it made."""
 

@@ -14,7 +14,7 @@ from metarl.evaluate import (
     PERIODIC,
     Evaluation,
     bootstrap_interval,
-    check_protocol,
+    checked_step_sizes,
     evaluation_seed,
     interquartile_mean,
 )
@@ -219,22 +219,33 @@ def test_saving_writes_two_files(tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What makes no sense
+# Inner steps and their sizes
+
+
+def halves(steps):
+    return tuple(0.5**i for i in range(steps))
 
 
 @pytest.mark.parametrize(
-    ("protocol", "message"),
-    [((0, 1, ()), "n_tasks must be at least 1, got 0"),
-     ((1, -3, ()), "episodes must be at least 1, got -3"),
-     ((1, 1, (0.1, 0.0)), r"step sizes must be positive, got \[0.1, 0.0\]"),
-     ((1, 1, (-0.5,)), r"step sizes must be positive, got \[-0.5\]"),
-     ((1, 1, (float("nan"),)), r"step sizes must be positive, got \[nan\]")],
+    ("steps", "sizes", "found"),
+    [(None, None, (1.0, 0.5)), (3, None, (1.0, 0.5, 0.25)), (0, None, ()), (None, [2, 0.1], (2.0, 0.1)),
+     (1, np.array([0.1]), (0.1,)), (np.int64(1), None, (1.0,))],
 )  # fmt: skip
-def test_a_protocol_that_makes_no_sense_is_refused(protocol, message):
+def test_steps_sizes_or_neither_can_be_given(steps, sizes, found):
+    assert checked_step_sizes(steps, sizes, halves, otherwise=2) == found
+
+
+@pytest.mark.parametrize(
+    ("steps", "sizes", "message"),
+    [(-1, None, "steps must not be negative, got -1"), (1.5, None, "steps must be a whole number, got 1.5"),
+     (2, [0.1], r"steps=2 contradicts the 1 step_sizes \[0.1\]: leave one out"),
+     (None, 0.1, "step_sizes must be a list of positive numbers, got 0.1"),
+     (None, [0.1, 0.0], r"step_sizes must be positive and finite, got \[0.1, 0.0\]"),
+     (None, [-0.5], r"step_sizes must be positive and finite, got \[-0.5\]"),
+     (None, [float("nan")], r"step_sizes must be positive and finite, got \[nan\]"),
+     (None, [float("inf")], r"step_sizes must be positive and finite, got \[inf\]"),
+     (None, ["0.1"], "every entry of step_sizes must be a number, got '0.1'")],
+)  # fmt: skip
+def test_steps_that_make_no_sense_are_refused(steps, sizes, message):
     with pytest.raises(ValueError, match=message):
-        check_protocol(*protocol)
-
-
-def test_a_protocol_that_makes_sense_is_not():
-    check_protocol(1, 1, ())
-    check_protocol(20, 3, (0.5, 0.25))
+        checked_step_sizes(steps, sizes, halves, otherwise=2)

@@ -13,7 +13,7 @@ from metarl.algorithms import ALGORITHMS
 ROOT = Path(metarl.__file__).parent
 
 LAYERS = [
-    {"distributions", "tasks", "random", "adapt", "losses", "optimizers", "parallel", "worker"},
+    {"distributions", "tasks", "random", "adapt", "losses", "optimizers", "parallel", "worker", "arguments"},
     {"spaces", "mlp", "modules", "normalize", "places", "priors", "visible_family"},
     {
         *("policies", "policies_cnn", "policies_gru", "gymnasium_family", "vector", "vector.automatic", "vector.loop"),

@@ -22,7 +22,7 @@ import pytest
 import torch
 from gymnasium.spaces import Dict, Discrete
 from probes import Drift, random_params
-from process_families import Closing, Failing, Leaky, Noisy, Pid, Succeeding, Unpicklable
+from process_families import Closing, Failing, Leaky, Noisy, Pid, Succeeding, Unpicklable, WholeAtFirst
 from tiny_runs import same_params, tiny
 
 import metarl.rollout
@@ -172,6 +172,27 @@ def test_an_observation_has_the_type_that_the_environments_gave_it(start):
     found = play(env, family, [5] * 6, tasks_of(family))
     assert found[0].dtype == np.float64
     assert_equal(found, play(loop, family, [5] * 6, tasks_of(family)))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_reset_that_returns_whole_numbers_does_not_cut_off_the_fractions_of_later_steps(workers):
+    env = make_vector(WholeAtFirst(), 1, 2, workers=workers)
+    first, _ = env.reset(seed=0, options={"tasks": {"end": np.zeros(1), "shift": np.zeros((1, 2))}})
+    assert (first == 0).all()
+    assert (env.step(np.zeros((2, 2), np.float32))[0] == 0.25).all()
+    env.close()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("reward", [np.array([1.0]), [1.0, 2.0], "a"], ids=str)
+def test_a_reward_that_is_not_one_number_is_named(reward, workers):
+    env = make_vector(WholeAtFirst(reward), 1, 2, workers=workers)
+    env.reset(seed=0, options={"tasks": {"end": np.zeros(1), "shift": np.zeros((1, 2))}})
+    with pytest.raises(
+        (ValueError, WorkerError), match=rf"(?s)Whole-v0 returned the reward {re.escape(repr(reward))} "
+    ):
+        env.step(np.zeros((2, 2), np.float32))
+    env.close()
 
 
 def test_actions_keep_the_type_that_they_come_in(start):

@@ -368,7 +368,7 @@ def test_nonsense_is_refused():
         ({"outer_lr": 0}, "outer_lr must be positive and finite, got 0"),
         ({"clip": -1}, "clip must be positive and finite, got -1"),
         ({"gae_lambda": 1.2}, "gae_lambda must lie in [0, 1], got 1.2"),
-        ({"entropy_coef": -0.1}, "entropy_coef must not be negative, got -0.1"),
+        ({"entropy_coef": -0.1}, "entropy_coef must not be negative, and finite, got -0.1"),
         ({"n_tasks": 3, "minibatches": 4}, "minibatches=4 is more than there are trials: n_tasks x trials = 3"),
         ({"min_std": 2.0}, "0 < min_std < init_std, got 2.0 and 1.0"),
     ):

@@ -1,8 +1,9 @@
 """Settings: every check names the field and the value; what follows from the settings, by hand."""
 
 import math
+import re
 from dataclasses import fields
-from typing import Any
+from typing import Any, Literal, get_origin, get_type_hints
 
 import pytest
 import torch
@@ -10,11 +11,12 @@ from gymnasium.spaces import Box
 from probes import Drift, setup
 from torch import nn
 
-from metarl import algorithms
+from metarl import algorithms, settings
 from metarl.algorithms import maml_ppo, maml_trpo, promp, reptile
 from metarl.policies import MLPPolicy, ModulePolicy
 from metarl.settings import GradientSettings, cosine
 from metarl.spaces import Spaces
+from metarl.supervised import maml as supervised
 
 NONSENSE = [
     (GradientSettings, "n_tasks", 0),
@@ -25,6 +27,8 @@ NONSENSE = [
     (GradientSettings, "gamma", 1.1),
     (GradientSettings, "gamma", math.nan),
     (GradientSettings, "gae_lambda", -0.1),
+    (GradientSettings, "reward_baseline", math.nan),
+    (GradientSettings, "reward_baseline", -math.inf),
     (GradientSettings, "inner_steps", -1),
     (GradientSettings, "inner_steps", 0.5),
     (GradientSettings, "inner_lr", 0.0),
@@ -77,6 +81,41 @@ def test_nonsense_is_refused_with_its_name_and_value(kind, name, value):
     with pytest.raises(ValueError, match=f"{name} must") as error:
         kind(**{name: value})
     assert shown in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    {
+        "normalize_obs": ("yes", 1, None),
+        "n_tasks": ("3", True, None, [3]),
+        "inner_lr": ("0.1", True, None, [0.1]),
+        "graph_tasks": ("all", False),
+        "reward_baseline": ("no", False),
+        "hidden": (8, "8", (8.5,), ("8",), (True,), None),
+        "lr_schedule": (0.5, "0.5", ("a",), (True,), None),
+    }.items(),
+)
+def test_a_value_of_another_type_is_refused(name, values):
+    for value in values:
+        shown = value[0] if isinstance(value, tuple) else value
+        with pytest.raises(ValueError, match=f"{name} must be .*, got {re.escape(repr(shown))}"):
+            maml_trpo.Config(**{name: value})
+
+
+@pytest.mark.parametrize("name", [*algorithms.ALGORITHMS, "supervised"])
+def test_no_setting_takes_a_word_for_anything_else(name):
+    kind = supervised.Config if name == "supervised" else algorithms.get(name).Config
+    for field in {field.name for field in fields(kind)} - {"activation"}:  # which the network checks
+        with pytest.raises(ValueError, match=f"{field} must be .* got 'yes'"):
+            kind(**{field: "yes"})
+
+
+@pytest.mark.parametrize("name", [*algorithms.ALGORITHMS, "supervised"])
+def test_every_field_is_a_word_or_has_a_type_that_is_checked(name):
+    hints = get_type_hints(supervised.Config if name == "supervised" else algorithms.get(name).Config)
+    others = [field for field, hint in hints.items() if hint is not str and get_origin(hint) is not Literal]
+    assert len(others) > 10
+    assert not [field for field in others if hints[field] not in settings._PLAIN]
 
 
 CONTRADICTIONS: list[tuple[type, dict[str, Any], str]] = [

@@ -203,7 +203,7 @@ def test_losses_that_are_not_finite_can_be_saved(tmp_path):
         ({"shots": 0}, "shots must be at least 1, got 0"),
         ({"queries": -2}, "queries must be at least 1, got -2"),
         ({"steps": -1}, "steps must not be negative, got -1"),
-        ({"step_sizes": [0.1, 0.0]}, "step sizes must be positive"),
+        ({"step_sizes": [0.1, 0.0]}, "step_sizes must be positive and finite"),
         ({"sets": Sets(*(torch.zeros(1, 2, d) for d in (2, 1, 2, 1)))}, r"inputs must be floats of the shape \(1,\)"),
     ],
 )
@@ -324,7 +324,7 @@ def test_a_policy_learner_s_checkpoint_is_refused(tmp_path):
     ("family", "options", "error", "shown"),
     [
         (Sinusoid(), {"inner_rl": 0.1}, ValueError, "no setting 'inner_rl'.*inner_lr"),
-        (Sinusoid(), {"seed": -1}, ValueError, "seed must be a whole number from 0 on, got -1"),
+        (Sinusoid(), {"seed": -1}, ValueError, "seed must be at least 0, got -1"),
         (Sinusoid(), {"activation": "sin"}, ValueError, "activation must be one of"),
         (Sinusoid(), {"hidden": (0,)}, ValueError, "at least one unit"),
         (Sinusoid(), {"network": nn.Linear(2, 1)}, RuntimeError, "cannot be multiplied"),

@@ -98,7 +98,8 @@ def test_parsed_task_equals_the_validated_one(text):
         ("0.3,-0.2", "written like goal=0.3,-0.2, got '0.3,-0.2'"),
         ("goal=left", "'goal' takes numbers separated by commas, got 'left'"),
         ("goal=0.3;mass=1;corner=1", r"'goal' of Test-v0 has shape \(2,\)"),
-        ("goal=0.3,-0.2;mass=1;corner=2.7", "'corner' of Test-v0 is int64"),
+        ("goal=0.3,-0.2;mass=1;corner=2.7", r"'corner' of Test-v0 is int64, got 2\.7"),
+        ("goal=0.3,0.9,2;mass=1;corner=2", r"has shape \(2,\), got \[0.3, 0.9, 2.0\]"),
         ("gaol=0.3,-0.2", "did you mean 'goal'"),
         ("goal=0.3,-0.2", r"also needs \['corner', 'mass'\]"),
     ],
@@ -120,6 +121,11 @@ def test_stacking_and_picking_are_inverse():
 def test_entries_that_disagree_about_their_number_are_refused(tasks):
     with pytest.raises(ValueError, match="same length K"):
         num_tasks(tasks)
+
+
+def test_single_tasks_in_a_list_are_no_tasks():
+    with pytest.raises(ValueError, match=r"got \[\{'x': 1\}\]; metarl.tasks.stack_tasks makes them of single ones"):
+        num_tasks([{"x": 1}])  # type: ignore[arg-type]
 
 
 def test_splits_of_one_seed_share_no_draw_and_each_can_be_repeated():

@@ -379,7 +379,8 @@ def test_a_run_is_not_continued_by_a_state_of_another_run(tmp_path):
      ({"iterations": 1, "eval_every": -2}, "eval_every >= 0, got 10 and -2"),
      ({"iterations": 1, "checkpoint_every": 0}, "checkpoint_every >= 1 and eval_every >= 0, got 0 and 10"),
      ({"iterations": 1, "eval_tasks": 0}, "must be at least 1, got 0"),
-     ({"iterations": 1, "eval_step_sizes": (0.1, -0.1)}, r"step sizes must be positive, got \[0.1, -0.1\]")],
+     ({"iterations": 1, "eval_step_sizes": (0.1, -0.1)},
+      r"eval_step_sizes must be positive and finite, got \[0.1, -0.1\]")],
 )  # fmt: skip
 def test_a_schedule_that_makes_no_sense_is_refused_before_anything_is_written(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):

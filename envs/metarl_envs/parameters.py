@@ -8,6 +8,7 @@ from typing import ClassVar
 import gymnasium as gym
 import numpy as np
 
+from metarl.arguments import whole
 from metarl.tasks import SPLITS, Task, Tasks, did_you_mean, split_rng
 from metarl.vector.tensor import TensorFamily
 
@@ -39,7 +40,7 @@ class ParameterFamily(TensorFamily):
     def __init__(
         self, horizon: int, ranges: Mapping[str, Range] | None = None, test_ranges: Mapping[str, Range] | None = None
     ):
-        self.horizon = at_least_one("horizon", horizon)
+        self.horizon = whole("horizon", horizon, 1)
         self.task_space = task_space(self.parameters)
         self.default_task = default_task(self.parameters)
         self.ranges = split_ranges(self.id, self.parameters, ranges, test_ranges)
@@ -80,13 +81,6 @@ def sample_uniform(
     """`n` tasks, every parameter [n] uniform in its range of that split and independent of the others."""
     rng = split_rng(rng, split)
     return {name: rng.uniform(low, high, n).astype(np.float32) for name, (low, high) in ranges[split].items()}
-
-
-def at_least_one(name: str, value: int) -> int:
-    """`value`. Raises ValueError if it is below 1."""
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
-    return value
 
 
 def _checked(id: str, parameters: Parameters, ranges: Mapping[str, Range]) -> dict[str, tuple[float, float]]:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metarl.arguments import whole
 from metarl.tasks import Task, Tasks, split_rng
 from metarl.vector.tensor import State, TensorFamily
 
@@ -51,7 +52,7 @@ class PointNavigation(TensorFamily):
     render_modes = ("rgb_array",)
 
     def __init__(self, horizon: int = 100):
-        self.horizon = _at_least_one("horizon", horizon)
+        self.horizon = whole("horizon", horizon, 1)
         self.observation_space, self.action_space = _plane(), _displacements(self.max_step)
         goals = gym.spaces.Box(-self.extent, self.extent, (2,), np.float32)
         self.task_space = gym.spaces.Dict({"goal": goals})
@@ -111,7 +112,7 @@ class PointNavigationSparse(TensorFamily):
     def __init__(self, horizon: int = 20, goal_radius: float = 0.2):
         if not goal_radius > 0:
             raise ValueError(f"goal_radius must be positive, got {goal_radius}")
-        self.horizon, self.goal_radius = _at_least_one("horizon", horizon), goal_radius
+        self.horizon, self.goal_radius = whole("horizon", horizon, 1), goal_radius
         self.observation_space, self.action_space = _plane(), _displacements(self.max_step)
         low, high = np.array([-1, 0], np.float32), np.array([1, 1], np.float32)
         self.task_space = gym.spaces.Dict({"goal": gym.spaces.Box(low, high, dtype=np.float32)})
@@ -175,7 +176,7 @@ class PointNavigationCorners(TensorFamily):
     def __init__(self, horizon: int = 100, start_radius: float = 0.5):
         if not start_radius >= 0:
             raise ValueError(f"start_radius must not be negative, got {start_radius}")
-        self.horizon, self.start_radius = _at_least_one("horizon", horizon), start_radius
+        self.horizon, self.start_radius = whole("horizon", horizon, 1), start_radius
         self.observation_space, self.action_space = _plane(), _displacements(self.max_step)
         self.task_space = gym.spaces.Dict({"corner": gym.spaces.Discrete(len(CORNERS))})
 
@@ -259,9 +260,3 @@ def _plane() -> gym.spaces.Box:
 
 def _displacements(max_step: float) -> gym.spaces.Box:
     return gym.spaces.Box(-max_step, max_step, (2,), np.float32)
-
-
-def _at_least_one(name: str, value: int) -> int:
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
-    return value

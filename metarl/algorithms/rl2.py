@@ -24,7 +24,7 @@ from metarl.normalize import ObsStats
 from metarl.parallel import CHUNK_ROWS, thread_map, threads_over_tasks
 from metarl.policies_gru import GRUPolicy, Memory
 from metarl.rollout import EnvSampler, Rollout, Sampler
-from metarl.settings import check_fraction, check_positive, check_whole, cosine
+from metarl.settings import check_fraction, check_not_negative, check_positive, check_types, check_whole, cosine
 from metarl.spaces import Spaces
 from metarl.tasks import Tasks
 from metarl.trial import Sequences, Trials, collect_trials, sequences, shown_episodes
@@ -84,12 +84,11 @@ class Config:
     training data before this meta-iteration: for vectors whose entries have different scales."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_whole(self, n_tasks=1, trials=1, trial_episodes=1, anneal_over=0, epochs=1, minibatches=1, hidden=1)
         check_positive(self, "outer_lr", "clip", "max_grad_norm", "init_std", "min_std", "output_gain")
         check_fraction(self, "gamma", "gae_lambda", "anneal_to")
-        for name in ("value_coef", "entropy_coef"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        check_not_negative(self, "value_coef", "entropy_coef")
         if self.minibatches > self.n_tasks * self.trials:
             raise ValueError(
                 f"minibatches={self.minibatches} is more than there are trials: n_tasks x trials = "

@@ -14,8 +14,9 @@ from gymnasium.spaces import Discrete, MultiDiscrete
 from stable_baselines3.common.vec_env import VecEnv
 
 from metarl import random
+from metarl.arguments import whole
 from metarl.spaces import lowest
-from metarl.tasks import SPLITS, Task, TaskFamily, Tasks, make, task_at, validate_task
+from metarl.tasks import SPLITS, Task, TaskFamily, Tasks, check_is_family, make, task_at, validate_task
 from metarl.vector import make_vector
 
 RESAMPLE: Literal["resample"] = "resample"
@@ -52,6 +53,8 @@ def as_vec_env(
             environments, or a family that no process can take.
     """
     family = make(family) if isinstance(family, str) else family
+    check_is_family(family)
+    n_envs, seed = whole("n_envs", n_envs, 1), whole("seed", seed)
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
     if seed < 0:

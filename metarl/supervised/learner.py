@@ -13,8 +13,9 @@ from torch import nn
 
 from metarl import checkpoint
 from metarl.adapt import Params
+from metarl.arguments import whole, yes_or_no
 from metarl.checkpoint import CheckpointError
-from metarl.evaluate import FINAL, PERIODIC, evaluation_seed
+from metarl.evaluate import FINAL, PERIODIC, checked_step_sizes, evaluation_seed
 from metarl.learner import resolve_device
 from metarl.supervised import maml
 from metarl.supervised.evaluation import FewShotEvaluation
@@ -82,10 +83,9 @@ class FewShotLearner:
         self, family: SetFamily, *, network: nn.Module | None = None, seed: int = 0,
         device: str | torch.device = "auto", **config: Any,
     ):  # fmt: skip
-        if not isinstance(seed, int | np.integer) or seed < 0:
-            raise ValueError(f"seed must be a whole number from 0 on, got {seed!r}")
+        seed = whole("seed", seed, 0)
         check_family(family)
-        self.family, self.config, self.seed = family, make_config(config), int(seed)
+        self.family, self.config, self.seed = family, make_config(config), seed
         self.device = resolve_device(device)
         shape = tuple(family.x_shape)
         self.network: Network
@@ -119,10 +119,13 @@ class FewShotLearner:
         Raises:
             ValueError: numbers that make no sense, a directory with another run, or a meta-gradient that is not finite.
         """
+        iterations, eval_tasks = whole("iterations", iterations), whole("eval_tasks", eval_tasks, 1)
+        checkpoint_every, eval_every = whole("checkpoint_every", checkpoint_every), whole("eval_every", eval_every)
+        progress_bar = yes_or_no("progress_bar", progress_bar)
         if iterations < 0 or checkpoint_every < 1 or eval_every < 0:
             raise ValueError("need iterations >= 0, checkpoint_every >= 1 and eval_every >= 0, got "
                              f"{iterations}, {checkpoint_every} and {eval_every}")  # fmt: skip
-        sizes = self._step_sizes(eval_steps, None)
+        sizes = self._step_sizes(eval_steps, None, self.config.inner_steps)
         logger = None
         if run_dir is not None:
             run = self._open_run(RunDirectory(run_dir), iterations)
@@ -187,13 +190,11 @@ class FewShotLearner:
             sets: evaluate on these instead of drawing any.
             seed: of the tasks; by default one that follows from the run's seed.
         """
-        sizes = self._step_sizes(steps, step_sizes)
-        seed = evaluation_seed(self.seed, FINAL) if seed is None else seed
-        shots = self.config.shots if shots is None else shots
-        queries = self.config.queries if queries is None else queries
-        for name, value in (("n_tasks", n_tasks), ("shots", shots), ("queries", queries)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        sizes = self._step_sizes(steps, step_sizes, self.config.inner_steps)
+        seed = evaluation_seed(self.seed, FINAL) if seed is None else whole("seed", seed, 0)
+        n_tasks = whole("n_tasks", n_tasks, 1)
+        shots = self.config.shots if shots is None else whole("shots", shots, 1)
+        queries = self.config.queries if queries is None else whole("queries", queries, 1)
         if sets is None:
             sets = self._draw(n_tasks, seed, shots, queries)
         check_sets(self.family, sets)
@@ -214,12 +215,11 @@ class FewShotLearner:
         Raises:
             ValueError: data that is not what the family's is like.
         """
-        steps = max(1, self.config.inner_steps) if steps is None else steps
+        sizes = self._step_sizes(steps, step_sizes, max(1, self.config.inner_steps))
         x, y = as_tensor(support_x)[None], as_tensor(support_y)[None]
         sets = Sets(x, y, x, y)
         check_sets(self.family, sets)
-        found = maml.evaluate(self.config, self.family, self.network, self.state, sets.to(self.device),
-                              self._step_sizes(steps, step_sizes))  # fmt: skip
+        found = maml.evaluate(self.config, self.family, self.network, self.state, sets.to(self.device), sizes)
         params = {name: value[0] for name, value in found.params.items()}
         return FewShotPredictor(self.family, self.network, params, found.losses[0].cpu().numpy())
 
@@ -237,14 +237,9 @@ class FewShotLearner:
         rates = [part.accuracies for part in parts if part.accuracies is not None]
         return losses, torch.cat(rates).cpu().double().numpy() if rates else None
 
-    def _step_sizes(self, steps: int | None, sizes: Sequence[float] | None) -> tuple[float, ...]:
-        steps = self.config.inner_steps if steps is None else steps
-        if steps < 0:
-            raise ValueError(f"steps must not be negative, got {steps}")
-        found = (self.config.inner_lr,) * steps if sizes is None else tuple(float(size) for size in sizes)
-        if any(not size > 0 for size in found):
-            raise ValueError(f"step sizes must be positive, got {list(found)}")
-        return found
+    def _step_sizes(self, steps: int | None, sizes: Sequence[float] | None, otherwise: int) -> tuple[float, ...]:
+        """The sizes of `steps` inner steps, `otherwise` if neither is given."""
+        return checked_step_sizes(steps, sizes, lambda n: (self.config.inner_lr,) * n, otherwise)
 
     # -----------------------------------------------------------------------------------------------------------------
     # Saving and loading
@@ -311,8 +306,7 @@ def make_config(values: Mapping[str, Any]) -> Config:
     for name in values:
         if name not in known:
             raise ValueError(f"few-shot learning has no setting {name!r}{did_you_mean(name, known)}")
-    own: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    return Config(**own)
+    return Config(**values)
 
 
 def _signature(family: SetFamily) -> dict[str, Any]:

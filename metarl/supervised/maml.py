@@ -85,6 +85,7 @@ class Config:
     """Activation of the hidden layers: tanh, relu or elu."""
 
     def __post_init__(self) -> None:
+        settings.check_types(self)
         settings.check_choice(
             self, inner_optimizer=INNER_OPTIMIZERS, adapts=ADAPTS, learned_lr=adapt.LEARNED_LR, outer=OUTER
         )
@@ -92,8 +93,7 @@ class Config:
         settings.check_whole(self, first_order_until=0, multi_step_until=0)
         settings.check_positive(self, "inner_lr", "outer_lr", "learned_outer_lr")
         settings.check_fraction(self, "inner_momentum", "anneal_to")
-        if not self.max_grad_norm >= 0:
-            raise ValueError(f"max_grad_norm must not be negative, got {self.max_grad_norm}")
+        settings.check_not_negative(self, "max_grad_norm")
         if self.outer != "adam":
             self._check_reptile()
 

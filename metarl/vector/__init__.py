@@ -42,5 +42,5 @@ def make_vector(
 
 def check_workers(workers: int | None) -> None:
     """Raises ValueError for a number of processes that is none (see `make_vector`)."""
-    if workers is not None and (not isinstance(workers, int) or workers < 0):
+    if workers is not None and (not isinstance(workers, int) or isinstance(workers, bool) or workers < 0):
         raise ValueError(f"workers must be a whole number and not negative, or None to choose, got {workers!r}")

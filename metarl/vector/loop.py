@@ -9,6 +9,7 @@ from gymnasium.vector.utils import batch_space
 
 from metarl.tasks import TaskFamily, Tasks, num_tasks, task_at
 from metarl.vector.resets import reset_mask
+from metarl.worker import reward_error, stack_observations
 
 
 class LoopVectorEnv(VectorEnv):
@@ -45,7 +46,7 @@ class LoopVectorEnv(VectorEnv):
         if not self.envs:
             raise ValueError('the first reset needs options={"tasks": tasks}')
         first = [env.reset(seed=s)[0] for env, s in zip(self.envs, seeds, strict=True)]
-        self._obs = np.stack([np.asarray(x) for x in first])
+        self._obs = stack_observations(self.single_observation_space, first)
         self._terminated = np.zeros(self.num_envs, bool)
         self._truncated = np.zeros(self.num_envs, bool)
         self._elapsed = np.zeros(self.num_envs, int)
@@ -72,7 +73,11 @@ class LoopVectorEnv(VectorEnv):
         for i, env in enumerate(self.envs):
             if self._terminated[i] or self._truncated[i]:
                 continue
-            obs, reward[i], self._terminated[i], truncated, info = env.step(actions[i])
+            obs, found, self._terminated[i], truncated, info = env.step(actions[i])
+            try:
+                reward[i] = found
+            except (TypeError, ValueError):
+                raise reward_error(self.family.id, found) from None
             if "success" in info:
                 success[i] = bool(info["success"])
             self._obs[i] = obs
