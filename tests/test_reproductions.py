@@ -110,6 +110,20 @@ def test_the_oracles_by_hand():
     np.testing.assert_allclose(module.walk(np.array([[0.0, 0.3]]), 0.2), [-(0.2 + 49 * 0.1)])
 
 
+def test_goals_are_weighed_to_the_distances_of_the_whole_square():
+    weights = script("maml_2d_navigation").stratified_weights
+    rng = np.random.default_rng(1)
+    square = rng.uniform(-0.5, 0.5, (4000, 2))
+    near = np.linalg.norm(square, axis=-1) < 0.3
+    goals = np.concatenate([square[near], square[~near][:500]])  # far too few of those far away
+    found, distance = weights(goals), np.linalg.norm(goals, axis=-1)
+    assert found.sum() == pytest.approx(1)
+    assert (found * distance).sum() == pytest.approx(0.3826, abs=0.003)  # of the unit square: (sqrt 2 + asinh 1) / 6
+    assert distance.mean() < 0.3  # negative control
+    one_each = weights(square, strata=1)
+    assert one_each == pytest.approx(np.full(4000, 1 / 4000))
+
+
 def test_goals_are_read(tmp_path):
     (tmp_path / "x.csv").write_text("goal_x,goal_y\n0.3,0.4\n0,-0.1\n")
     np.testing.assert_allclose(script("navigation").read_goals(tmp_path / "x.csv"), [[0.3, 0.4], [0, -0.1]])
