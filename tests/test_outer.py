@@ -346,3 +346,15 @@ def test_the_derivatives_by_hand_are_used_where_they_are_known():
     assert not known(promp.Config(), steps=2, outer=Outer(inner_kl=1.0))
     assert not known(promp.Config(), steps=2, weights=(0.5, 0.5))
     assert known(promp.Config(), steps=2, weights=(0.0, 1.0))
+
+
+def test_the_first_step_of_adam_is_as_long_as_each_kind_s_step_size():
+    # Adam's first step has the length of its step size in every number whose gradient is not zero.
+    config = maml_vpg.Config(**SMALL, outer_lr=0.03, learned_outer_lr=0.2, learned_lr="scalar")
+    policy, state, data = problem(FAMILIES["gaussian"], config)
+    meta = outer.trained(config, state)
+    parts, memory = outer.objectives(config, policy, data, state), outer.adam_init(config, policy, 0).optimizer
+    new, _, stats = outer.adam_steps(config, parts, meta, memory, 0, 1)
+    moved = {name: (value - meta[name]).abs().max().item() for name, value in new.items()}
+    assert moved.pop("lr") == pytest.approx(0.2, rel=1e-3)
+    assert moved == pytest.approx(dict.fromkeys(moved, 0.03), rel=1e-3) and stats["lr"] == 0.03
