@@ -355,13 +355,15 @@ def test_it_runs_on_every_device(device):
 
 
 @pytest.mark.skipif(not DOCUMENT.exists(), reason="metarl is not run from its repository")
-@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("number", range(5))
 def test_the_document_s_examples_run(number, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     examples = blocks(DOCUMENT.read_text(), "python")
-    assert len(examples) == 4
+    assert len(examples) == 5
     if "digits(" in examples[number]:
         pytest.importorskip("sklearn")
+    if "glyphs(" in examples[number]:
+        pytest.importorskip("matplotlib")
     names: dict[str, Any] = {}
     exec(compile(examples[number], DOCUMENT.name, "exec"), names)
     curve = names["curve"]

@@ -8,6 +8,7 @@ print(learner.evaluate(steps=10).loss)
 from metarl.supervised.classes import FewShotClasses, digits
 from metarl.supervised.evaluation import FewShotEvaluation
 from metarl.supervised.learner import FewShotLearner, FewShotPredictor
+from metarl.supervised.letters import glyphs
 from metarl.supervised.maml import Config
 from metarl.supervised.methods import method
 from metarl.supervised.sets import SetFamily, Sets, check_family
@@ -15,5 +16,5 @@ from metarl.supervised.sinusoid import Sinusoid
 
 __all__ = [
     "Config", "FewShotClasses", "FewShotEvaluation", "FewShotLearner", "FewShotPredictor", "SetFamily", "Sets",
-    "Sinusoid", "check_family", "digits", "method",
+    "Sinusoid", "check_family", "digits", "glyphs", "method",
 ]  # fmt: skip

@@ -66,7 +66,7 @@ class FewShotLearner:
     """Meta-train on few-shot tasks, evaluate, adapt, save.
 
     Args:
-        family: where the tasks come from: `Sinusoid()`, `digits()`, or any object that is a `SetFamily`.
+        family: where the tasks come from: `Sinusoid()`, `digits()`, `glyphs()`, or any object that is a `SetFamily`.
         network: an `nn.Module` from [N, *x_shape] to [N, outputs] to adapt instead of the MLP that the config
             describes. It is copied, and stays as it is.
         seed: with the config, determines every number of the run.

@@ -1,0 +1,135 @@
+"""Few-shot classification of letters, drawn from the outlines of the fonts that come with matplotlib."""
+
+import unicodedata
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from metarl.figures import MissingExtraError
+from metarl.supervised.classes import FewShotClasses
+
+if TYPE_CHECKING:
+    from matplotlib.ft2font import FT2Font
+
+_STYLES = {
+    **dict.fromkeys(("DejaVuSans", "DejaVuSansMono"), ("", "-Oblique", "-Bold", "-BoldOblique")),
+    "DejaVuSerif": ("", "-Italic", "-Bold", "-BoldItalic"),
+    "STIXGeneral": ("", "Italic", "Bol", "BolIta"),
+}
+FACES = tuple(family + style for family, styles in _STYLES.items() for style in styles)
+"""The 16 type faces, by the names of their files: the examples of a letter, in this order."""
+SIZE = 16
+"""Height and width of an image in pixels."""
+_EM, _BASELINE = 11.5, 4.0
+"""Size of the type and height of the baseline in pixels: no letter of any face is cut off."""
+LOOK_ALIKE = 0.2
+"""Two letters look alike if their images in any one face differ by less than this share of the fainter one's norm."""
+
+
+def glyphs(ways: int = 5, test_classes: Sequence[str] | None = None, shuffled: bool = True) -> FewShotClasses:
+    """Few-shot tasks out of printed letters in 16 type faces each, images [1, 16, 16] in [0, 1], 1 where there is ink.
+
+    The letters are drawn from the fonts in matplotlib's wheel (DejaVu Sans, Sans Mono and Serif, and STIXGeneral, in
+    four styles each; free to use, their licences lie beside them in `matplotlib.get_data_path()`): nothing is
+    downloaded. Size of the type and baseline are the same for all, so that c and C differ; from left to right a letter
+    stands in the middle. Of three letters two faces have the very same image.
+
+    The classes are the 229 letters (with matplotlib 3.11) that all 16 faces have: upper and lower case, Latin with
+    the phonetic alphabet, Greek, Cyrillic. Left out are composites of a letter and an accent, and of letters that look
+    alike in any face (A, Α, А; but also l and I) all but the first in Unicode's order. Class numbers are code points:
+    `chr` of one is the letter. Held out is every fourth letter in this order, upper and lower case together: 54
+    classes, with 175 to train on. Relatives are on both sides: H is held out, the phonetic alphabet's small ʜ is not.
+
+    Turned letters are no further classes, as turned digits are: turned by half, u is n, d is p, and the phonetic
+    alphabet is full of turned letters.
+
+    Args:
+        test_classes: the letters held out for testing instead; all others are for training.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        ValueError: a letter to hold out that is none of the classes.
+    """
+    letters, x = _drawn()
+    if test_classes is None:
+        pairs = list(dict.fromkeys(letter.lower() for letter in letters))
+        held_out = tuple(letter for letter in letters if letter.lower() in pairs[3::4])
+    else:
+        held_out = tuple(test_classes)
+    if unknown := sorted(set(held_out) - set(letters)):
+        raise ValueError(f"test_classes has {unknown}, which are no classes: not letters of all {len(FACES)} faces "
+                         f"without an accent, or look-alikes of another. There are {''.join(letters)}")  # fmt: skip
+    train = tuple(ord(letter) for letter in letters if letter not in held_out)
+    settings = f"ways={ways}, test_classes={None if test_classes is None else held_out}, shuffled={shuffled}"
+    y = np.repeat([ord(letter) for letter in letters], len(FACES))
+    return FewShotClasses(f"glyphs({settings})", x, y, train, tuple(map(ord, held_out)), ways, shuffled)
+
+
+@cache
+def _drawn() -> tuple[tuple[str, ...], np.ndarray]:
+    """The letters without look-alikes in the order of Unicode, and their images [letters * faces, 1, SIZE, SIZE]."""
+    candidates = common_letters()
+    images = np.stack([draw(face, candidates) for face in FACES], 1)
+    kept = unlike(images)
+    x = images[kept].reshape(-1, 1, SIZE, SIZE)
+    x.flags.writeable = False  # all families share it
+    return tuple(candidates[i] for i in kept), x
+
+
+def _font(face: str) -> "FT2Font":
+    try:
+        from matplotlib import get_data_path
+        from matplotlib.ft2font import FT2Font
+    except ImportError:
+        raise MissingExtraError(
+            "the letters come with matplotlib, which is missing: pip install 'metarl-torch[plot]'"
+        ) from None
+    return FT2Font(str(Path(get_data_path(), "fonts", "ttf", f"{face}.ttf")))
+
+
+def common_letters() -> list[str]:
+    """The letters that all faces have, upper and lower case, in the order of Unicode, without composites: é is e and an
+    accent."""
+    common = set.intersection(*(set(_font(face).get_charmap()) for face in FACES))
+    return [letter for letter in map(chr, sorted(common))
+            if unicodedata.category(letter) in ("Lu", "Ll") and not unicodedata.decomposition(letter)]  # fmt: skip
+
+
+def draw(face: str, letters: Sequence[str]) -> np.ndarray:
+    """`letters` in one face, [letters, SIZE, SIZE], from 0 (paper) to 1 (ink)."""
+    font = _font(face)
+    from matplotlib.backends.backend_agg import RendererAgg
+    from matplotlib.path import Path as Outline
+    from matplotlib.transforms import IdentityTransform
+
+    canvas = RendererAgg(SIZE, SIZE * len(letters), 72)  # one below the other
+    pen = canvas.new_gc()
+    pen.set_linewidth(0)
+    pen.set_snap(False)  # or upright strokes would be moved to whole pixels: a bold T would be a plain one
+    units = 2000.0  # per em: so many that hinting, which would move outlines to whole units, changes nothing
+    font.set_size(units, 72)
+    for i, letter in enumerate(letters):
+        font.load_char(ord(letter))
+        points, codes = font.get_path()
+        points = points * _EM / units
+        middle = (points[:, 0].min() + points[:, 0].max()) / 2
+        points += SIZE / 2 - middle, _BASELINE + SIZE * (len(letters) - 1 - i)
+        canvas.draw_path(pen, Outline(points, codes), IdentityTransform(), (0.0, 0.0, 0.0))
+    ink = np.asarray(canvas.buffer_rgba())[..., 3]
+    return (ink / 255).astype(np.float32).reshape(len(letters), SIZE, SIZE)
+
+
+def unlike(images: np.ndarray) -> list[int]:
+    """The places of the letters that look like none before them that was kept; images [letters, faces, ...]."""
+    flat = images.reshape(*images.shape[:2], -1).swapaxes(0, 1).astype(np.float64)  # [faces, letters, pixels]
+    square = (flat**2).sum(-1)
+    distance = square[:, :, None] + square[:, None] - 2 * flat @ flat.swapaxes(1, 2)
+    alike = (distance < LOOK_ALIKE**2 * np.minimum(square[:, :, None], square[:, None])).any(0)
+    kept: list[int] = []
+    for i in range(len(alike)):
+        if not alike[i, kept].any():
+            kept.append(i)
+    return kept
