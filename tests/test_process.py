@@ -780,3 +780,10 @@ def test_the_benchmark_s_environments_never_end(monkeypatch):
     steps = [env.step(1) for _ in range(50)]  # always to the right: it falls after ten
     assert not any(terminated or truncated for _, _, terminated, truncated, _ in steps)
     assert all(env.observation_space.contains(obs) for obs, *_ in steps)
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_what_was_refused_dies_quietly():
+    with pytest.raises(ValueError, match="need workers >= 1"):
+        ProcessVectorEnv(Drift(), 1, 1, workers=0)
+    gc.collect()

@@ -50,6 +50,8 @@ class ProcessVectorEnv(VectorEnv):
         WorkerError: in reset or step, when a worker fails.
     """
 
+    _pool: "_Pool | None" = None  # of the class too: Gymnasium closes also what was refused and never started
+
     def __init__(self, family: TaskFamily, n_tasks: int, episodes: int, workers: int, timeout: float = TIMEOUT):
         if workers < 1 or not timeout > 0:
             raise ValueError(f"need workers >= 1 and timeout > 0, got {workers} and {timeout}")
@@ -64,7 +66,6 @@ class ProcessVectorEnv(VectorEnv):
         self.metadata = {"autoreset_mode": AutoresetMode.DISABLED}
         self._sizes = (self.num_envs, self.workers, _array_shape(family, "observation"), _array_shape(family, "action"))
         self._pickled = _pickle_family(family)
-        self._pool: _Pool | None = None
         self._task: list[Task] = [{}] * self.num_envs  # of every environment
         self._elapsed = np.zeros(self.num_envs, int)  # steps since its last reset
 
