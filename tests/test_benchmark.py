@@ -185,10 +185,18 @@ def test_the_simulators_script_runs_and_accounts_for_the_whole_iteration(tmp_pat
     assert [row["what"] for row in rows] == 2 * ways
     assert all(row["steps_per_second"] > 0 for row in rows)
     assert [row["ratio"] for row in rows[2::3]] == [1.0, 1.0]
-    *parts, whole = (row["seconds"] for row in written["iteration"])
-    assert sum(parts) == pytest.approx(whole)
+    *parts, whole, strided = (row["seconds"] for row in written["iteration"])
+    assert sum(parts) == pytest.approx(whole) and strided > 0
     names = {"simulators.json", "simulators_rollout.csv", "simulators_iteration.csv"}
     assert {path.name for path in tmp_path.iterdir()} == names
+
+
+def test_the_script_of_strides_compares_with_the_step_of_all_steps(tmp_path):
+    small = ["--horizon", "20", "--tasks", "4", "--episodes", "5", "--warm-up", "1", "--threads", "1"]
+    written = run_script("fisher_stride", tmp_path, *small)
+    gain = {row["stride"]: row["gain"] for row in written["rows"]}
+    assert gain["1"] == 1.0 and 0.5 < gain["10"] < 1.01 and gain["10"] < gain["2"] + 0.01
+    assert all((row["seconds of an update"] or 0) > 0 for row in written["rows"][:-1])
 
 
 @pytest.mark.skipif(os.name != "posix", reason="worker processes need a POSIX system")

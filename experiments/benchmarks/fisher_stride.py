@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=20)
     parser.add_argument("--episodes", type=int, default=20)
     parser.add_argument("--lr", type=float, default=0.5, help="the inner step size")
-    parser.add_argument("--points", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=5, help="points of the training run")
     parser.add_argument("--warm-up", type=int, default=4, help="iterations before each point")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path)
@@ -81,7 +81,7 @@ def main() -> None:
     learner = metarl.MetaLearner("maml_trpo", metarl.make(args.family, horizon=args.horizon), seed=0, device="cpu",
                                  lr_in_std=True, min_std=0.1, **settings)  # fmt: skip
     found = defaultdict(list)
-    for _ in range(args.points):
+    for _ in range(args.repeats):
         learner.learn(args.warm_up)
         for name, values in compare(learner).items():
             found[name].append(values)
@@ -95,7 +95,7 @@ def main() -> None:
     show(f"{args.family}: the meta-update from one in `stride` time steps", rows)
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)
-        text = {"settings": {**settings, "family": args.family, "horizon": args.horizon, "points": args.points},
+        text = {"settings": {**settings, "family": args.family, "horizon": args.horizon, "points": args.repeats},
                 "machine": machine("cpu"), "rows": rows}  # fmt: skip
         (args.out / "fisher_stride.json").write_text(json.dumps(text, indent=2) + "\n")
 

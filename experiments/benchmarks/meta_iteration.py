@@ -45,7 +45,7 @@ from metarl.spaces import spaces_of
 from metarl.trust_region import flatten
 
 PARTS = ("breakdown", "fisher", "reference", "growth")
-SEED, MIB = 0, 2**20
+SEED, MIB, STRIDE = 0, 2**20, 3
 
 
 @dataclass(frozen=True)
@@ -186,10 +186,12 @@ def child(args: argparse.Namespace) -> dict[str, Any]:
 def breakdown(args: argparse.Namespace) -> Rows:
     """Seconds per part of the real iteration. Raises AssertionError where the parts miss a tenth of it."""
     problem = make_problem(args)
+    strided = replace(problem, config=replace(problem.config, fisher_stride=STRIDE))
     steps = problem.iterate()[0].env_steps - problem.state.env_steps
-    plain, rounds, products = [], [], []
+    plain, with_stride, rounds, products = [], [], [], []
     for _ in range(args.repeats):
         plain.append(seconds(problem.iterate))
+        with_stride.append(seconds(strided.iterate))
         with stopwatch_in(problem.sampler) as watch:
             total = seconds(problem.iterate)
         s = watch.seconds
@@ -212,6 +214,7 @@ def breakdown(args: argparse.Namespace) -> Rows:
     return [
         *rows,
         {"part": "whole iteration, not taken apart", "value": whole, "unit": "s", "goal": "0.9 s"},
+        {"part": f"the same, fisher_stride={STRIDE}", "value": statistics.median(with_stride), "unit": "s"},
         {"part": "one Fisher product", "value": statistics.median(products), "unit": "s"},
         {"part": "environment steps in rollouts", "value": steps / medians["rollout"], "unit": "1/s"},
         {"part": "environment steps over all", "value": steps / whole, "unit": "1/s"},

@@ -16,6 +16,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -36,7 +37,7 @@ from metarl.tasks import Tasks
 from metarl.vector.mujoco import MujocoFamily, MujocoVectorEnv, import_mujoco
 
 PARTS = ("rollout", "iteration")
-SEED = 0
+SEED, STRIDE = 0, 3
 Clock = tuple[float, float]  # wall seconds, CPU seconds of all threads
 
 
@@ -136,8 +137,10 @@ def iteration(args: argparse.Namespace) -> Rows:
     assert isinstance(env, MujocoVectorEnv)
     bare = Bare(env.family, env, env.family.sample(args.tasks, np.random.default_rng(SEED)))
     rollouts = config.inner_steps + 1
-    totals: dict[str, list[Clock]] = {name: [] for name in ("whole", "collect", "simulator", "limit")}
+    totals: dict[str, list[Clock]] = {name: [] for name in ("whole", "strided", "collect", "simulator", "limit")}
+    strided = replace(config, fisher_stride=STRIDE)
     for _ in range(args.repeats):
+        totals["strided"].append(clocked(lambda: maml_trpo.iteration(strided, sampler, policy, state, SEED))[0])
         parts: dict[str, Clock] = {"collect": (0.0, 0.0), "simulator": (0.0, 0.0)}
         with (
             patch.object(sampler, "collect", adding(parts, "collect", sampler.collect)),
@@ -154,6 +157,7 @@ def iteration(args: argparse.Namespace) -> Rows:
         "rest of the rollout": [a - b for a, b in zip(medians["collect"], medians["simulator"], strict=True)],
         "update": [a - b for a, b in zip(medians["whole"], medians["collect"], strict=True)],
         "whole iteration": medians["whole"],
+        f"the same, fisher_stride={STRIDE}": medians["strided"],
     }  # fmt: skip
     limits = {"simulator": medians["limit"][0], "whole iteration": medians["limit"][0]}
     return [
