@@ -240,8 +240,10 @@ class MetaLearner:
         path = run.path / CONFIG
         if self._run_dir == run.path.resolve() and path.exists():
             found, own = checkpoint.read_json(path), json.loads(json.dumps(self.describe()))
-            if all(found.get(key) == value for key, value in own.items()):
-                checkpoint.write_json(path, {**found, **{key: settings[key] for key in ("iterations", "schedule")}})
+            # An earlier version knew fewer settings; loading gave those it did not know their defaults.
+            now = {**found, "config": {**own["config"], **found.get("config", {})}}
+            if all(now.get(key) == value for key, value in own.items()):
+                checkpoint.write_json(path, {**now, **{key: settings[key] for key in ("iterations", "schedule")}})
                 return run
         run.create(settings)
         self._run_dir = run.path.resolve()

@@ -366,6 +366,21 @@ def test_a_file_of_any_kind_makes_a_directory_not_empty(tmp_path):
     assert contents(tmp_path) == {"thesis.txt": b"all of it"}
 
 
+def test_a_run_of_a_version_that_knew_fewer_settings_goes_on(tmp_path):
+    tiny().learn(1, run_dir=tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    before = json.loads(path.read_text())
+    del before["config"]["fisher_stride"]
+    path.write_text(json.dumps(before))
+    MetaLearner.load(tmp_path / "run", device="cpu").learn(1, run_dir=tmp_path / "run")
+    assert [row["iteration"] for row in RunDirectory(tmp_path / "run").metrics()] == [1, 2]
+    assert json.loads(path.read_text())["config"]["fisher_stride"] == 1
+    before["config"]["gamma"] = 0.5  # negative control: a setting that is another
+    path.write_text(json.dumps(before))
+    with pytest.raises(ValueError, match="is not empty"):
+        MetaLearner.load(tmp_path / "run", device="cpu").learn(1, run_dir=tmp_path / "run")
+
+
 def test_a_run_is_not_continued_by_a_state_of_another_run(tmp_path):
     tiny().learn(1, run_dir=tmp_path, eval_every=0)
     tiny(seed=1).save(tmp_path / "other.safetensors")
