@@ -158,6 +158,16 @@ def cell(seeds: np.ndarray) -> str:
     return f"{seeds.mean():.1%}{spread}"
 
 
+def draw_curve(ax: Any, found: np.ndarray, colour: str, name: str) -> None:
+    """The mean over seeds of `found` [seeds, steps + 1], a thin line for every seed; one number: a dashed line."""
+    if found.shape[1] == 1:
+        ax.axhline(found.mean(), color=colour, linestyle="--", label=name)
+        return
+    for one in found:
+        ax.plot(one, color=colour, alpha=0.3, linewidth=0.8)
+    ax.plot(found.mean(0), "o-", color=colour, label=name, markersize=3)
+
+
 def draw(experiment: Experiment, curves: dict[tuple[str, int], np.ndarray]) -> None:
     """Accuracy against gradient steps; a thin line for every seed."""
     figure, axes = figures.new_figure(len(SHOTS), width=5.0)
@@ -165,13 +175,7 @@ def draw(experiment: Experiment, curves: dict[tuple[str, int], np.ndarray]) -> N
         for i, name in enumerate((*experiment.names, NEIGHBOUR)):
             if (name, shots) not in curves:
                 continue
-            found, colour = curves[name, shots], f"C{i}"
-            if found.shape[1] == 1:
-                ax.axhline(found.mean(), color=colour, linestyle="--", label=name)
-                continue
-            for one in found:
-                ax.plot(one, color=colour, alpha=0.3, linewidth=0.8)
-            ax.plot(found.mean(0), "o-", color=colour, label=name, markersize=3)
+            draw_curve(ax, curves[name, shots], f"C{i}", name)
         title = f"5-way, {shots} shots, {experiment.test['tasks']} test tasks"
         ax.set(xlabel="gradient steps", ylabel="accuracy", title=title, ylim=(0, 1))
     axes[-1].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))

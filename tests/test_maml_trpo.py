@@ -566,6 +566,7 @@ def test_strided_steps_are_every_so_manieth():
     for field in ("obs", "act", "rew", "mask", "log_prob"):
         assert torch.equal(getattr(some.rollout, field), getattr(batch.rollout, field)[:, ::2]), field
     assert torch.equal(some.advantage, batch.advantage[:, ::2]) and torch.equal(some.scale, batch.scale)
+    assert torch.equal(some.baseline, batch.baseline[:, ::2])
     assert some.rollout.dist.log_std.shape == batch.rollout.dist.log_std.shape
     assert some.rollout.dist.mean.shape[1] == some.rollout.obs.shape[1]
 

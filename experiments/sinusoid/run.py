@@ -12,6 +12,7 @@ told amplitude and phase.
 
 import argparse
 import csv
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +26,11 @@ from metarl.checkpoint import atomic_write, read_json, write_json
 from metarl.supervised import FewShotEvaluation, FewShotLearner, Sinusoid, method
 from metarl.train import versions
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
+sys.path.append(str(HERE.parent))
+
+import few_shot  # noqa: E402
+
 RESULTS = HERE / "results"
 ITERATIONS = 2000
 TASKS = {"n_tasks": 100}
@@ -150,13 +155,7 @@ def draw(curves: dict[tuple[str, int], np.ndarray]) -> None:
         for i, name in enumerate(METHODS):
             if (name, shots) not in curves:
                 continue
-            found, colour = curves[name, shots], f"C{i}"
-            if found.shape[1] == 1:
-                ax.axhline(found.mean(), color=colour, linestyle="--", label=name)
-                continue
-            for one in found:
-                ax.plot(one, color=colour, alpha=0.3, linewidth=0.8)
-            ax.plot(found.mean(0), "o-", color=colour, label=name, markersize=3)
+            few_shot.draw_curve(ax, curves[name, shots], f"C{i}", name)
         ax.set(xlabel="gradient steps", ylabel="mean squared error", title=f"{shots} points, 600 test sinusoids",
                yscale="log", ylim=(0.01, 6))  # fmt: skip
     axes[-1].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
