@@ -4,11 +4,11 @@
     python experiments/maml_2d_navigation/run.py report             # table and figure from all trained seeds
 
 Per seed it meta-trains with MAML-TRPO and, with the same settings and number of iterations, one policy on all tasks
-jointly (the paper's "pretrained"); with Meta-SGD, which is MAML that learns a step size for every parameter; and with
-Meta-SGD whose noise before adaptation stays while that after it is learned ("kept_noise"). Then these and a random
-initialisation are adapted to the same 400
-test goals by the same protocol: 3 inner steps, each on 40 fresh episodes of 100 steps. The size of every step is the
-one of a grid that does best on 200 validation goals, after the steps before it, for every method alike.
+jointly (the paper's "pretrained"); with Meta-SGD, which is MAML that learns a step size for every parameter; with
+Meta-SGD whose noise before adaptation stays while that after it is learned ("kept_noise"); and with the same, trained
+for two inner steps ("two_steps"). Then these and a random initialisation are adapted to the same 400 test goals by the
+same protocol: 3 inner steps, each on 40 fresh episodes of 100 steps. The size of every step is the one of a grid that
+does best on 200 validation goals, after the steps before it, for every method alike.
 """
 
 import argparse
@@ -34,24 +34,39 @@ VARIANTS: dict[str, dict] = {
     "meta_sgd": {},
     "learned_noise": {"learned_noise": True, "learned_lr": "scalar", "min_std": 0.1},
     "kept_noise": {"learned_std": False, "init_std": 0.6, "min_std": 0.1, "learned_noise": True, "fisher_stride": 3},
+    "two_steps": {
+        "learned_std": False,
+        "init_std": 0.8,
+        "min_std": 0.2,
+        "learned_noise": True,
+        "fisher_stride": 3,
+        "inner_steps": 2,
+        "lr_schedule": (1.0, 0.2),
+    },
     "pretrained": {"inner_steps": 0},
     "random": {},
 }
-ALGORITHMS = {"meta_sgd": "meta_sgd", "kept_noise": "meta_sgd"}
+ALGORITHMS = {"meta_sgd": "meta_sgd", "kept_noise": "meta_sgd", "two_steps": "meta_sgd"}
 """Where it is not `maml_trpo`."""
-ITERATIONS = {"maml": 120, "meta_sgd": 120, "learned_noise": 120, "kept_noise": 40, "pretrained": 120, "random": 0}
+ITERATIONS = {"maml": 120, "meta_sgd": 120, "learned_noise": 120, "kept_noise": 40, "two_steps": 60, "pretrained": 120,
+              "random": 0}  # fmt: skip
 SELECTION_STEP_SIZES = (0.5, 0.25, 0.125)
 """In training, for choosing the iterate."""
 NOISE_SELECTION_STEP_SIZES = (0.5, 0.1, 0.05)
 """Where there is less noise after the first step, the score is larger, and steps have to be smaller."""
-LESS_NOISE = ("learned_noise", "kept_noise")
-SELECTED = ("maml", "meta_sgd", "kept_noise")
+TWO_STEPS_SELECTION_STEP_SIZES = (0.5, 0.1, 0.02)
+SELECTIONS = {
+    "learned_noise": NOISE_SELECTION_STEP_SIZES, "kept_noise": NOISE_SELECTION_STEP_SIZES,
+    "two_steps": TWO_STEPS_SELECTION_STEP_SIZES,
+}  # fmt: skip
+SELECTED = ("maml", "meta_sgd", "kept_noise", "two_steps")
 """Of these the iterate is used that is best on validation goals, as the paper uses its best one; else the last."""
 GRIDS = {
     "maml": (0.1, 0.15, 0.2, 0.25, 0.3, 0.5, 0.6, 0.7, 0.8),
     "meta_sgd": (0.1, 0.15, 0.2, 0.25, 0.3, 0.5, 0.6, 0.7, 0.8),
     "learned_noise": (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.5, 0.6, 0.7, 0.8),
     "kept_noise": (0.02, 0.035, 0.05, 0.07, 0.1, 0.15, 0.3, 0.5, 0.7),
+    "two_steps": (0.01, 0.02, 0.035, 0.05, 0.07, 0.1, 0.15, 0.3, 0.5, 0.7),
     "pretrained": (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0),
     "random": (0.05, 0.1, 0.2, 0.5, 1.0, 2.0),
 }
@@ -79,7 +94,7 @@ def learner(method: str, seed: int, runs: Path) -> tuple[metarl.MetaLearner, int
 def train(seed: int, runs: Path, methods: Sequence[str]) -> None:
     RESULTS.mkdir(exist_ok=True)
     for method in methods:
-        selection = NOISE_SELECTION_STEP_SIZES if method in LESS_NOISE else SELECTION_STEP_SIZES
+        selection = SELECTIONS.get(method, SELECTION_STEP_SIZES)
         made, iterations = learner(method, seed, runs)
         if made.state.iteration < iterations:
             made.learn(iterations - made.state.iteration, run_dir=runs / f"{method}-seed{seed}", progress_bar=True,
