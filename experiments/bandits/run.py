@@ -81,14 +81,26 @@ METHODS = {
         1000: Setting(1000, 50, 9, 20, {"inner_lr": 4.0, "reward_baseline": 0.7}),
     },
     "natural": {
-        10: Setting(10, 10, 9, 15, {"inner_lr": 3.5, "natural_damping": 0.01, **NATURAL, "n_tasks": 100}, 1.8),
+        10: Setting(10, 10, 9, 15, {"inner_lr": 3.5, "natural_damping": 0.01, **NATURAL, "n_tasks": 100}, 4.0),
         100: Setting(100, 50, 9, 10, {"inner_lr": 2.0, "natural_damping": 0.1, **NATURAL}, 1.5),
         500: Setting(500, 50, 9, 10, {"inner_lr": 2.5, "natural_damping": 0.1, **NATURAL}, 2.0),
         1000: Setting(1000, 50, 9, 10, {"inner_lr": 2.5, "natural_damping": 0.1, **NATURAL}, 2.0),
     },
 }  # fmt: skip
+MANY_ARMS = {
+    ("natural", 10): Setting(
+        10, 10, 9, 15,
+        {"inner_lr": 1.3, "natural_damping": 0.02, **NATURAL, "reward_baseline": 0.85, "n_tasks": 100}, 3.0,
+    ),
+}  # fmt: skip
+"""Where 50 arms have a setting of their own: what a win moves a logit by goes with one over the arm's probability."""
 LABELS = {"one_step": "MAML, one inner step", "gradient": "MAML, several inner steps",
           "natural": "MAML, natural inner steps"}  # fmt: skip
+
+
+def setting_of(method: str, pulls: int, arms: int) -> Setting:
+    own = MANY_ARMS.get((method, pulls)) if arms == 50 else None
+    return own or METHODS[method][pulls]
 
 
 def test_tasks(arms: int, pulls: int) -> int:
@@ -168,7 +180,7 @@ def train(seed: int, runs: Path, methods: tuple[str, ...], pulls: tuple[int, ...
             for k in arms:
                 out = RESULTS / f"{method}-n{n}-k{k}-seed{seed}.json"
                 if n in METHODS[method] and not out.exists():
-                    one(method, METHODS[method][n], k, seed, runs / out.stem, out)
+                    one(method, setting_of(method, n, k), k, seed, runs / out.stem, out)
 
 
 def one(method: str, setting: Setting, arms: int, seed: int, directory: Path, out: Path) -> None:
