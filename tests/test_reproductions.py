@@ -19,6 +19,8 @@ from metarl.spaces import spaces_of
 
 EXPERIMENTS = Path(metarl.__file__).parents[1] / "experiments"
 NAMES = ("navigation", "corners", "promp_half_cheetah")
+COMMANDS = {name: name for name in ("trials", "train", "report")} | {"run_strategies": "strategies"}
+"""The functions behind the scripts' commands."""
 
 pytestmark = pytest.mark.skipif(not EXPERIMENTS.exists(), reason="metarl is not run from its repository")
 
@@ -39,11 +41,11 @@ def written(name: str) -> list[list[str]]:
     return [shlex.split(line.replace("$seed", "0"), comments=True) for line in lines]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "maml_2d_navigation", "maml_half_cheetah", "bandits"])
 def test_the_commands_that_are_written_are_understood(name, monkeypatch):
     module, reached = script(name), []
-    for function in {"trials", "train", "report"} & set(vars(module)):
-        monkeypatch.setattr(module, function, lambda *_, function=function: reached.append(function))
+    for function in COMMANDS.keys() & set(vars(module)):
+        monkeypatch.setattr(module, function, lambda *_, function=function: reached.append(COMMANDS[function]))
     monkeypatch.setattr(module.torch, "set_num_threads", lambda _: None)
     argvs = written(name)
     for argv in argvs:
@@ -108,6 +110,36 @@ def test_the_oracles_by_hand():
     # farther goal gains: the radius 0.3 costs the near goal 0.1 + 48 * 0.2 and the far one 0.2 + 0.1.
     assert found["knowing the goal's direction"] >= -(0.1 + 48 * 0.2 + 0.3) / 2
     np.testing.assert_allclose(module.walk(np.array([[0.0, 0.3]]), 0.2), [-(0.2 + 49 * 0.1)])
+
+
+def test_two_steps_go_on_from_one(monkeypatch):
+    module = script("maml_2d_navigation")
+    monkeypatch.setattr(module, "SETTINGS", module.SETTINGS | {"n_tasks": 2, "episodes": 2})
+    monkeypatch.setattr(module, "ONE_STEP_FIRST", 2)
+    first = module.new_learner("two_steps", 0, inner_steps=1, lr_schedule=())
+    made = module.new_learner("two_steps", 0)
+    start = made.state.params
+    module.after_one_step(made, first)
+    assert made.state.iteration == first.state.iteration == 2
+    assert made.state.env_steps == first.state.env_steps > 0
+    assert all(torch.equal(made.state.params[name], first.state.params[name]) for name in start)
+    assert not torch.equal(made.state.params["w2"], start["w2"])  # negative control
+    noise = made.state.learned["noise"]
+    assert torch.equal(noise[:1], first.state.learned["noise"]) and noise[0].abs().min() > 0
+    assert noise.shape == (2, 2) and not noise[1].any()
+    made.learn(1)
+    assert made.state.iteration == 3 and made.state.learned["noise"][1].abs().min() > 0
+
+
+def test_fifty_arms_have_a_setting_of_their_own_at_ten_pulls_only():
+    module = script("bandits")
+    shared, own = module.setting_of("natural", 10, 10), module.setting_of("natural", 10, 50)
+    assert shared is module.METHODS["natural"][10] and own is module.MANY_ARMS["natural", 10]
+    assert own.testing()[0] == own.settings["inner_lr"] < shared.testing()[0]
+    assert module.setting_of("natural", 100, 50) is module.METHODS["natural"][100]
+    assert module.setting_of("gradient", 10, 50) is module.METHODS["gradient"][10]
+    for setting in (shared, own):
+        make_config("maml_trpo", setting.training())
 
 
 def test_goals_are_weighed_to_the_distances_of_the_whole_square():
