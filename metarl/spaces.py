@@ -5,6 +5,7 @@ that [-1, 1] is the range of every action dimension. The same initial exploratio
 environment whose actions reach to 0.1 and one whose actions reach to 2.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -43,7 +44,7 @@ class Spaces:
     observation: Space
     action: Space
 
-    @property
+    @functools.cached_property
     def image(self) -> Image | None:
         """The shape of an image observation: a Box of three axes and uint8 in [0, 255]; None for any other.
 
@@ -58,36 +59,36 @@ class Spaces:
         channels, height, width = space.shape if first else (space.shape[2], *space.shape[:2])
         return Image(height, width, channels, first)
 
-    @property
+    @functools.cached_property
     def obs_dim(self) -> int:
         """O: the length of an observation vector."""
         if isinstance(self.observation, Discrete | MultiDiscrete):
             return sum(_choices(self.observation))
         return int(np.prod(self.observation.shape))
 
-    @property
+    @functools.cached_property
     def act_dim(self) -> int:
         """A: action dimensions, or the number of logits: one for every choice."""
         return int(np.prod(self.action.shape)) if isinstance(self.action, Box) else sum(_choices(self.action))
 
-    @property
+    @functools.cached_property
     def discrete(self) -> bool:
         """Whether actions are choices (a categorical policy) or vectors (a Gaussian one)."""
         return not isinstance(self.action, Box)
 
-    @property
+    @functools.cached_property
     def action_shape(self) -> tuple[int, ...]:
         """The shape of one action of the policy: (A,) for a Box, () for one choice, (D,) for D choices."""
         if isinstance(self.action, Discrete):
             return ()
         return (self.act_dim,) if isinstance(self.action, Box) else (len(_choices(self.action)),)
 
-    @property
+    @functools.cached_property
     def noise_dim(self) -> int:
         """How many random numbers one action takes: uniform ones for choices, normal ones for a Box."""
         return int(np.prod(self.action_shape))
 
-    @property
+    @functools.cached_property
     def sizes(self) -> tuple[int, ...] | None:
         """Of a MultiDiscrete or MultiBinary action: how many values each of its D choices has. None for others."""
         return _choices(self.action) if isinstance(self.action, MultiDiscrete | MultiBinary) else None

@@ -146,7 +146,8 @@ class TensorVectorEnv(VectorEnv):
         if over is not None:
             state = {k: torch.where(_like(over, v), self._state[k], v) for k, v in state.items()}
             reward = torch.where(over, 0.0, reward)
-            terminated = None if terminated is None else terminated & ~over
+            if late is not None and terminated is not None:
+                terminated = terminated & ~over  # who had ended before is in `_over` already
         if terminated is not None:
             self._over = terminated if self._over is None else self._over | terminated
         self._state = state
