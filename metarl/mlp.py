@@ -12,13 +12,28 @@ The suffix `_dot` means the derivative along a direction of the parameters. The 
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from metarl.adapt import Params
 
+
+def tanh(z: Tensor) -> Tensor:
+    """The hyperbolic tangent; where nothing is recorded for a derivative, it may be written in place of `z`.
+
+    NumPy's is a loop of vector instructions on every processor, PyTorch's is MKL's, which on an AMD processor takes
+    four times as long. Both are within one unit in the last place.
+    """
+    if z.device.type != "cpu" or torch.is_grad_enabled() or not z.is_contiguous():
+        return torch.tanh(z)
+    numbers = z.numpy()
+    np.tanh(numbers, out=numbers)
+    return z
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "tanh": torch.tanh,
+    "tanh": tanh,
     "relu": torch.relu,
     "elu": torch.nn.functional.elu,
 }

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from metarl.adapt import Params
 from metarl.distributions import Distribution, Gaussian
+from metarl.mlp import tanh
 from metarl.policies import check_network, floored_log_std, log_std_init, xavier
 from metarl.spaces import Spaces, distribution_of
 
@@ -106,7 +107,7 @@ class GRUPolicy:
         from_h = torch.nn.functional.linear(hidden, params["w_rec"], params["b_rec"])
         gates = torch.sigmoid(from_x[..., : 2 * H] + from_h[..., : 2 * H])
         reset, update = gates[..., :H], gates[..., H:]
-        new = torch.tanh(from_x[..., 2 * H :] + reset * from_h[..., 2 * H :])
+        new = tanh(from_x[..., 2 * H :] + reset * from_h[..., 2 * H :])
         return new + update * (hidden - new)
 
     def unroll(self, params: Params, x: Tensor, hidden: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import metarl
 from metarl.adapt import Params, expand
 from metarl.distributions import Categorical, Gaussian
+from metarl.mlp import tanh
 from metarl.policies import MLPPolicy, ModulePolicy, folded, without_context
 from metarl.spaces import Spaces
 
@@ -399,3 +400,48 @@ def test_a_policy_without_a_context_stays_as_it_is():
     assert without_context(policy, params) == (policy, params)
     module = ModulePolicy(GAUSSIAN, nn.Linear(3, 2))
     assert without_context(module, params) == (module, params)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The hyperbolic tangent
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tanh_is_right_to_the_last_place(dtype):
+    special = [0.0, -0.0, 1e-30, -1e-6, 1e-3, 0.5, -3.0, 9.5, 100.0, math.inf, -math.inf]
+    z = torch.cat([torch.randn(10_000, dtype=dtype) * 3, torch.randn(1000, dtype=dtype) * 1e-4,
+                   torch.tensor(special, dtype=dtype)])  # fmt: skip
+    exact = np.tanh(z.numpy().astype(np.longdouble))
+    with torch.no_grad():
+        got = tanh(z.clone())
+    error = np.abs(got.numpy().astype(np.longdouble) - exact)
+    assert (error <= 2 * torch.finfo(dtype).eps * np.abs(exact)).all(), float((error / np.abs(exact)).max())
+    with torch.no_grad():
+        assert tanh(torch.tensor([math.nan])).isnan().all()
+
+
+def test_tanh_is_differentiated_where_that_is_asked_for_and_overwrites_nothing_there():
+    z = torch.tensor([0.3, -2.0], dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(tanh(z).sum(), z)
+    torch.testing.assert_close(slope, 1 - torch.tanh(z.detach()) ** 2)
+    data = torch.tensor([0.3, -2.0])
+    tanh(data)
+    assert data.tolist() == pytest.approx([0.3, -2.0])
+    wide = torch.full((2, 4), 0.7)
+    with torch.no_grad():
+        part = tanh(wide[:, ::2])  # of a larger tensor: its other entries, and its own, are somebody else's
+    assert wide.tolist() == torch.full((2, 4), 0.7).tolist() and part.tolist() == torch.tanh(wide[:, ::2]).tolist()
+
+
+@both
+def test_acting_overwrites_neither_the_observations_nor_the_parameters(spaces):
+    policy = MLPPolicy(spaces, (64, 5))
+    params, obs = random_params(policy, K), observations(K, 4, 2)
+    kept = {name: value.clone() for name, value in params.items()} | {"obs": obs.clone()}
+    recorded = policy.distribution(params, obs)
+    with torch.no_grad():
+        acted = policy.distribution(params, obs)
+        again = policy.distribution(params, obs)
+    torch.testing.assert_close(tuple(acted), tuple(recorded))
+    assert all(torch.equal(a, b) for a, b in zip(acted, again, strict=True))
+    assert all(torch.equal(value, kept[name]) for name, value in (params | {"obs": obs}).items())
