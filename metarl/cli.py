@@ -49,6 +49,8 @@ class TrainOptions:
     """Meta-iterations in total."""
     seed: int = 0
     """Together with the settings this determines every number of the run."""
+    start_from: Path | None = None
+    """A run (its best state) or a checkpoint whose policy and learned step sizes training starts from."""
     out: Path | None = None
     """Run directory, new or empty; by default runs/FAMILY-ALGORITHM-seedSEED."""
     device: str = "auto"
@@ -142,6 +144,8 @@ def _train(name: str, options: TrainOptions, config: Any) -> int:
     out = options.out or Path("runs") / f"{family_name}-{name}-seed{options.seed}"
     settings = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     learner = MetaLearner(name, family, seed=options.seed, device=options.device, workers=options.workers, **settings)
+    if options.start_from is not None:
+        learner.start_from(options.start_from)
     if options.iterations < 1:
         raise UsageError(f"--iterations must be at least 1, got {options.iterations}")
     schedule = {k: getattr(options, k) for k in ("eval_every", "eval_tasks", "eval_step_sizes", "checkpoint_every")}

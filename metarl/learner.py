@@ -37,8 +37,9 @@ from metarl.tasks import (
     task_at,
     validate_task,
 )
-from metarl.train import CONFIG, LATEST, RunDirectory, Stats, in_one_piece, train, versions
+from metarl.train import BEST, CONFIG, LATEST, RunDirectory, Stats, in_one_piece, train, versions
 from metarl.trial import shown_episodes
+from metarl.warm_start import check_same_activation, taken_over, unused_warning
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -126,6 +127,44 @@ class MetaLearner:
         self.sampler = Sampler(self.family, self.device, workers)
         self._best_score: float | None = None
         self._run_dir: Path | None = None  # the run that this learner is the state of
+        self._started_from: dict[str, Any] | None = None  # the learner that this one started from, described
+
+    def start_from(self, other: "MetaLearner | Path | str") -> "MetaLearner":
+        """Take over what another learner has learned: the policy's parameters, the statistics of observations, and of
+        the inner loop (step sizes, noise, mask, discount) what both learn; then `learn` goes on from there.
+
+        Unlike `load`, it leaves settings, family and seed as they are here: more inner steps, another algorithm or a
+        harder family can follow. Iterations and steps are counted from 0, and the outer optimiser starts anew.
+        Learned step sizes are factors on `inner_lr`, here on this learner's; further inner steps go on with the last.
+
+        Args:
+            other: a learner with the same network and the same spaces; or its run's directory (the best state) or
+                checkpoint.
+
+        Raises:
+            ValueError: this learner has trained already, or the two do not fit.
+            CheckpointError: a damaged file.
+
+        Warns:
+            UserWarning: the other has learned something of its inner loop that is not learned here.
+        """
+        if self.state.iteration:
+            raise ValueError(f"this learner has trained for {self.state.iteration} iterations, which start_from would "
+                             "throw away: call it on a new one")  # fmt: skip
+        path = None if isinstance(other, MetaLearner) else Path(other)
+        found = other if isinstance(other, MetaLearner) else _best_of(Path(other))
+        name = f"{found.algorithm} on {found.family.id}"
+        check_same_spaces(name, found.policy.spaces, self.family)
+        try:
+            check_same_activation(self.policy, found.policy)
+            self.state, unused = taken_over(self.state, found.state)
+        except ValueError as error:
+            raise ValueError(f"cannot start from {path or name}: {error}") from None
+        if unused:
+            warnings.warn(unused_warning(unused, name, self.algorithm), UserWarning, stacklevel=2)
+        self._started_from = {"path": None if path is None else str(path), "iteration": found.state.iteration,
+                              **found.describe()}  # fmt: skip
+        return self
 
     def close(self) -> None:
         """Close the environments and end their processes; whatever needs them later makes new ones."""
@@ -237,6 +276,8 @@ class MetaLearner:
     def _open_run(self, run: RunDirectory, iterations: int, schedule: dict[str, Any]) -> RunDirectory:
         settings = {"iterations": self.state.iteration + iterations, "schedule": schedule, **self.describe(),
                     "device": str(self.device), "threads": torch.get_num_threads(), "versions": versions()}  # fmt: skip
+        if self._started_from is not None:
+            settings["started_from"] = self._started_from
         path = run.path / CONFIG
         if self._run_dir == run.path.resolve() and path.exists():
             found, own = checkpoint.read_json(path), json.loads(json.dumps(self.describe()))
@@ -432,6 +473,14 @@ class MetaLearner:
         learner._best_score = meta["best_score"]
         learner._run_dir = path.parent.resolve()
         return learner
+
+
+def _best_of(path: Path) -> MetaLearner:
+    """The learner of a checkpoint, or of a run: its best state, or its latest where none is chosen."""
+    try:
+        return MetaLearner.load(path / BEST if (path / BEST).exists() else path, device="cpu")
+    except CheckpointError as error:
+        raise CheckpointError(f"{error} (start_from also takes a learner: MetaLearner.load(path, ...))") from None
 
 
 def _module_of(policy: nn.Module | AdaptedPolicy | None) -> nn.Module | None:

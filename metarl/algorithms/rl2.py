@@ -118,11 +118,17 @@ class State:
     optimizer: Params
     """Adam's memory (see `metarl.optimizers`): running means of the gradients and their squares, number of steps."""
     value_units: Tensor
-    """[2], float64: the value of a step is `value_units[0] + value_units[1] * (the value head's output)`."""
+    """[2], float64: the value of a step is `value_units[0] + value_units[1] * (the value head's output)`. Both are 0
+    before the first data, whose units the head is then taken to be in."""
     iteration: int = 0
     env_steps: int = 0
     obs_stats: ObsStats = field(default_factory=dict)
     """Running statistics of the observations; empty without `normalize_obs`."""
+
+    @property
+    def has_units(self) -> bool:
+        """Whether any data have set `value_units`."""
+        return bool(self.value_units[1] > 0)
 
 
 @dataclass(frozen=True)
@@ -144,7 +150,7 @@ def init(config: Config, policy: GRUPolicy, seed: int, device: torch.device | st
                          "policy= out")  # fmt: skip
     generator = torch.Generator().manual_seed(random.generator_seed(seed, 0))
     params = {name: value.to(device) for name, value in policy.init(generator).items()}
-    units = torch.tensor([0.0, 1.0], dtype=torch.float64, device=device)
+    units = torch.zeros(2, dtype=torch.float64, device=device)
     stats = normalize.start(policy.spaces, device) if config.normalize_obs else {}
     return State(params, optimizers.adam_start(params), units, obs_stats=stats)
 
@@ -164,7 +170,7 @@ def iteration(
 
     data = sequences(trials)
     units = value_units(config, state, data)
-    old = state.value_units if state.iteration else units  # before the first update nothing is to be kept
+    old = state.value_units if state.has_units else units
     params = in_units(state.params, old, units)
     batch = make_batch(config, data, old, units)
     memory, losses_of = state.optimizer, []
@@ -230,7 +236,7 @@ def value_units(config: Config, state: State, data: Sequences) -> Tensor:
     mean = (returns * data.mask).sum() / count
     std = (((returns - mean) ** 2 * data.mask).sum() / count).sqrt()
     found = torch.stack([mean, std.clamp_min(1e-6)])
-    return torch.lerp(state.value_units, found, UNIT_RATE) if state.iteration else found
+    return torch.lerp(state.value_units, found, UNIT_RATE) if state.has_units else found
 
 
 def in_units(params: Params, units: Tensor, new: Tensor) -> Params:

@@ -1,0 +1,69 @@
+"""Starting from what another learner has learned."""
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+
+COUNTED = ("iteration", "env_steps", "optimizer")
+"""What a new training counts and remembers anew: the outer optimiser's statistics belong to its own settings."""
+
+
+def check_same_activation(policy: Any, other: Any) -> None:
+    """Raise ValueError where two networks of the same shapes are different functions of their parameters."""
+    own, its = (getattr(p, "activation", None) for p in (policy, other))
+    if own is not None and its is not None and own != its:
+        raise ValueError(f"its network has activation={its!r}, here it is {own!r}")
+
+
+def taken_over(own: Any, other: Any) -> tuple[Any, list[str]]:
+    """`own`, the state before training, with what the learner with the state `other` has learned.
+
+    Returns:
+        The state, which behaves as `other` does (where its inner loop has more steps, as `other` does in further
+        steps), and the names of what `other` has learned about its inner loop and `own` does not use.
+
+    Raises:
+        ValueError: another kind of state, parameters of other names or shapes, or normalised observations on one
+            side only.
+    """
+    if type(own) is not type(other):
+        raise ValueError("a recurrent policy and one that adapts by gradients have no parameters in common")
+    mine, its = ({n: tuple(v.shape) for n, v in state.params.items()} for state in (own, other))
+    if mine != its:
+        name = next(n for n in sorted({*mine, *its}) if mine.get(n) != its.get(n))
+        raise ValueError(f"its parameter {name!r} has the shape {its.get(name)}, here it is {mine.get(name)}: make "
+                         "this learner with the other's network (hidden, activation, context, ...)")  # fmt: skip
+    if bool(own.obs_stats) != bool(other.obs_stats):
+        raise ValueError(f"it was trained with normalize_obs={bool(other.obs_stats)}, which is needed here too")
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(own):
+        if field.name not in COUNTED:
+            start, found = getattr(own, field.name), getattr(other, field.name)
+            if isinstance(start, Tensor):
+                values[field.name] = found.to(start, copy=True)
+            else:
+                values[field.name] = {n: _fitted(n, value, found.get(n)) for n, value in start.items()}
+    unused = sorted(getattr(other, "learned", {}).keys() - getattr(own, "learned", {}).keys())
+    return dataclasses.replace(own, **values), unused
+
+
+def _fitted(name: str, start: Tensor, found: Tensor | None) -> Tensor:
+    """`found` in the place of `start`: where it has fewer inner steps (the first axis), the further ones go on with
+    its last step size, or with noise as it is after its last step."""
+    if found is None:
+        return start
+    found = found.to(start, copy=True)
+    if found.shape == start.shape:
+        return found
+    rest = start[len(found) :]
+    if name.startswith("lr_step/"):
+        rest = found[-1:].expand_as(rest)
+    return torch.cat([found[: len(start)], rest])
+
+
+def unused_warning(unused: list[str], of: str, here: str) -> str:
+    """What to tell about names that `taken_over` returns."""
+    kinds = sorted({name.partition("/")[0] for name in unused})
+    return f"what {of} has learned of its inner loop ({', '.join(kinds)}) is not taken over: {here} does not learn it"
