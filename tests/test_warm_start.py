@@ -112,14 +112,17 @@ def test_statistics_of_observations_come_along():
             point(normalize_obs=here).start_from(trained(normalize_obs=there))
 
 
-def test_a_recurrent_policy_goes_on_with_longer_trials_and_its_values_mean_the_same():
+def test_a_recurrent_policy_goes_on_with_longer_trials_and_its_values_mean_the_same(monkeypatch):
     other = recurrent().learn(3, eval_every=0)
     own = recurrent(trial_episodes=9, outer_lr=1e-4)
     assert own.state.value_units.tolist() == [0, 0] and not own.state.has_units
     own.start_from(other)
     assert torch.equal(own.state.value_units, other.state.value_units) and own.state.has_units
     assert np.array_equal(*(x.evaluate(5, steps=3, episodes=1, seed=1).returns for x in (own, other)))
+    read_in, make_batch = [], own._module.make_batch
+    monkeypatch.setattr(own._module, "make_batch", lambda *args: read_in.append(args[2]) or make_batch(*args))
     own.learn(1, eval_every=0)
+    assert torch.equal(read_in[0], other.state.value_units)
     # A tenth of the new data's units is taken in, as later in training; a new learner would take all of them.
     moved = (own.state.value_units - other.state.value_units)[0]
     found = own._module.value_units(own.config, recurrent().state, _data(own, other))
@@ -137,7 +140,8 @@ def _data(own: MetaLearner, start: MetaLearner):
 def test_a_run_or_a_checkpoint_is_started_from_by_its_path(tmp_path):
     other = point()
     other.learn(3, run_dir=tmp_path / "run", eval_every=1, eval_tasks=2)
-    best = MetaLearner.load(tmp_path / "run" / "best.safetensors", device="cpu")
+    best = point(seed=9)
+    best.save(tmp_path / "run" / "best.safetensors")  # whose iterations are certain to be others than the latest's
     own = point(seed=4).start_from(tmp_path / "run")
     assert np.array_equal(curve(own), curve(best))
     other.save(tmp_path / "other.safetensors")
