@@ -33,14 +33,12 @@ RESULTS = HERE / "results"
 COMMON: dict[str, Any] = {"gamma": 1.0, "outer_lr": 3e-3, "minibatches": 4, "hidden": 64}
 SHORT = {**COMMON, "n_tasks": 1000, "gae_lambda": 0.9, "anneal_over": 300}
 MANY_ARMS = {**SHORT, "gae_lambda": 0.3, "hidden": 128, "anneal_over": 200}
-LONG = {**COMMON, "n_tasks": 500, "gae_lambda": 0.95, "epochs": 4, "anneal_over": 250}
-LIGHT = {**LONG, "n_tasks": 250, "anneal_over": 200}
+LONG = {**COMMON, "n_tasks": 500, "gae_lambda": 0.95, "epochs": 4, "outer_lr": 0.012, "anneal_over": 800}
 MDP = {**COMMON, "n_tasks": 500, "gae_lambda": 0.9, "anneal_over": 400}
 ROWS: dict[str, dict[str, Any]] = {
     **{f"bandit-n10-k{arms}": {"arms": arms, "n": 10, "settings": SHORT, "tasks": 40_000} for arms in (5, 10)},
     "bandit-n10-k50": {"arms": 50, "n": 10, "settings": MANY_ARMS, "tasks": 40_000},
-    "bandit-n100-k5": {"arms": 5, "n": 100, "settings": LONG, "tasks": 4000},
-    **{f"bandit-n100-k{arms}": {"arms": arms, "n": 100, "settings": LIGHT, "tasks": 4000} for arms in (10, 50)},
+    **{f"bandit-n100-k{arms}": {"arms": arms, "n": 100, "settings": LONG, "tasks": 4000} for arms in (5, 10, 50)},
     **{f"mdp-n{n}": {"n": n, "settings": MDP, "tasks": 2000} for n in (10, 25)},
 }
 TEST_SEED = 97_531
