@@ -14,6 +14,7 @@ import torch
 
 import metarl
 from metarl import algorithms
+from metarl.checkpoint import CheckpointError
 from metarl.learner import make_config
 from metarl.spaces import spaces_of
 
@@ -38,10 +39,10 @@ def written(name: str) -> list[list[str]]:
     documents = [EXPERIMENTS / name / "README.md", *sorted((EXPERIMENTS.parent / "docs" / "algorithms").glob("*.md"))]
     found = "\n".join([script(name).__doc__ or "", *(path.read_text() for path in documents)])
     lines = re.findall(rf"python experiments/{name}/run\.py ([^\n;]*)", found)
-    return [shlex.split(line.replace("$seed", "0"), comments=True) for line in lines]
+    return [shlex.split(line.replace("$seed", "0").replace("$row", "bandit-n10-k5"), comments=True) for line in lines]
 
 
-@pytest.mark.parametrize("name", [*NAMES, "maml_2d_navigation", "maml_half_cheetah", "bandits"])
+@pytest.mark.parametrize("name", [*NAMES, "maml_2d_navigation", "maml_half_cheetah", "bandits", "rl2"])
 def test_the_commands_that_are_written_are_understood(name, monkeypatch):
     module, reached = script(name), []
     for function in COMMANDS.keys() & set(vars(module)):
@@ -129,6 +130,28 @@ def test_two_steps_go_on_from_one(monkeypatch):
     assert noise.shape == (2, 2) and not noise[1].any()
     made.learn(1)
     assert made.state.iteration == 3 and made.state.learned["noise"][1].abs().min() > 0
+
+
+def test_trials_of_500_pulls_go_on_from_those_of_100(monkeypatch, tmp_path):
+    module, small = script("rl2"), {"n_tasks": 8, "hidden": 4, "minibatches": 2, "epochs": 1}
+    assert module.STARTS_FROM["bandit-n500-k5"] == "bandit-n100-k5" and module.ROWS["bandit-n500-k5"]["n"] == 500
+    for row, before in module.STARTS_FROM.items():  # what fits in full size fits in small
+        assert module.ROWS[row]["arms"] == module.ROWS[before]["arms"]
+        assert module.ROWS[row]["settings"]["hidden"] == module.ROWS[before]["settings"]["hidden"]
+    rows = {"long": {"arms": 5, "n": 3, "settings": {**small, "anneal_over": 1}, "tasks": 6},
+            "short": {"arms": 5, "n": 2, "settings": {**small, "anneal_over": 2}, "tasks": 6}}  # fmt: skip
+    for name, value in (("ROWS", rows), ("STARTS_FROM", {"long": "short"}), ("RESULTS", tmp_path / "results")):
+        monkeypatch.setattr(module, name, value)
+    with pytest.raises(CheckpointError, match="short-seed0"):
+        module.train("long", 0, tmp_path, 10.0)
+    for row in ("short", "long"):
+        module.train(row, 0, tmp_path, 10.0)
+    short, long = (metarl.MetaLearner.load(tmp_path / f"{row}-seed0", device="cpu") for row in ("short", "long"))
+    assert (short.state.iteration, long.state.iteration, long.config.trial_episodes) == (2, 1, 3)
+    change = (long.state.params["w_rec"] - short.state.params["w_rec"]).abs().max()
+    assert 0 < change <= 2 * small["epochs"] * small["minibatches"] * long.config.outer_lr  # a few steps of Adam
+    assert {path.name for path in (tmp_path / "results").iterdir()} == {
+        f"{row}-seed0{end}" for row in rows for end in (".csv", ".json", "-training.csv")}  # fmt: skip
 
 
 def test_fifty_arms_have_a_setting_of_their_own_at_ten_pulls_only():

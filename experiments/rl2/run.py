@@ -3,6 +3,8 @@
     python experiments/rl2/run.py train --row bandit-n10-k5 --seed 0     # one row; resumes where it was interrupted
     python experiments/rl2/run.py report                                 # table and figure from all that was trained
 
+Trials of 500 pulls go on from the same seed's policy for 100 pulls, which has to be trained before.
+
 A row `bandit-nN-kA` has trials of N pulls of A arms (Bernoulli, probabilities uniform in [0, 1]); the score is the
 total reward. A row `mdp-nN` has trials of N episodes of 10 steps; the score is the total reward over N times what a
 policy that knows its task expects of an episode, by value iteration over 10 steps with discount 0.99 (the published
@@ -34,17 +36,21 @@ COMMON: dict[str, Any] = {"gamma": 1.0, "outer_lr": 3e-3, "minibatches": 4, "hid
 SHORT = {**COMMON, "n_tasks": 1000, "gae_lambda": 0.9, "anneal_over": 300}
 MANY_ARMS = {**SHORT, "gae_lambda": 0.3, "hidden": 128, "anneal_over": 200}
 LONG = {**COMMON, "n_tasks": 500, "gae_lambda": 0.95, "epochs": 4, "outer_lr": 0.012, "anneal_over": 800}
+LONGER = {**LONG, "n_tasks": 200, "outer_lr": 3e-3, "anneal_over": 150}
 MDP = {**COMMON, "n_tasks": 500, "gae_lambda": 0.9, "anneal_over": 400}
 ROWS: dict[str, dict[str, Any]] = {
     **{f"bandit-n10-k{arms}": {"arms": arms, "n": 10, "settings": SHORT, "tasks": 40_000} for arms in (5, 10)},
     "bandit-n10-k50": {"arms": 50, "n": 10, "settings": MANY_ARMS, "tasks": 40_000},
     **{f"bandit-n100-k{arms}": {"arms": arms, "n": 100, "settings": LONG, "tasks": 4000} for arms in (5, 10, 50)},
+    **{f"bandit-n500-k{arms}": {"arms": arms, "n": 500, "settings": LONGER, "tasks": 1000} for arms in (5, 10, 50)},
     **{f"mdp-n{n}": {"n": n, "settings": MDP, "tasks": 2000} for n in (10, 25)},
 }
+STARTS_FROM = {f"bandit-n500-k{arms}": f"bandit-n100-k{arms}" for arms in (5, 10, 50)}
 TEST_SEED = 97_531
 PAPER = {
     "bandit-n10-k5": 6.7, "bandit-n10-k10": 6.7, "bandit-n10-k50": 6.8,
-    "bandit-n100-k5": 78.7, "bandit-n100-k10": 83.5, "bandit-n100-k50": 84.9, "mdp-n10": 0.752, "mdp-n25": 0.859,
+    "bandit-n100-k5": 78.7, "bandit-n100-k10": 83.5, "bandit-n100-k50": 84.9,
+    "bandit-n500-k5": 401.6, "bandit-n500-k10": 432.5, "bandit-n500-k50": 438.9, "mdp-n10": 0.752, "mdp-n25": 0.859,
 }  # fmt: skip
 """RL²'s results: Duan et al. 2016, table 1; of MDPs Mishra et al. 2018 (https://arxiv.org/abs/1707.03141), table 3."""
 
@@ -62,6 +68,8 @@ def train(row: str, seed: int, runs: Path, minutes: float) -> None:
         made = metarl.MetaLearner(
             "rl2", family_of(row), seed=seed, device="cpu", trial_episodes=ROWS[row]["n"], **settings
         )
+        if row in STARTS_FROM:
+            made.start_from(runs / f"{STARTS_FROM[row]}-seed{seed}")
     stop, iterations = time.monotonic() + 60 * minutes, settings["anneal_over"]
     made.learn(
         max(0, iterations - made.state.iteration), run_dir=directory, eval_every=0,
