@@ -15,18 +15,17 @@ from torch import nn
 
 from metarl import algorithms, checkpoint
 from metarl.adapted_policy import AdaptedPolicy
-from metarl.arguments import listed, positive_sizes, whole, yes_or_no
+from metarl.arguments import positive_sizes, whole, yes_or_no
 from metarl.checkpoint import CheckpointError
 from metarl.evaluate import FINAL, PERIODIC, Evaluation, checked_step_sizes, evaluation_seed
 from metarl.parallel import keep_freed_memory
-from metarl.policies import MLPPolicy, ModulePolicy, Policy, without_context
-from metarl.policies_cnn import CNNPolicy
+from metarl.policies import ModulePolicy, Policy, without_context
 from metarl.policies_gru import GRUPolicy, Memory
 from metarl.recurrent_policy import RecurrentPolicy
 from metarl.rollout import EnvSampler, Sampler
+from metarl.saved_family import load_family, signature
 from metarl.spaces import Spaces, check_same_spaces, spaces_of
 from metarl.tasks import (
-    FamilySpec,
     TaskFamily,
     Tasks,
     check_is_family,
@@ -39,7 +38,14 @@ from metarl.tasks import (
 )
 from metarl.train import BEST, CONFIG, LATEST, RunDirectory, Stats, in_one_piece, train, versions
 from metarl.trial import shown_episodes
-from metarl.warm_start import check_same_activation, taken_over, unused_warning
+from metarl.warm_start import (
+    check_same_activation,
+    module_of,
+    settings_of,
+    taken_over,
+    unused_warning,
+    with_policy,
+)
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -104,7 +110,7 @@ class MetaLearner:
         self.algorithm = algorithm
         self._module = algorithms.get(algorithm)
         start = policy if isinstance(policy, AdaptedPolicy) else None
-        self.config = make_config(algorithm, config if start is None else _settings_of(start, config))
+        self.config = make_config(algorithm, config if start is None else settings_of(start, config))
         self.family = make(family) if isinstance(family, str) else family
         check_is_family(self.family)
         self.seed = _checked_seed(seed)
@@ -112,18 +118,11 @@ class MetaLearner:
         spaces = spaces_of(self.family)
         if start is not None:
             check_same_spaces("another environment", start.policy.spaces, self.family)
-        module = _module_of(policy)
+        module = module_of(policy)
         self.policy: Policy = self.config.policy(spaces) if module is None else self._adapt_module(module, spaces)
         self.state = self._module.init(self.config, self.policy, self.seed, self.device)
         if start is not None:
-            # An adapted policy has no context vector any more: a learner that wants one starts with its own, zero.
-            found = {name: value for name, value in self.state.params.items() if name.startswith("context")}
-            found |= {name: value.to(self.device, copy=True) for name, value in start.params.items()}
-            params = {name: found[name] for name in self.state.params}
-            self.state = dataclasses.replace(self.state, params=params)
-            if start.obs_stats:
-                obs_stats = {name: value.to(self.device, copy=True) for name, value in start.obs_stats.items()}
-                self.state = dataclasses.replace(self.state, obs_stats=obs_stats)
+            self.state = with_policy(self.state, start, self.device)
         self.sampler = Sampler(self.family, self.device, workers)
         self._best_score: float | None = None
         self._run_dir: Path | None = None  # the run that this learner is the state of
@@ -416,7 +415,7 @@ class MetaLearner:
         """Algorithm, family, settings and seed as JSON-able data: what it takes to make this learner again."""
         return {
             "algorithm": self.algorithm,
-            "family": _signature(self.family),
+            "family": signature(self.family),
             "config": {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self.config).items()},
             "seed": self.seed,
             "policy": type(self.policy).__name__,
@@ -462,7 +461,7 @@ class MetaLearner:
         if (policy is None) == (meta["policy"] == ModulePolicy.__name__):
             remedy = "pass that module as policy=" if policy is None else "leave policy= out"
             raise CheckpointError(f"{path} was saved by a learner with a policy of type {meta['policy']}: {remedy}")
-        own = _load_family(path, meta["family"], family)
+        own = load_family(path, meta["family"], family)
         try:
             name, seed = meta["algorithm"], meta["seed"]
             learner = cls(name, own, seed=seed, device=found_device, policy=policy, workers=workers, **meta["config"])
@@ -483,37 +482,6 @@ def _best_of(path: Path) -> MetaLearner:
         raise CheckpointError(f"{error} (start_from also takes a learner: MetaLearner.load(path, ...))") from None
 
 
-def _module_of(policy: nn.Module | AdaptedPolicy | None) -> nn.Module | None:
-    if isinstance(policy, RecurrentPolicy):
-        raise ValueError("a learner cannot start from a RecurrentPolicy: load the learner that it came from")
-    if isinstance(policy, AdaptedPolicy):
-        return policy.policy.module if isinstance(policy.policy, ModulePolicy) else None
-    if policy is not None and not isinstance(policy, nn.Module):
-        raise ValueError(f"policy is a torch.nn.Module from observations to actions, or a policy to start from, got "
-                         f"{policy!r}")  # fmt: skip
-    return policy
-
-
-def _settings_of(start: AdaptedPolicy, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings `given`, with those that the policy to start from determines."""
-    if not isinstance(start.policy, MLPPolicy | CNNPolicy | ModulePolicy):
-        raise ValueError(f"a learner cannot start from a {type(start.policy).__name__}")
-    own: dict[str, Any] = {"min_std": start.policy.min_std}
-    if not isinstance(start.policy, ModulePolicy):
-        own |= {"hidden": tuple(start.policy.hidden), "activation": start.policy.activation}
-        own["network"] = "cnn" if isinstance(start.policy, CNNPolicy) else "mlp"
-    if isinstance(start.policy, CNNPolicy):
-        own["channels"] = tuple(start.policy.channels)
-    if start.obs_stats:
-        own["normalize_obs"] = True
-    for name in own.keys() & given.keys():
-        wanted = tuple(listed(name, given[name], "numbers")) if isinstance(own[name], tuple) else given[name]
-        if wanted != own[name] and wanted != "auto":
-            raise ValueError(f"{name}={given[name]!r} contradicts the policy to start from, which has {own[name]!r}: "
-                             "leave it out")  # fmt: skip
-    return {**given, **own}
-
-
 def _checked_seed(seed: int) -> int:
     seed = whole("seed", seed)
     if seed < 0:
@@ -523,39 +491,3 @@ def _checked_seed(seed: int) -> int:
 
 def _time_limit(env: gym.Env) -> int | None:
     return None if env.spec is None else env.spec.max_episode_steps
-
-
-def _signature(family: TaskFamily) -> dict[str, Any]:
-    spec = getattr(family, "spec", None)
-    made = None if not isinstance(spec, FamilySpec) else {"id": spec.id, "kwargs": spec.kwargs}
-    try:
-        json.dumps(made)
-    except TypeError:
-        made = None  # such a family has to be passed to `load`
-    spaces = {name: str(getattr(family, name)) for name in ("observation_space", "action_space", "task_space")}
-    return {"id": family.id, "made": made, "horizon": family.horizon, **spaces}
-
-
-def _load_family(path: Path, saved: dict[str, Any], given: str | TaskFamily | None) -> TaskFamily:
-    if given is None and saved["made"] is None:
-        raise CheckpointError(f"{path} was saved by a learner that was given an object as its family, "
-                              f"{saved['id']!r}: pass the same one as family=")  # fmt: skip
-    if given is None:
-        try:
-            family = make(saved["made"]["id"], **saved["made"]["kwargs"])
-        except ValueError as error:
-            raise CheckpointError(f"{path} needs the family {saved['id']!r}; pass it as family=. ({error})") from None
-    else:
-        family = make(given) if isinstance(given, str) else given
-    found = _signature(family)
-    differing = [key for key in saved if key != "made" and saved[key] != found[key]]
-    if differing:
-        was, now = ({key: of[key] for key in differing} for of in (saved, found))
-        raise CheckpointError(f"{path} is a checkpoint of another family: it was saved with {was}, this one has {now}")
-    if saved["made"] and found["made"] and saved["made"] != (own := json.loads(json.dumps(found["made"]))):
-        of = saved["made"]["kwargs"], own["kwargs"]
-        other = sorted(name for name in {*of[0], *of[1]} if of[0].get(name) != of[1].get(name))
-        was, now = ({name: kwargs[name] for name in other if name in kwargs} for kwargs in of)
-        warnings.warn(f"{path} was saved with {saved['id']} made with {was}, this one was made with {now}: training "
-                      "and evaluation go on with this one", UserWarning, stacklevel=3)  # fmt: skip
-    return family

@@ -1,10 +1,17 @@
-"""Starting from what another learner has learned."""
+"""Starting from what another learner has learned, or from a policy."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from metarl.adapted_policy import AdaptedPolicy
+from metarl.arguments import listed
+from metarl.policies import MLPPolicy, ModulePolicy
+from metarl.policies_cnn import CNNPolicy
+from metarl.recurrent_policy import RecurrentPolicy
 
 COUNTED = ("iteration", "env_steps", "optimizer")
 """What a new training counts and remembers anew: the outer optimiser's statistics belong to its own settings."""
@@ -67,3 +74,49 @@ def unused_warning(unused: list[str], of: str, here: str) -> str:
     """What to tell about names that `taken_over` returns."""
     kinds = sorted({name.partition("/")[0] for name in unused})
     return f"what {of} has learned of its inner loop ({', '.join(kinds)}) is not taken over: {here} does not learn it"
+
+
+def module_of(policy: nn.Module | AdaptedPolicy | None) -> nn.Module | None:
+    """The network that a learner's `policy=` brings; None where it is to be made from settings."""
+    if isinstance(policy, RecurrentPolicy):
+        raise ValueError("a learner cannot start from a RecurrentPolicy: load the learner that it came from")
+    if isinstance(policy, AdaptedPolicy):
+        return policy.policy.module if isinstance(policy.policy, ModulePolicy) else None
+    if policy is not None and not isinstance(policy, nn.Module):
+        raise ValueError(f"policy is a torch.nn.Module from observations to actions, or a policy to start from, got "
+                         f"{policy!r}")  # fmt: skip
+    return policy
+
+
+def settings_of(start: AdaptedPolicy, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings `given`, with those that the policy to start from determines."""
+    if not isinstance(start.policy, MLPPolicy | CNNPolicy | ModulePolicy):
+        raise ValueError(f"a learner cannot start from a {type(start.policy).__name__}")
+    own: dict[str, Any] = {"min_std": start.policy.min_std}
+    if not isinstance(start.policy, ModulePolicy):
+        own |= {"hidden": tuple(start.policy.hidden), "activation": start.policy.activation}
+        own["network"] = "cnn" if isinstance(start.policy, CNNPolicy) else "mlp"
+    if isinstance(start.policy, CNNPolicy):
+        own["channels"] = tuple(start.policy.channels)
+    if start.obs_stats:
+        own["normalize_obs"] = True
+    for name in own.keys() & given.keys():
+        wanted = tuple(listed(name, given[name], "numbers")) if isinstance(own[name], tuple) else given[name]
+        if wanted != own[name] and wanted != "auto":
+            raise ValueError(f"{name}={given[name]!r} contradicts the policy to start from, which has {own[name]!r}: "
+                             "leave it out")  # fmt: skip
+    return {**given, **own}
+
+
+def with_policy(state: Any, start: AdaptedPolicy, device: torch.device) -> Any:
+    """`state` with the parameters and the statistics of the policy to start from.
+
+    An adapted policy has no context vector any more: a learner that wants one starts with its own, zero.
+    """
+    found = {name: value for name, value in state.params.items() if name.startswith("context")}
+    found |= {name: value.to(device, copy=True) for name, value in start.params.items()}
+    state = dataclasses.replace(state, params={name: found[name] for name in state.params})
+    if start.obs_stats:
+        obs_stats = {name: value.to(device, copy=True) for name, value in start.obs_stats.items()}
+        state = dataclasses.replace(state, obs_stats=obs_stats)
+    return state
