@@ -15,8 +15,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from metarl.adapt import Params
+
+
+def _recorded() -> bool:
+    """Whether PyTorch may follow what is done to tensors: for a backward pass, a forward derivative or `vmap`."""
+    following = torch.is_grad_enabled() or forward_ad._current_level >= 0
+    return following or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def tanh(z: Tensor) -> Tensor:
@@ -25,7 +32,7 @@ def tanh(z: Tensor) -> Tensor:
     NumPy's is a loop of vector instructions on every processor, PyTorch's is MKL's, which on an AMD processor takes
     four times as long. Both are within one unit in the last place.
     """
-    if z.device.type != "cpu" or torch.is_grad_enabled() or not z.is_contiguous():
+    if z.device.type != "cpu" or _recorded() or not z.is_contiguous():
         return torch.tanh(z)
     numbers = z.numpy()
     np.tanh(numbers, out=numbers)

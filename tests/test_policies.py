@@ -427,6 +427,14 @@ def test_tanh_is_differentiated_where_that_is_asked_for_and_overwrites_nothing_t
     data = torch.tensor([0.3, -2.0])
     tanh(data)
     assert data.tolist() == pytest.approx([0.3, -2.0])
+    with torch.no_grad():
+        out, slope = torch.func.jvp(lambda x: tanh(x * 1), (data,), (torch.ones(2),))  # forwards, even here
+        torch.testing.assert_close(slope, 1 - torch.tanh(data) ** 2)
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(data.clone(), torch.ones(2))
+            torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(tanh(dual)).tangent, slope)
+        torch.testing.assert_close(torch.func.vmap(lambda x: tanh(x * 1))(data), out)
+    assert data.tolist() == pytest.approx([0.3, -2.0])
     wide = torch.full((2, 4), 0.7)
     with torch.no_grad():
         part = tanh(wide[:, ::2])  # of a larger tensor: its other entries, and its own, are somebody else's
