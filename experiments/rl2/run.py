@@ -37,7 +37,7 @@ SHORT = {**COMMON, "n_tasks": 1000, "gae_lambda": 0.9, "anneal_over": 300}
 MANY_ARMS = {**SHORT, "gae_lambda": 0.3, "hidden": 128, "anneal_over": 200}
 LONG = {**COMMON, "n_tasks": 500, "gae_lambda": 0.95, "epochs": 4, "outer_lr": 0.012, "anneal_over": 800}
 LONGER = {**LONG, "n_tasks": 200, "outer_lr": 3e-3, "anneal_over": 150}
-MDP = {**COMMON, "n_tasks": 500, "gae_lambda": 0.9, "anneal_over": 400}
+MDP = {**LONG, "gamma": 0.99, "hidden": 128, "outer_lr": 6e-3, "anneal_over": 600}
 ROWS: dict[str, dict[str, Any]] = {
     **{f"bandit-n10-k{arms}": {"arms": arms, "n": 10, "settings": SHORT, "tasks": 40_000} for arms in (5, 10)},
     "bandit-n10-k50": {"arms": 50, "n": 10, "settings": MANY_ARMS, "tasks": 40_000},
