@@ -5,6 +5,7 @@ import os
 import shlex
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -145,7 +146,11 @@ def _train(name: str, options: TrainOptions, config: Any) -> int:
     settings = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     learner = MetaLearner(name, family, seed=options.seed, device=options.device, workers=options.workers, **settings)
     if options.start_from is not None:
-        learner.start_from(options.start_from)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always", UserWarning)
+            learner.start_from(options.start_from)
+        for warning in told:
+            _say(f" {warning.message}", bold="note:", error=True)
     if options.iterations < 1:
         raise UsageError(f"--iterations must be at least 1, got {options.iterations}")
     schedule = {k: getattr(options, k) for k in ("eval_every", "eval_tasks", "eval_step_sizes", "checkpoint_every")}

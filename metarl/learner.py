@@ -479,6 +479,8 @@ def _best_of(path: Path) -> MetaLearner:
     try:
         return MetaLearner.load(path / BEST if (path / BEST).exists() else path, device="cpu")
     except CheckpointError as error:
+        if not path.exists():
+            raise
         raise CheckpointError(f"{error} (start_from also takes a learner: MetaLearner.load(path, ...))") from None
 
 

@@ -199,6 +199,12 @@ def test_on_the_command_line(tmp_path, capsys):
     a, b = (MetaLearner.load(path, device="cpu") for path in (first, second))
     assert all((a.state.params[n] - b.state.params[n]).abs().max() < 1e-6 for n in a.state.params)
     assert any((a.state.params[n] - point().state.params[n]).abs().max() > 1e-3 for n in a.state.params)
+    capsys.readouterr()
+    third = ["--out", str(tmp_path / "sgd"), "--start-from", first]
+    assert cli.run(["train", "meta_sgd", *common, *third]) == 0 and "note:" not in capsys.readouterr().err
+    third = ["--out", str(tmp_path / "trpo"), "--start-from", str(tmp_path / "sgd")]
+    assert cli.run(["train", "maml_trpo", *common, *third]) == 0
+    assert "note: what meta_sgd on PointNavigation-v0 has learned" in capsys.readouterr().err
     with pytest.raises(ValueError, match="cannot start from"):
         cli.run(
             ["train", "maml_vpg", *common, "--out", str(tmp_path / "third"), "--start-from", first, "--hidden", "7"]
