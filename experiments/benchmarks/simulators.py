@@ -3,7 +3,8 @@
     python experiments/benchmarks/simulators.py --out experiments/benchmarks/results
 
 rollout     HalfCheetahDir and AntDir: steps per second of `metarl.rollout.collect`, of the vector environment alone
-            (random actions), and of `mujoco.rollout` (random controls, one call for all steps) on as many threads
+            (random actions), and of `mujoco.rollout` (random controls) on as many threads: with one call for all
+            steps, and with one for each control step, after which a policy can look at the states
 iteration   one meta-iteration on HalfCheetahDir: seconds in simulator, policy and update, the limit beside each, and
             the share of the cores that was busy meanwhile
 
@@ -73,6 +74,27 @@ class Bare:
         return self.steps
 
 
+class BareByStep(Bare):
+    """The same with a call for every control step, as a policy that looks at each state needs it."""
+
+    def __init__(self, family: MujocoFamily, env: MujocoVectorEnv, tasks: Tasks):
+        super().__init__(family, env, tasks)
+        self.skip = family.frame_skip
+        n, size = self.state.shape
+        self.out = np.empty((n, self.skip, size)), np.empty((n, self.skip, self.models[0].nsensordata))
+
+    def __call__(self) -> int:
+        now, (state, sensors) = self.state, self.out
+        for start in range(0, self.substeps, self.skip):
+            controls = np.ascontiguousarray(self.controls[:, start : start + self.skip])
+            self.pool.rollout(
+                self.models, self.data, now, controls, nstep=self.skip, state=state, sensordata=sensors,
+                skip_checks=True,
+            )  # fmt: skip
+            now = state[:, -1].copy()
+        return self.steps
+
+
 def clocked(function: Callable[[], Any]) -> tuple[Clock, Any]:
     """A call's wall and CPU seconds, and what it returned."""
     wall, cpu = time.perf_counter(), time.process_time()
@@ -107,6 +129,7 @@ def rollout(args: argparse.Namespace) -> Rows:
         ways: dict[str, Callable[[], int]] = {
             "whole rollout": lambda: collect(env, tasks, args.horizon, policy, params, seeds).steps,  # noqa: B023
             "vector environment": environment,
+            "mujoco.rollout, call by call": BareByStep(family, env, tasks),
             "mujoco.rollout": Bare(family, env, tasks),
         }
         for function in ways.values():
