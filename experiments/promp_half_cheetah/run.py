@@ -30,10 +30,10 @@ RESULTS = HERE / "results"
 FAMILY, HORIZON = "HalfCheetahDir-v0", 100
 SETTINGS: dict[str, Any] = {"n_tasks": 20, "episodes": 10, "inner_lr": 1.0, "lr_in_std": True, "min_std": 0.1}
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
-    "maml_trpo": ("maml_trpo", {"max_kl": 0.02}),
+    "maml_trpo": ("maml_trpo", {"max_kl": 0.06}),
     "promp": ("promp", {"outer_lr": 3e-3}),
 }
-ITERATIONS = 24
+ITERATIONS = 100
 TEST = {"n_tasks": 20, "episodes": 20, "seed": 1_357_911}
 COLUMNS = ("iteration", "env_steps", "clock_seconds", "cpu_seconds", "return_0", "return_1")
 
