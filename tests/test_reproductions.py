@@ -132,7 +132,7 @@ def test_two_steps_go_on_from_one(monkeypatch):
     assert made.state.iteration == 3 and made.state.learned["noise"][1].abs().min() > 0
 
 
-def test_trials_of_500_pulls_go_on_from_those_of_100(monkeypatch, tmp_path):
+def test_trials_of_500_pulls_start_from_those_of_100(monkeypatch, tmp_path):
     module, small = script("rl2"), {"n_tasks": 8, "hidden": 4, "minibatches": 2, "epochs": 1}
     assert module.STARTS_FROM["bandit-n500-k5"] == "bandit-n100-k5" and module.ROWS["bandit-n500-k5"]["n"] == 500
     for row, before in module.STARTS_FROM.items():  # what fits in full size fits in small
