@@ -3,8 +3,8 @@
     python experiments/rl2/run.py train --row bandit-n10-k5 --seed 0     # one row; resumes where it was interrupted
     python experiments/rl2/run.py report                                 # table and figure from all that was trained
 
-Rows of 500 pulls have the same seed's policy for 100 pulls, which has to be trained before, as it is: to train it further
-in trials of 500 did not raise what it earns.
+Rows of 500 pulls have the same seed's policy for 100 pulls, which has to be trained before, as it is: to train it
+further in trials of 500 did not raise what it earns.
 
 A row `bandit-nN-kA` has trials of N pulls of A arms (Bernoulli, probabilities uniform in [0, 1]); the score is the
 total reward. A row `mdp-nN` has trials of N episodes of 10 steps; the score is the total reward over N times what a
