@@ -4,7 +4,8 @@
 
 rollout     HalfCheetahDir and AntDir: steps per second of `metarl.rollout.collect`, of the vector environment alone
             (random actions), and of `mujoco.rollout` (random controls) on as many threads: with one call for all
-            steps, and with one for each control step, after which a policy can look at the states
+            steps, and with one for each control step, after which a policy can look at the states. Ants that fall
+            go on, as they do in the bare simulator, but in the row "over at a fall"
 iteration   one meta-iteration on HalfCheetahDir: seconds in simulator, policy and update, the limit beside each, and
             the share of the cores that was busy meanwhile
 
@@ -13,6 +14,7 @@ What is compared is timed in turn, A B A B ..., in one process; numbers are medi
 
 import argparse
 import csv
+import functools
 import json
 import statistics
 import time
@@ -114,24 +116,33 @@ def rollout(args: argparse.Namespace) -> Rows:
         policy = config.policy(spaces_of(family))
         params = expand(policy.init(torch.Generator().manual_seed(SEED)), args.tasks)
         seeds = random.episode_seeds(SEED, 0, 0, args.tasks, args.episodes)
-        low, high = family.action_space.low, family.action_space.high  # type: ignore[attr-defined]
-        moves = np.random.default_rng(SEED).uniform(low, high, (args.horizon, env.num_envs, len(low)))
+        bare = Bare(family, env, tasks)
+        moves = bare.controls[:, :: family.frame_skip].transpose(1, 0, 2).astype(np.float32)
 
         def environment(env: MujocoVectorEnv = env, tasks: Tasks = tasks, moves: np.ndarray = moves) -> int:
             env.reset(seed=SEED, options={"tasks": tasks})
             alive, steps = env.num_envs, 0
-            for action in moves.astype(np.float32):
+            for action in moves:
                 steps += alive
                 _, _, terminated, truncated, _ = env.step(action)
                 alive = env.num_envs - int((terminated | truncated).sum())
             return steps
 
+        def whole(falls: bool = False, **known: Any) -> int:
+            if hasattr(known["family"], "falls"):
+                known["family"].falls = falls  # the bare simulator does not stop at a fall either
+            return collect(known["env"], known["tasks"], args.horizon, known["policy"], known["params"],
+                           known["seeds"]).steps  # fmt: skip
+
+        known = {"family": family, "env": env, "tasks": tasks, "policy": policy, "params": params, "seeds": seeds}
         ways: dict[str, Callable[[], int]] = {
-            "whole rollout": lambda: collect(env, tasks, args.horizon, policy, params, seeds).steps,  # noqa: B023
+            "whole rollout": functools.partial(whole, **known),
             "vector environment": environment,
             "mujoco.rollout, call by call": BareByStep(family, env, tasks),
-            "mujoco.rollout": Bare(family, env, tasks),
+            "mujoco.rollout": bare,
         }
+        if hasattr(family, "falls"):
+            ways = {"whole rollout, over at a fall": functools.partial(whole, falls=True, **known), **ways}
         for function in ways.values():
             function()
         found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
