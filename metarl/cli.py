@@ -139,6 +139,8 @@ def _train(name: str, options: TrainOptions, config: Any) -> int:
     from metarl.learner import MetaLearner
     from metarl.tasks import make
 
+    if options.iterations < 1:
+        raise UsageError(f"--iterations must be at least 1, got {options.iterations}")
     _set_threads(options.threads)
     family = make(options.family, **_parse_kwargs(options.family_kwargs))
     family_name = options.family.replace(":", "-").replace("/", "-")
@@ -151,8 +153,6 @@ def _train(name: str, options: TrainOptions, config: Any) -> int:
             learner.start_from(options.start_from)
         for warning in told:
             _say(f" {warning.message}", bold="note:", error=True)
-    if options.iterations < 1:
-        raise UsageError(f"--iterations must be at least 1, got {options.iterations}")
     schedule = {k: getattr(options, k) for k in ("eval_every", "eval_tasks", "eval_step_sizes", "checkpoint_every")}
     return _learn(learner, options.iterations, out, options.progress, schedule)
 

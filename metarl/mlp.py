@@ -30,7 +30,7 @@ def tanh(z: Tensor) -> Tensor:
     """The hyperbolic tangent; where nothing is recorded for a derivative, it may be written in place of `z`.
 
     NumPy's is a loop of vector instructions on every processor, PyTorch's is MKL's, which on an AMD processor takes
-    four times as long. Both are within one unit in the last place.
+    four times as long. Both are within two units in the last place.
     """
     if z.device.type != "cpu" or _recorded() or not z.is_contiguous():
         return torch.tanh(z)

@@ -14,7 +14,6 @@ What is compared is timed in turn, A B A B ..., in one process; numbers are medi
 
 import argparse
 import csv
-import functools
 import json
 import statistics
 import time
@@ -108,41 +107,7 @@ def rollout(args: argparse.Namespace) -> Rows:
     """Steps per second, and each as a ratio to the bare simulator's."""
     rows: Rows = []
     for id, goal in (("HalfCheetahDir-v0", 0.85), ("AntDir-v0", 0.9)):
-        family = metarl.make(id, horizon=args.horizon)
-        assert isinstance(family, MujocoFamily)
-        env = MujocoVectorEnv(family, args.tasks, args.episodes)
-        tasks = family.sample(args.tasks, np.random.default_rng(SEED))
-        config = Config(hidden=tuple(args.hidden))
-        policy = config.policy(spaces_of(family))
-        params = expand(policy.init(torch.Generator().manual_seed(SEED)), args.tasks)
-        seeds = random.episode_seeds(SEED, 0, 0, args.tasks, args.episodes)
-        bare = Bare(family, env, tasks)
-        moves = bare.controls[:, :: family.frame_skip].transpose(1, 0, 2).astype(np.float32)
-
-        def environment(env: MujocoVectorEnv = env, tasks: Tasks = tasks, moves: np.ndarray = moves) -> int:
-            env.reset(seed=SEED, options={"tasks": tasks})
-            alive, steps = env.num_envs, 0
-            for action in moves:
-                steps += alive
-                _, _, terminated, truncated, _ = env.step(action)
-                alive = env.num_envs - int((terminated | truncated).sum())
-            return steps
-
-        def whole(falls: bool = False, **known: Any) -> int:
-            if hasattr(known["family"], "falls"):
-                known["family"].falls = falls  # the bare simulator does not stop at a fall either
-            return collect(known["env"], known["tasks"], args.horizon, known["policy"], known["params"],
-                           known["seeds"]).steps  # fmt: skip
-
-        known = {"family": family, "env": env, "tasks": tasks, "policy": policy, "params": params, "seeds": seeds}
-        ways: dict[str, Callable[[], int]] = {
-            "whole rollout": functools.partial(whole, **known),
-            "vector environment": environment,
-            "mujoco.rollout, call by call": BareByStep(family, env, tasks),
-            "mujoco.rollout": bare,
-        }
-        if hasattr(family, "falls"):
-            ways = {"whole rollout, over at a fall": functools.partial(whole, falls=True, **known), **ways}
+        ways = ways_to_step(id, args)
         for function in ways.values():
             function()
         found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
@@ -158,6 +123,41 @@ def rollout(args: argparse.Namespace) -> Rows:
                 "cpu_microseconds_per_step": statistics.median(x for _, x in values),
             })  # fmt: skip
     return rows
+
+
+def ways_to_step(id: str, args: argparse.Namespace) -> dict[str, Callable[[], int]]:
+    """Functions that take T steps in K*E environments and return how many steps that were."""
+    family: Any = metarl.make(id, horizon=args.horizon)
+    env = MujocoVectorEnv(family, args.tasks, args.episodes)
+    tasks = family.sample(args.tasks, np.random.default_rng(SEED))
+    policy = Config(hidden=tuple(args.hidden)).policy(spaces_of(family))
+    params = expand(policy.init(torch.Generator().manual_seed(SEED)), args.tasks)
+    seeds = random.episode_seeds(SEED, 0, 0, args.tasks, args.episodes)
+    bare = Bare(family, env, tasks)
+    moves = bare.controls[:, :: family.frame_skip].transpose(1, 0, 2).astype(np.float32)
+
+    def whole() -> int:
+        return collect(env, tasks, args.horizon, policy, params, seeds).steps
+
+    def environment() -> int:
+        env.reset(seed=SEED, options={"tasks": tasks})
+        for action in moves:
+            env.step(action)
+        return args.horizon * env.num_envs
+
+    def over_at_a_fall() -> int:
+        family.falls = True
+        try:
+            return whole()
+        finally:
+            family.falls = False
+
+    ways = {"whole rollout": whole, "vector environment": environment,
+            "mujoco.rollout, call by call": BareByStep(family, env, tasks), "mujoco.rollout": bare}  # fmt: skip
+    if not hasattr(family, "falls"):
+        return ways
+    family.falls = False  # the bare simulator does not stop at a fall either
+    return {"whole rollout, over at a fall": over_at_a_fall, **ways}
 
 
 def iteration(args: argparse.Namespace) -> Rows:

@@ -37,7 +37,7 @@ COMMON: dict[str, Any] = {"gamma": 1.0, "outer_lr": 3e-3, "minibatches": 4, "hid
 SHORT = {**COMMON, "n_tasks": 1000, "gae_lambda": 0.9, "anneal_over": 300}
 MANY_ARMS = {**SHORT, "gae_lambda": 0.3, "outer_lr": 6e-3, "anneal_over": 600}
 LONG = {**COMMON, "n_tasks": 500, "gae_lambda": 0.95, "epochs": 4, "outer_lr": 0.012, "anneal_over": 800}
-AS_IT_IS = {**LONG, "n_tasks": 200, "anneal_over": 0}
+AS_IT_IS = {**LONG, "anneal_over": 0}
 MDP = {**LONG, "gamma": 0.99, "hidden": 128, "outer_lr": 6e-3, "anneal_over": 600}
 ROWS: dict[str, dict[str, Any]] = {
     **{f"bandit-n10-k{arms}": {"arms": arms, "n": 10, "settings": SHORT, "tasks": 40_000} for arms in (5, 10)},
