@@ -1,10 +1,11 @@
 """A recurrent policy with a value head: one gated recurrent unit that remembers a whole trial.
 
 It adapts by what it remembers, so its parameters are the same for all tasks and have no task axis. B is any number of
-trials side by side, L the steps of a trial, I the length of an input: observation, last action, last reward, and
-whether an episode begins (O + A + 2), H the units, A as in `spaces`.
+trials side by side, L the steps of a trial, I the length of an input: observation, last action, last reward,
+whether an episode begins (O + A + 2) and, if wanted, the last observation (another O), H the units, A as in `spaces`.
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ class Memory(NamedTuple):
     hidden: Tensor  # [..., H]
     action: Tensor  # [..., A], the last one as a vector (see `action_vector`); zero before the first
     reward: Tensor  # [...], of that action
+    obs: Tensor  # [..., O], on which that action was taken; [..., 0] where the policy is not shown it
 
     def where(self, mask: Tensor, other: "Memory") -> "Memory":
         """This one where `mask` [...] is true, `other` where not."""
@@ -32,6 +34,7 @@ class Memory(NamedTuple):
             torch.where(wide, self.hidden, other.hidden),
             torch.where(wide, self.action, other.action),
             torch.where(mask, self.reward, other.reward),
+            torch.where(wide, self.obs, other.obs),
         )
 
 
@@ -47,13 +50,14 @@ def action_vector(spaces: Spaces, action: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class GRUPolicy:
-    """A GRU (Cho et al. 2014, https://arxiv.org/abs/1406.1078), a linear action head and a linear value head.
+    """A GRU (Cho et al. 2014, https://arxiv.org/abs/1406.1078), an action head and a value head.
 
     With gates r (reset), z (update) and input x:
         r = sigmoid(W_r x + b_r + U_r h + c_r)      z = sigmoid(W_z x + b_z + U_z h + c_z)
         n = tanh(W_n x + b_n + r (U_n h + c_n))     h' = (1 - z) n + z h
     Parameters, in the order r, z, n: `w_in` [3H, I], `b_in` [3H], `w_rec` [3H, H], `b_rec` [3H]; heads `w_act` [A, H],
-    `b_act` [A], `w_value` [1, H], `b_value` [1]; `log_std` [A] of a Gaussian.
+    `b_act` [A], `w_value` [1, H], `b_value` [1]; `log_std` [A] of a Gaussian. With `head_hidden` units between memory
+    and heads, y = relu(`w_head` h' + `b_head`), the heads have that many inputs instead of H.
     """
 
     spaces: Spaces
@@ -62,28 +66,49 @@ class GRUPolicy:
     min_std: float = 1e-3
     output_gain: float = 0.01
     """Factor on the initial weights of the action head."""
+    last_obs: bool = False
+    """Whether an input has the last observation too: with action, reward and present observation it is the whole last
+    transition."""
+    head_hidden: int = 0
+    """Units of a layer between the memory and the heads, which both of them use; 0: none, the heads are linear."""
+    input_gain: float = 1.0
+    """Factor on the initial weights of the inputs."""
+    memory_steps: float = 1.0
+    """Initial biases of the update gates are drawn so that, with no input, 1 - z is 1 / (1 + s) with s log-uniform
+    between 1 and this: that many steps a unit keeps what is in it (after Tallec and Ollivier 2018,
+    https://arxiv.org/abs/1804.11188, section 3)."""
 
     def __post_init__(self) -> None:
         check_network((self.hidden,), "tanh", self.init_std, self.min_std)
+        if self.head_hidden < 0 or not self.input_gain > 0 or not 1 <= self.memory_steps < math.inf:
+            raise ValueError(
+                f"0 <= head_hidden, 0 < input_gain and 1 <= memory_steps < inf, got {self.head_hidden}, "
+                f"{self.input_gain} and {self.memory_steps}"
+            )
 
     @property
     def input_dim(self) -> int:
         """I."""
-        return self.spaces.obs_dim + self.spaces.act_dim + 2
+        return (1 + self.last_obs) * self.spaces.obs_dim + self.spaces.act_dim + 2
 
     def init(self, generator: torch.Generator) -> Params:
-        """Xavier-uniform input and head weights, orthogonal recurrent ones (as in RL2, appendix), zero biases."""
-        H, I, A = self.hidden, self.input_dim, self.spaces.act_dim
+        """Xavier-uniform input and head weights, orthogonal recurrent ones (as in RL2, appendix), zero biases; but see
+        `input_gain`, `memory_steps` and `output_gain`."""
+        H, I, A, Y = self.hidden, self.input_dim, self.spaces.act_dim, self.head_hidden or self.hidden
         params = {
-            "w_in": torch.cat([xavier(generator, (H, I), I, H) for _ in range(3)]),
+            "w_in": self.input_gain * torch.cat([xavier(generator, (H, I), I, H) for _ in range(3)]),
             "b_in": torch.zeros(3 * H),
             "w_rec": torch.cat([_orthogonal(generator, H) for _ in range(3)]),
             "b_rec": torch.zeros(3 * H),
-            "w_act": self.output_gain * xavier(generator, (A, H), H, A),
+            "w_act": self.output_gain * xavier(generator, (A, Y), Y, A),
             "b_act": torch.zeros(A),
-            "w_value": xavier(generator, (1, H), H, 1),
+            "w_value": xavier(generator, (1, Y), Y, 1),
             "b_value": torch.zeros(1),
         }
+        if self.head_hidden:
+            params |= {"w_head": xavier(generator, (Y, H), H, Y), "b_head": torch.zeros(Y)}
+        if self.memory_steps > 1:  # z = sigmoid(log s) is s / (1 + s)
+            params["b_in"][H : 2 * H] = torch.rand(H, generator=generator) * math.log(self.memory_steps)
         return params if self.spaces.discrete else params | {"log_std": log_std_init(self.spaces, self.init_std)}
 
     def blank(self, *shape: int, device: torch.device | str = "cpu") -> Memory:
@@ -92,12 +117,17 @@ class GRUPolicy:
             torch.zeros(*shape, self.hidden, device=device),
             torch.zeros(*shape, self.spaces.act_dim, device=device),
             torch.zeros(shape, device=device),
+            torch.zeros(*shape, self.spaces.obs_dim if self.last_obs else 0, device=device),
         )
+
+    def remember(self, hidden: Tensor, obs: Tensor, action: Tensor, reward: Tensor) -> Memory:
+        """The memory after a step: on obs [..., O] an action vector [..., A] was taken and earned reward [...]."""
+        return Memory(hidden, action, reward, obs if self.last_obs else obs[..., :0])
 
     def inputs(self, obs: Tensor, memory: Memory, first: Tensor | float) -> Tensor:
         """obs [..., O], what the trial remembers, and 1 where an episode begins, else 0 -> [..., I]."""
         flag = torch.as_tensor(first, dtype=obs.dtype, device=obs.device).expand(obs.shape[:-1])
-        return torch.cat([obs, memory.action, memory.reward[..., None], flag[..., None]], -1)
+        return torch.cat([obs, memory.action, memory.reward[..., None], flag[..., None], memory.obs], -1)
 
     def step(self, params: Params, x: Tensor, hidden: Tensor) -> Tensor:
         """One step of the recurrence, written out. x [..., I], hidden [..., H] -> the next hidden state [..., H]."""
@@ -122,6 +152,8 @@ class GRUPolicy:
 
     def heads(self, params: Params, hidden: Tensor) -> tuple[Distribution, Tensor]:
         """hidden [..., H] -> the distribution of actions, [..., A], and the value [...] in its own units."""
+        if self.head_hidden:
+            hidden = torch.relu(torch.nn.functional.linear(hidden, params["w_head"], params["b_head"]))
         out = torch.nn.functional.linear(hidden, params["w_act"], params["b_act"])
         value = torch.nn.functional.linear(hidden, params["w_value"], params["b_value"])[..., 0]
         log_std = floored_log_std(params, self.min_std)

@@ -19,8 +19,8 @@ KIND = "recurrent policy"
 _STATS, _MEMORY = "obs_stats/", "memory/"
 
 PolicyState = tuple[np.ndarray, ...]
-"""hidden [n, H], last action [n, A] and last reward [n] as far as they are known; then hidden state and action of the
-step taken since, [n, H] and [n, A], which wait for their reward."""
+"""The memory (see `policies_gru.Memory`) as far as it is known, with a leading axis n; then hidden state [n, H],
+observation [n, O] and action [n, A] of the step taken since, which wait for their reward."""
 
 
 class RecurrentPolicy:
@@ -93,22 +93,23 @@ class RecurrentPolicy:
         hidden = self.policy.step(self.params, self.policy.inputs(x, memory, first), memory.hidden)
         dist, _ = self.policy.heads(self.params, hidden)
         action = distributions.mode(dist) if deterministic else distributions.sample(dist, self._noise(n))
-        new = tuple(value.numpy() for value in (*memory, hidden, action_vector(spaces, action)))
+        new = tuple(value.numpy() for value in (*memory, hidden, x, action_vector(spaces, action)))
         out = self._decode(action).numpy().astype(spaces.action.dtype)
         return (out[0] if single else out), new
 
     def observe(self, state: PolicyState, reward: Any) -> PolicyState:
         """The state after the step that `predict` took, now that its `reward` (a number, or [n] of them) is known."""
-        hidden, action = state[3:]
-        rewards = np.broadcast_to(np.asarray(reward, np.float32), (len(hidden),)).copy()
-        return hidden, action, rewards, hidden, action
+        taken = state[len(Memory._fields) :]
+        hidden, obs, action = (torch.from_numpy(value) for value in taken)
+        rewards = torch.from_numpy(np.broadcast_to(np.asarray(reward, np.float32), (len(hidden),)).copy())
+        return (*(value.numpy() for value in self.policy.remember(hidden, obs, action, rewards)), *taken)
 
     def _memory(self, state: PolicyState | None, n: int) -> Memory:
         if state is None:
             return Memory(*(value.expand(n, *value.shape).clone() for value in self.memory))
-        if len(state) != 5 or len(state[0]) != n:
+        if len(state) != len(Memory._fields) + 3 or len(state[0]) != n:
             raise ValueError(f"the state belongs to {len(state[0])} observations, got {n}")
-        return Memory(*(torch.from_numpy(np.asarray(value, np.float32)) for value in state[:3]))
+        return Memory(*(torch.from_numpy(np.asarray(value, np.float32)) for value in state[: len(Memory._fields)]))
 
     def _noise(self, n: int) -> Tensor:
         draw = torch.rand if self.policy.spaces.discrete else torch.randn
@@ -117,11 +118,11 @@ class RecurrentPolicy:
     def save(self, path: Path | str) -> Path:
         """Write the policy and its memory to one file (`.safetensors` is added if missing). -> its path."""
         path, own = with_suffix(path), self.policy
-        kind = {"hidden": own.hidden, "init_std": own.init_std, "min_std": own.min_std}
+        kind = {name: getattr(own, name) for name in ("hidden", "init_std", "min_std", "last_obs", "head_hidden")}
         returns = None if self.returns is None else [float(x) for x in self.returns]
         meta = {"kind": KIND, "policy": kind, "spaces": spaces_to_json(own.spaces), "returns": returns}
         stats = {_STATS + name: value for name, value in self.obs_stats.items()}
-        memory = {_MEMORY + name: value for name, value in self.memory._asdict().items()}
+        memory = {_MEMORY + name: value for name, value in self.memory._asdict().items() if value.numel()}
         checkpoint.save(path, self.params | stats | memory, meta)
         return path
 
@@ -138,12 +139,13 @@ class RecurrentPolicy:
             raise CheckpointError(f"{path} holds a {meta.get('kind')}, not a {KIND}")
         policy = GRUPolicy(spaces_from_json(meta["spaces"]), **meta["policy"])
         stats = {name.removeprefix(_STATS): x for name, x in tensors.items() if name.startswith(_STATS)}
-        kept = {_MEMORY + name: x for name, x in policy.blank()._asdict().items()}
+        blank: dict[str, Tensor] = policy.blank()._asdict()
+        kept = {_MEMORY + name: x for name, x in blank.items() if x.numel()}
         expected = policy.init(torch.Generator()) | kept
         found = {name: x for name, x in tensors.items() if not name.startswith(_STATS)}
         if {n: x.shape for n, x in expected.items()} != {n: x.shape for n, x in found.items()}:
             raise CheckpointError(f"{path} holds the tensors {sorted(found)}, the policy has {sorted(expected)}")
-        memory = Memory(**{name.removeprefix(_MEMORY): found[name] for name in kept})
+        memory = Memory(**{name: found.get(_MEMORY + name, x) for name, x in blank.items()})
         returns = None if meta["returns"] is None else np.array(meta["returns"])
         params = {name: found[name] for name in expected if name not in kept}
         return cls(policy, params, memory, returns, obs_stats=stats)

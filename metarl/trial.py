@@ -30,7 +30,7 @@ _NOISE_BLOCK = 1 << 22  # numbers drawn at once: 16 MiB
 class Trials:
     """E trials of each of K tasks. Where `mask` is zero, so is everything else."""
 
-    x: Tensor  # [K, L, E, I], what went into the policy: observation, last action, last reward, episode start
+    x: Tensor  # [K, L, E, I], what went into the policy (see `GRUPolicy.inputs`)
     act: Tensor  # [K, L, E, A] in policy units; one choice: [K, L, E] integers; several: [K, L, E, D] integers
     rew: Tensor  # [K, L, E]
     mask: Tensor  # [K, L, E], 1 while the step counts
@@ -255,7 +255,7 @@ class _Run:
             at = start + t
             self.x[:, at], self.act[:, at], self.rew[:, at], self.mask[:, at] = x, action, reward, alive
             self.out[:, at], self.value[:, at] = dist[0], value
-            after = Memory(hidden, action_vector(spaces, action), reward)
+            after = policy.remember(hidden, obs, action_vector(spaces, action), reward)
             self.memory = after.where(alive, self.memory) if t else after  # every trial is in its first step
             self._note_success(n, alive, infos)
             alive = alive & ~torch.as_tensor(terminated | truncated, device=self.device).reshape(K, E)

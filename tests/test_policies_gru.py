@@ -1,6 +1,7 @@
 """The recurrent policy: its formula by hand, the fast form against the slow one, its gradient, what goes in and out."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,8 +22,8 @@ ACTIONS = {
 }
 
 
-def policy_of(action: str = "discrete", hidden: int = 5) -> GRUPolicy:
-    return GRUPolicy(Spaces(OBS, ACTIONS[action]), hidden)
+def policy_of(action: str = "discrete", hidden: int = 5, **options: Any) -> GRUPolicy:
+    return GRUPolicy(Spaces(OBS, ACTIONS[action]), hidden, **options)
 
 
 def params_of(policy: GRUPolicy, seed: int = 0, dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
@@ -59,9 +60,10 @@ def test_all_steps_at_once_equal_one_after_the_other(dtype, close):
     assert (fast[1:] - fast[:-1]).abs().max() > 0.1  # the control: it moves
 
 
+@pytest.mark.parametrize("head_hidden", [0, 7])
 @pytest.mark.parametrize("action", ACTIONS)
-def test_gradient_against_finite_differences(action):
-    policy = policy_of(action, 4)
+def test_gradient_against_finite_differences(action, head_hidden):
+    policy = policy_of(action, 4, head_hidden=head_hidden)
     params, g = params_of(policy), torch.Generator().manual_seed(2)
     x = torch.randn(6, 3, policy.input_dim, generator=g, dtype=torch.float64)
     start = torch.zeros(3, 4, dtype=torch.float64)
@@ -85,10 +87,21 @@ def test_gradient_against_finite_differences(action):
 
 def test_an_input_is_observation_action_reward_and_episode_start():
     policy = policy_of("discrete")
-    memory = Memory(torch.zeros(2, 5), torch.tensor([[0.0, 1, 0, 0], [0, 0, 0, 1]]), torch.tensor([0.5, -2.0]))
-    x = policy.inputs(torch.tensor([[1.0, 2, 3], [4, 5, 6]]), memory, torch.tensor([1.0, 0.0]))
-    assert x.tolist() == [[1, 2, 3, 0, 1, 0, 0, 0.5, 1], [4, 5, 6, 0, 0, 0, 1, -2, 0]]
+    action, before = torch.tensor([[0.0, 1, 0, 0], [0, 0, 0, 1]]), torch.tensor([[7.0, 8, 9], [-1, -2, -3]])
+    obs, first = torch.tensor([[1.0, 2, 3], [4, 5, 6]]), torch.tensor([1.0, 0.0])
+    memory = policy.remember(torch.zeros(2, 5), before, action, torch.tensor([0.5, -2.0]))
+    assert policy.inputs(obs, memory, first).tolist() == [[1, 2, 3, 0, 1, 0, 0, 0.5, 1], [4, 5, 6, 0, 0, 0, 1, -2, 0]]
     assert policy.input_dim == 9
+
+
+def test_an_input_may_have_the_last_observation_too():
+    policy = policy_of(last_obs=True)
+    action, before = torch.tensor([0.0, 1, 0, 0]), torch.tensor([7.0, 8, 9])
+    memory = policy.remember(torch.zeros(5), before, action, torch.tensor(0.5))
+    x = policy.inputs(torch.tensor([1.0, 2, 3]), memory, 1.0)
+    assert x.tolist() == [1, 2, 3, 0, 1, 0, 0, 0.5, 1, 7, 8, 9] and policy.input_dim == len(x)
+    assert policy.inputs(torch.tensor([1.0, 2, 3]), policy.blank(), 1.0).tolist() == [1, 2, 3, *[0] * 5, 1, 0, 0, 0]
+    assert policy.init(torch.Generator())["w_in"].shape == (15, 12)
 
 
 def test_actions_as_vectors():
@@ -143,12 +156,48 @@ def test_initial_rotations_have_no_preferred_sign():
 
 
 def test_memory_of_some_and_of_others():
-    old, new = (Memory(torch.full((2, 3), x), torch.full((2, 1), x), torch.full((2,), x)) for x in (1.0, 2.0))
+    old, new = (Memory(*(torch.full(s, x) for s in ((2, 3), (2, 1), (2,), (2, 4)))) for x in (1.0, 2.0))
     mixed = new.where(torch.tensor([True, False]), old)
-    assert [value[:, 0].tolist() if value.dim() > 1 else value.tolist() for value in mixed] == [[2.0, 1.0]] * 3
+    assert [value[:, 0].tolist() if value.dim() > 1 else value.tolist() for value in mixed] == [[2.0, 1.0]] * 4
+
+
+def test_a_layer_in_front_of_the_heads_by_hand():
+    policy = policy_of(hidden=2, head_hidden=3)
+    params = policy.init(torch.Generator())
+    assert params["w_act"].shape == (4, 3) and params["w_value"].shape == (1, 3)
+    params |= {"w_head": torch.tensor([[1.0, 0], [0, 1], [-1, 2]]), "b_head": torch.tensor([0.5, 0.0, 0.25]),
+               "w_act": torch.tensor([[1.0, 10, 100]] * 4), "b_act": torch.tensor([0.0, 1, 2, 3]),
+               "w_value": torch.tensor([[2.0, 3, 4]]), "b_value": torch.tensor([7.0])}  # fmt: skip
+    dist, value = policy.heads(params, torch.tensor([1.0, -1.0]))  # relu of 1.5, -1 and -2.75
+    expected = torch.log_softmax(torch.tensor([1.5, 2.5, 3.5, 4.5]), 0)
+    assert torch.allclose(torch.log_softmax(dist[0], 0), expected, atol=1e-6) and float(value) == 10.0
+
+
+def test_units_start_with_memories_of_different_length():
+    """Without input a unit loses 1 - z = 1 / (1 + s) of what it holds in a step, s log-uniform from 1 to 50."""
+    policy = policy_of(hidden=4000, memory_steps=50.0)
+    params = policy.init(torch.Generator().manual_seed(0))
+    z = torch.sigmoid(params["b_in"][4000:8000])
+    s = z / (1 - z)
+    assert float(s.min()) > 0.999 and float(s.max()) < 50.001
+    # 4000 draws: the mean of log s is off by a standard deviation of 0.018.
+    assert float(s.log().mean()) == pytest.approx(math.log(50) / 2, abs=0.08)
+    assert float(s.log().std()) == pytest.approx(math.log(50) / 12**0.5, abs=0.05)
+    # Reset gates and candidates have no bias, and by default nothing has.
+    assert not params["b_in"][:4000].any() and not params["b_in"][8000:].any()
+    assert not policy_of().init(torch.Generator())["b_in"].any()
+
+
+def test_input_gain_scales_the_weights_of_the_inputs_and_nothing_else():
+    plain, scaled = (policy_of(input_gain=g).init(torch.Generator().manual_seed(3)) for g in (1.0, 6.0))
+    for name, value in plain.items():
+        assert torch.equal(scaled[name], 6 * value if name == "w_in" else value), name
 
 
 def test_nonsense_is_refused():
+    for bad in ({"head_hidden": -1}, {"input_gain": 0.0}, {"memory_steps": 0.5}, {"memory_steps": math.inf}):
+        with pytest.raises(ValueError, match="1 <= memory_steps < inf, got"):
+            policy_of(**bad)
     with pytest.raises(ValueError, match="at least one unit each, got \\(0,\\)"):
         policy_of(hidden=0)
     with pytest.raises(ValueError, match=r"0 < min_std < init_std, got 2\.0 and 1\.0"):

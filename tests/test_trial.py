@@ -28,13 +28,15 @@ FAMILIES = {
 }
 
 
-def setup(family: Any, hidden: int = 6) -> tuple[GRUPolicy, dict[str, torch.Tensor], dict[str, np.ndarray]]:
-    policy = GRUPolicy(spaces_of(family), hidden)
+def setup(
+    family: Any, hidden: int = 6, last_obs: bool = False
+) -> tuple[GRUPolicy, dict[str, torch.Tensor], dict[str, np.ndarray]]:
+    policy = GRUPolicy(spaces_of(family), hidden, last_obs=last_obs)
     return policy, params_of(policy, dtype=torch.float32), family.sample(K, np.random.default_rng(0))
 
 
-def collected(family: Any, trials: int = E, **options: Any) -> Trials:
-    policy, params, tasks = setup(family)
+def collected(family: Any, trials: int = E, last_obs: bool = False, **options: Any) -> Trials:
+    policy, params, tasks = setup(family, last_obs=last_obs)
     return collect_trials(Sampler(family), tasks, trials, N, policy, params, SEED, ITERATION, **options)
 
 
@@ -42,12 +44,14 @@ def plain_trial(family: Any, task: Task, policy: GRUPolicy, params: Any, seeds: 
     """One trial in one environment, written out: what went in, what was done and earned, the memory afterwards."""
     env, spaces = family.make(task), policy.spaces
     hidden, action, reward = torch.zeros(policy.hidden), torch.zeros(spaces.act_dim), 0.0
+    before = torch.zeros(spaces.obs_dim)
     out: dict[str, list[Any]] = {"x": [], "act": [], "rew": [], "episode": [], "t": [], "value": []}
     for n, seed in enumerate(seeds):
         obs, _ = env.reset(seed=seed)
         for t in range(family.horizon):
             seen = spaces.encode(np.asarray(obs)[None])[0]
-            x = torch.cat([seen, action, torch.tensor([reward, float(t == 0)])])
+            x = torch.cat([seen, action, torch.tensor([reward, float(t == 0)]), *([before] if policy.last_obs else [])])
+            before = seen
             hidden = policy.step(params, x, hidden)
             dist, value = policy.heads(params, hidden)
             draw = random.uniform if spaces.discrete else random.normal
@@ -62,11 +66,12 @@ def plain_trial(family: Any, task: Task, policy: GRUPolicy, params: Any, seeds: 
     return out | {"memory": [hidden, action, reward]}
 
 
+@pytest.mark.parametrize("last_obs", [False, True])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_trial_equals_a_plain_loop_over_one_environment(name):
+def test_a_trial_equals_a_plain_loop_over_one_environment(name, last_obs):
     family = FAMILIES[name]()
-    policy, params, tasks = setup(family)
-    found = collected(family)
+    policy, params, tasks = setup(family, last_obs=last_obs)
+    found = collected(family, last_obs=last_obs)
     seeds = trial_seeds(SEED, ITERATION, N, K, E)
     for k in range(K):
         for e in range(E):

@@ -79,14 +79,29 @@ class Config:
     """Floor of that standard deviation."""
     output_gain: float = 0.01
     """Factor on the initial weights of the action head."""
+    last_obs: bool = False
+    """Show the policy the last observation too, so that one input tells a whole transition. The paper shows the last
+    action and reward only; to know what state a reward belongs to, the memory then has to hold that state."""
+    head_hidden: int = 0
+    """Units of a layer between the GRU and its action and value heads; 0: the heads are linear, as in the paper."""
+    input_gain: float = 1.0
+    """Factor on the initial weights of the GRU's inputs: above 1 the first memories already tell combinations of inputs
+    apart, which helps where states and actions are one-hot vectors."""
+    memory_steps: float = 1.0
+    """Units of the GRU initially keep what they hold for different numbers of steps, from 1 to this; with 1 all of them
+    lose half of it in every step."""
     normalize_obs: bool = False
     """Give the policy observations with mean 0 and standard deviation 1 (cut off at 10), by running statistics of the
     training data before this meta-iteration: for vectors whose entries have different scales."""
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_whole(self, n_tasks=1, trials=1, trial_episodes=1, anneal_over=0, epochs=1, minibatches=1, hidden=1)
-        check_positive(self, "outer_lr", "clip", "max_grad_norm", "init_std", "min_std", "output_gain")
+        check_whole(
+            self, n_tasks=1, trials=1, trial_episodes=1, anneal_over=0, epochs=1, minibatches=1, hidden=1, head_hidden=0
+        )
+        check_positive(self, "outer_lr", "clip", "max_grad_norm", "init_std", "min_std", "output_gain", "input_gain")
+        if not 1 <= self.memory_steps < math.inf:
+            raise ValueError(f"memory_steps must be at least 1, got {self.memory_steps}")
         check_fraction(self, "gamma", "gae_lambda", "anneal_to")
         check_not_negative(self, "value_coef", "entropy_coef")
         if self.minibatches > self.n_tasks * self.trials:
@@ -107,7 +122,8 @@ class Config:
 
     def policy(self, spaces: Spaces) -> GRUPolicy:
         """The policy that these settings describe."""
-        return GRUPolicy(spaces, self.hidden, self.init_std, self.min_std, self.output_gain)
+        shape = {name: getattr(self, name) for name in ("last_obs", "head_hidden", "input_gain", "memory_steps")}
+        return GRUPolicy(spaces, self.hidden, self.init_std, self.min_std, self.output_gain, **shape)
 
 
 @dataclass(frozen=True)
