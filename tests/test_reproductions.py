@@ -132,12 +132,16 @@ def test_two_steps_go_on_from_one(monkeypatch):
     assert made.state.iteration == 3 and made.state.learned["noise"][1].abs().min() > 0
 
 
-def test_trials_of_500_pulls_start_from_those_of_100(monkeypatch, tmp_path):
+def test_long_trials_start_from_short_ones(monkeypatch, tmp_path):
     module, small = script("rl2"), {"n_tasks": 8, "hidden": 4, "minibatches": 2, "epochs": 1}
     assert module.STARTS_FROM["bandit-n500-k5"] == "bandit-n100-k5" and module.ROWS["bandit-n500-k5"]["n"] == 500
     for row, before in module.STARTS_FROM.items():  # what fits in full size fits in small
-        assert module.ROWS[row]["arms"] == module.ROWS[before]["arms"]
-        assert module.ROWS[row]["settings"]["hidden"] == module.ROWS[before]["settings"]["hidden"]
+        shapes = []
+        for name in (row, before):
+            config, family = make_config("rl2", module.ROWS[name]["settings"]), module.family_of(name)
+            params = config.policy(spaces_of(family)).init(torch.Generator())
+            shapes.append((family.id, {n: tuple(x.shape) for n, x in params.items()}))
+        assert shapes[0] == shapes[1]
     rows = {"long": {"arms": 5, "n": 3, "settings": {**small, "anneal_over": 1}, "tasks": 6},
             "short": {"arms": 5, "n": 2, "settings": {**small, "anneal_over": 2}, "tasks": 6}}  # fmt: skip
     for name, value in (("ROWS", rows), ("STARTS_FROM", {"long": "short"}), ("RESULTS", tmp_path / "results")):
@@ -152,6 +156,20 @@ def test_trials_of_500_pulls_start_from_those_of_100(monkeypatch, tmp_path):
     assert 0 < change <= 2 * small["epochs"] * small["minibatches"] * long.config.outer_lr  # a few steps of Adam
     assert {path.name for path in (tmp_path / "results").iterdir()} == {
         f"{row}-seed0{end}" for row in rows for end in (".csv", ".json", "-training.csv")}  # fmt: skip
+
+
+def test_what_strategies_earn_in_a_tabular_mdp():
+    """With one state the two are the same bandit strategy; with more, only the one that looks at the state can know
+    which action is good in which."""
+    play = script("rl2").posterior_strategy
+    rng = np.random.default_rng(0)
+    one = {"transitions": np.ones((50, 1, 5, 1)), "rewards": rng.normal(1, 1, (50, 1, 5))}
+    assert np.array_equal(play(one, 4, 10, True, seed=3), play(one, 4, 10, False, seed=3))
+    # Two states that take turns, in each of which the other action earns 1 and the first is wrong: 0.
+    turns = np.tile(np.array([[[0.0, 1], [0, 1]], [[1, 0], [1, 0]]]), (200, 1, 1, 1))
+    rewards = np.tile(np.array([[0.0, 8], [8, 0]]), (200, 1, 1))
+    looks, blind = (play({"transitions": turns, "rewards": rewards}, 10, 10, x, seed=0) for x in (True, False))
+    assert 780 < looks.mean() <= 800 + 3 and 350 < blind.mean() < 450
 
 
 def test_fifty_arms_have_a_setting_of_their_own_at_ten_pulls_only():

@@ -130,6 +130,45 @@ def classical(row: str) -> tuple[float, float | None]:
     return float(earned), bayes_value(arms, n) if n == 10 else None
 
 
+def posterior_strategy(
+    tasks: Mapping[str, np.ndarray], episodes: int, horizon: int, looks: bool, seed: int = 0
+) -> np.ndarray:
+    """What a strategy earns in all of its episodes, [K], that takes the action with the highest mean plus standard
+    deviation of its reward's posterior: in the state where it is (`looks`), or as if there were no states, as a
+    policy does that remembers which actions were good but not where. `tasks` are those of a `TabularMDP`."""
+    transitions, rewards = np.asarray(tasks["transitions"], np.float64), np.asarray(tasks["rewards"], np.float64)
+    (K, S, A), rng = rewards.shape, np.random.default_rng(seed)
+    # Mean rewards have mean 1 and variance 1 and are seen with noise of variance 1; an action's mean over the S states
+    # has variance 1 / S, and the rest is noise to whom does not look.
+    prior, noise = (1.0, 1.0) if looks else (1 / S, 2 - 1 / S)
+    every, earned = np.arange(K), np.zeros(K)
+    total, count = np.zeros((K, S, A)), np.zeros((K, S, A))
+    for _ in range(episodes):
+        state = np.zeros(K, np.int64)
+        for _ in range(horizon):
+            seen = state if looks else np.zeros_like(state)
+            precision = 1 / prior + count[every, seen] / noise
+            mean = (1 / prior + total[every, seen] / noise) / precision
+            action = (mean + precision**-0.5).argmax(-1)
+            reward = rewards[every, state, action] + rng.standard_normal(K)
+            earned += reward
+            total[every, seen, action] += reward
+            count[every, seen, action] += 1
+            rows = transitions[every, state, action].cumsum(-1)[:, :-1]
+            state = (rows <= rng.random((K, 1))).sum(-1)
+    return earned
+
+
+def strategies_in_mdps() -> list[str]:
+    """A table: what two strategies that know how tasks are distributed earn on the test tasks."""
+    lines = ["| row | bandit strategy in every state | the same, blind to the state | RL² (paper) |", "|---|---|---|---|"]
+    for row in (row for row in ROWS if row.startswith("mdp")):
+        tasks, n = Sampler(family_of(row)).tasks(ROWS[row]["tasks"], TEST_SEED, 0, "test"), ROWS[row]["n"]
+        scores = [posterior_strategy(tasks, n, 10, looks).mean() / scale(row, tasks) for looks in (True, False)]
+        lines.append(f"| {row} | {scores[0]:.3f} | {scores[1]:.3f} | {PAPER[row]} |")
+    return lines
+
+
 def report() -> None:
     """Table and figure, from the committed files alone."""
     metas = [read_json(path) for path in sorted(RESULTS.glob("*-seed*.json"))]
@@ -155,7 +194,7 @@ def report() -> None:
             f"{np.mean([m['training_seconds'] for m in own]) / 60:.0f}",
         ]  # fmt: skip
         lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
-    table = "\n".join(lines)
+    table = "\n".join([*lines, "", *strategies_in_mdps()])
     print(table)
     atomic_write(RESULTS / "table.md", (table + "\n").encode())
     draw(metas)
