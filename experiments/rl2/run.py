@@ -161,7 +161,10 @@ def posterior_strategy(
 
 def strategies_in_mdps() -> list[str]:
     """A table: what two strategies that know how tasks are distributed earn on the test tasks."""
-    lines = ["| row | bandit strategy in every state | the same, blind to the state | RL² (paper) |", "|---|---|---|---|"]
+    lines = [
+        "| row | bandit strategy in every state | the same, blind to the state | RL² (paper) |",
+        "|---|---|---|---|",
+    ]
     for row in (row for row in ROWS if row.startswith("mdp")):
         tasks, n = Sampler(family_of(row)).tasks(ROWS[row]["tasks"], TEST_SEED, 0, "test"), ROWS[row]["n"]
         scores = [posterior_strategy(tasks, n, 10, looks).mean() / scale(row, tasks) for looks in (True, False)]
