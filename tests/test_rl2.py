@@ -446,11 +446,25 @@ def test_step_sizes_are_refused():
         rl2.evaluate(learner.config, learner.sampler, learner.policy, learner.state, {"good": np.zeros(1)}, 0, 1, [0.1])
 
 
-@pytest.mark.parametrize("last_obs", [False, True])
-def test_an_adapted_policy_goes_on_where_the_trial_ended(last_obs):
+def test_every_setting_of_the_network_reaches_it():
+    own = {"hidden": 7, "init_std": 0.5, "min_std": 0.1, "output_gain": 0.3, "last_obs": True, "head_hidden": 3,
+           "input_gain": 2.0, "memory_steps": 9.0}  # fmt: skip
+    policy, plain = (rl2.Config(**x).policy(spaces_of(PointGoal())) for x in (own, {}))
+    assert {name: getattr(policy, name) for name in own} == own
+    assert all(getattr(plain, name) != value for name, value in own.items())  # the control
+
+
+STATS = {"count": torch.tensor(4.0, dtype=torch.float64), "mean": torch.tensor([0.1, -0.2], dtype=torch.float64),
+         "m2": torch.tensor([1.0, 0.2], dtype=torch.float64)}  # fmt: skip
+
+
+@pytest.mark.parametrize("options", [{}, {"last_obs": True}, {"last_obs": True, "normalize_obs": True}])
+def test_an_adapted_policy_goes_on_where_the_trial_ended(options):
     """Trials of 3 and of 4 episodes begin alike: what the policy remembers after 3 makes the 4th's first step."""
-    learner = small(PointGoal(), n_tasks=1, trials=1, minibatches=1, last_obs=last_obs)
+    learner = small(PointGoal(), n_tasks=1, trials=1, minibatches=1, **options)
     learner.state = replace(learner.state, params=params_of(learner.policy, dtype=torch.float32))
+    if "normalize_obs" in options:
+        learner.state = replace(learner.state, obs_stats=STATS)
     task = {"goal": np.array([0.3, -0.2], np.float32)}
     policy = learner.adapt(task, steps=2, episodes=1, seed=4)
     longer = learner.evaluate(tasks={"goal": task["goal"][None]}, steps=3, episodes=1, seed=4, details=True)

@@ -245,6 +245,15 @@ STATS = {"count": torch.tensor(4.0, dtype=torch.float64), "mean": torch.tensor([
          "m2": torch.tensor([16.0, 1.0], dtype=torch.float64)}  # fmt: skip
 
 
+def test_the_last_observation_is_the_one_that_the_policy_saw():
+    found = collected(Drift(), last_obs=True, obs_stats=STATS)
+    raw, size = found.raw_obs, found.obs_dim
+    assert not torch.allclose(raw, found.x[..., :size], atol=1e-2)  # the control: normalising changes them
+    data = sequences(found)
+    now, last, both = data.x[..., :size], data.x[..., -size:], data.mask[1:] * data.mask[:-1] > 0
+    assert torch.equal(last[1:][both], now[:-1][both]) and not last[0].any()
+
+
 def test_observations_are_normalised_by_given_statistics():
     found = collected(Drift(), obs_stats=STATS)
     on = found.mask > 0
