@@ -81,7 +81,8 @@ class InnerSettings:
     """What the outer loop differentiates of the inner gradient. "policy_gradient": the gradient of log pi * A, as in
     MAML. "lvc": of the importance-weighted return (low-variance curvature, Rothfuss et al. 2019, section 5): the same
     step, but its derivative also sees that other parameters would have sampled other episodes. "dice" (Foerster et al.
-    2018) is unbiased at any order, at a higher variance; "loaded_dice" (Farquhar et al. 2019) lies between the two."""
+    2018) is unbiased at any order, at a higher variance, and takes rewards as they are: `gae_lambda` is then of the
+    outer loop alone. "loaded_dice" (Farquhar et al. 2019) takes advantages and lies between the two."""
     dice_lambda: float = 1.0
     """Lambda of "loaded_dice": 0 has the derivative of LVC, 1 is unbiased."""
     inner_optimizer: Literal["sgd", "momentum", "adam", "natural"] = "sgd"
