@@ -36,10 +36,7 @@ RESULTS = HERE / "results"
 COMMON: dict[str, Any] = {"gamma": 1.0, "outer_lr": 3e-3, "minibatches": 4, "hidden": 64}
 SHORT = {**COMMON, "n_tasks": 1000, "gae_lambda": 0.9, "anneal_over": 300}
 MANY_ARMS = {**SHORT, "gae_lambda": 0.3, "outer_lr": 6e-3, "anneal_over": 600}
-LONG = {
-    **COMMON, "n_tasks": 500, "gae_lambda": 0.95, "epochs": 1, "minibatches": 8, "outer_lr": 0.01, "anneal_over": 600,
-    "input_gain": 4.0, "memory_steps": 100.0,
-}  # fmt: skip
+LONG = {**COMMON, "n_tasks": 500, "gae_lambda": 0.95, "epochs": 4, "outer_lr": 0.012, "anneal_over": 800}
 AS_IT_IS = {**LONG, "anneal_over": 0}
 MDP: dict[str, Any] = {
     "n_tasks": 500, "gamma": 0.0, "gae_lambda": 0.0, "entropy_coef": 0.03, "outer_lr": 4e-3, "anneal_over": 1200,
