@@ -40,38 +40,23 @@ class CNNPolicy:
 
     def __post_init__(self) -> None:
         check_network(self.hidden, self.activation, self.init_std, self.min_std)
-        if any(channels < 1 for channels in self.channels):
-            raise ValueError(f"convolutions need at least one channel each, got {self.channels}")
-        longer = max(self.image.height, self.image.width)
-        if not self.channels:
-            object.__setattr__(self, "channels", (16,) * max(1, math.ceil(math.log2(longer / SMALL_ENOUGH))))
+        check_channels(self.channels)
+        image = self.image  # refuses spaces without one
+        object.__setattr__(self, "channels", self.channels or enough_channels(image))
 
     @property
     def image(self) -> Image:
         """The images' shape."""
-        image = self.spaces.image
-        if image is None:
-            raise ValueError(
-                f"a convolutional policy takes images, Box(0, 255, (height, width, channels), uint8), and not "
-                f"{self.spaces.observation}"
-            )
-        return image
+        return image_of(self.spaces)
 
     @property
     def features(self) -> int:
         """How many numbers the convolutions leave of an image."""
-        height, width = self.image.height, self.image.width
-        for _ in self.channels:
-            height, width = -(-height // 2), -(-width // 2)
-        return height * width * self.channels[-1]
+        return num_features(self.image, self.channels)
 
     def init(self, generator: torch.Generator) -> Params:
         """Xavier-uniform weights (the first and the last layer's times their gains) and zero biases."""
-        params: Params = {}
-        sizes = (self.image.channels, *self.channels)
-        for i, (n, m) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
-            params[f"conv{i}"] = xavier(generator, (m, n, 3, 3), 9 * n, 9 * m)
-            params[f"conv_bias{i}"] = torch.zeros(m)
+        params = convolutions(generator, self.image, self.channels)
         params["conv0"] *= self.input_gain
         params |= dense_layers(generator, (self.features, *self.hidden, self.spaces.act_dim))
         params[f"w{len(self.hidden)}"] *= self.output_gain
@@ -81,16 +66,68 @@ class CNNPolicy:
         """params [K, ...], obs [K, ..., O] -> the action distribution in every state."""
         assert obs.shape[-1] == self.spaces.obs_dim, (obs.shape, self.spaces.obs_dim)
         x = obs.reshape(obs.shape[0], -1, obs.shape[-1])
-        out = forward(params, self._convolved(params, x), self.activation).out
+        out = forward(params, convolved(params, x, self.image, self.activation), self.activation).out
         log_std = floored_log_std(params, self.min_std)
         return distribution_of(out.reshape(*obs.shape[:-1], out.shape[-1]), log_std, self.spaces.sizes)
 
-    def _convolved(self, params: Params, x: Tensor) -> Tensor:
-        """[K, N, O] -> [K, N, features]. The tasks are the groups of one convolution over [N, K * channels, ...]."""
-        K, N, _ = x.shape
-        h = self.image.grid(x).transpose(0, 1).flatten(1, 2)
-        for i in range(len(self.channels)):
-            weight, bias = params[f"conv{i}"].flatten(0, 1), params[f"conv_bias{i}"].flatten()
-            h = torch.nn.functional.conv2d(h, weight, bias, stride=2, padding=1, groups=K)
-            h = ACTIVATIONS[self.activation](h)
-        return h.reshape(N, K, -1).transpose(0, 1)
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The convolutions alone
+
+
+def image_of(spaces: Spaces) -> Image:
+    """The images' shape.
+
+    Raises:
+        ValueError: the observation is no image.
+    """
+    if spaces.image is None:
+        raise ValueError(
+            f"a convolutional policy takes images, Box(0, 255, (height, width, channels), uint8), and not "
+            f"{spaces.observation}"
+        )
+    return spaces.image
+
+
+def enough_channels(image: Image) -> tuple[int, ...]:
+    """16 output channels of as many convolutions as bring both sides of the image to `SMALL_ENOUGH` or less."""
+    return (16,) * max(1, math.ceil(math.log2(max(image.height, image.width) / SMALL_ENOUGH)))
+
+
+def check_channels(channels: tuple[int, ...]) -> None:
+    """Raise ValueError for a convolution without output channels."""
+    if any(n < 1 for n in channels):
+        raise ValueError(f"convolutions need at least one channel each, got {channels}")
+
+
+def num_features(image: Image, channels: tuple[int, ...]) -> int:
+    """How many numbers the convolutions leave of an image."""
+    height, width = image.height, image.width
+    for _ in channels:
+        height, width = -(-height // 2), -(-width // 2)
+    return height * width * channels[-1]
+
+
+def convolutions(generator: torch.Generator, image: Image, channels: tuple[int, ...]) -> Params:
+    """`conv0` [M, C, 3, 3], `conv_bias0` [M], `conv1`, ...: Xavier-uniform weights and zero biases."""
+    params: Params = {}
+    sizes = (image.channels, *channels)
+    for i, (n, m) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+        params[f"conv{i}"] = xavier(generator, (m, n, 3, 3), 9 * n, 9 * m)
+        params[f"conv_bias{i}"] = torch.zeros(m)
+    return params
+
+
+def convolved(params: Params, x: Tensor, image: Image, activation: str) -> Tensor:
+    """Flat images x [K, N, O] -> features [K, N, F], with weights `conv0` [K, M, C, 3, 3] and so on for every task.
+
+    The tasks are the groups of one convolution over [N, K * channels, ...].
+    """
+    K, N, _ = x.shape
+    h = image.grid(x).transpose(0, 1).flatten(1, 2)
+    i = 0
+    while f"conv{i}" in params:
+        weight, bias = params[f"conv{i}"].flatten(0, 1), params[f"conv_bias{i}"].flatten()
+        h = ACTIVATIONS[activation](torch.nn.functional.conv2d(h, weight, bias, stride=2, padding=1, groups=K))
+        i += 1
+    return h.reshape(N, K, -1).transpose(0, 1)

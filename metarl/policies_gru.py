@@ -16,6 +16,7 @@ from metarl.adapt import Params
 from metarl.distributions import Distribution, Gaussian
 from metarl.mlp import tanh
 from metarl.policies import check_network, floored_log_std, log_std_init, xavier
+from metarl.policies_cnn import check_channels, convolutions, convolved, image_of, num_features
 from metarl.spaces import Spaces, distribution_of
 
 
@@ -57,7 +58,9 @@ class GRUPolicy:
         n = tanh(W_n x + b_n + r (U_n h + c_n))     h' = (1 - z) n + z h
     Parameters, in the order r, z, n: `w_in` [3H, I], `b_in` [3H], `w_rec` [3H, H], `b_rec` [3H]; heads `w_act` [A, H],
     `b_act` [A], `w_value` [1, H], `b_value` [1]; `log_std` [A] of a Gaussian. With `head_hidden` units between memory
-    and heads, y = relu(`w_head` h' + `b_head`), the heads have that many inputs instead of H.
+    and heads, y = relu(`w_head` h' + `b_head`), the heads have that many inputs instead of H. With `channels` the
+    observations are images, and convolutions of 3 x 3 with stride 2 (`conv0` [M, C, 3, 3], `conv_bias0` [M], ...; tanh)
+    make the features that stand in the place of each in x.
     """
 
     spaces: Spaces
@@ -77,6 +80,8 @@ class GRUPolicy:
     """Initial biases of the update gates are drawn so that, with no input, 1 - z is 1 / (1 + s) with s log-uniform
     between 1 and this: that many steps a unit keeps what is in it (after Tallec and Ollivier 2018,
     https://arxiv.org/abs/1804.11188, section 3)."""
+    channels: tuple[int, ...] = ()
+    """Output channels of the convolutions; empty: none, an observation goes into the GRU as it is."""
 
     def __post_init__(self) -> None:
         check_network((self.hidden,), "tanh", self.init_std, self.min_std)
@@ -85,16 +90,26 @@ class GRUPolicy:
                 f"0 <= head_hidden, 0 < input_gain and 1 <= memory_steps < inf, got {self.head_hidden}, "
                 f"{self.input_gain} and {self.memory_steps}"
             )
+        check_channels(self.channels)
+        if self.channels:
+            image_of(self.spaces)
 
     @property
     def input_dim(self) -> int:
         """I."""
         return (1 + self.last_obs) * self.spaces.obs_dim + self.spaces.act_dim + 2
 
+    @property
+    def _gru_inputs(self) -> int:
+        """The same with features in the place of images."""
+        if not self.channels:
+            return self.input_dim
+        return (1 + self.last_obs) * num_features(image_of(self.spaces), self.channels) + self.spaces.act_dim + 2
+
     def init(self, generator: torch.Generator) -> Params:
         """Xavier-uniform input and head weights, orthogonal recurrent ones (as in RL2, appendix), zero biases; but see
         `input_gain`, `memory_steps` and `output_gain`."""
-        H, I, A, Y = self.hidden, self.input_dim, self.spaces.act_dim, self.head_hidden or self.hidden
+        H, I, A, Y = self.hidden, self._gru_inputs, self.spaces.act_dim, self.head_hidden or self.hidden
         params = {
             "w_in": self.input_gain * torch.cat([xavier(generator, (H, I), I, H) for _ in range(3)]),
             "b_in": torch.zeros(3 * H),
@@ -105,6 +120,8 @@ class GRUPolicy:
             "w_value": xavier(generator, (1, Y), Y, 1),
             "b_value": torch.zeros(1),
         }
+        if self.channels:
+            params |= convolutions(generator, image_of(self.spaces), self.channels)
         if self.head_hidden:
             params |= {"w_head": xavier(generator, (Y, H), H, Y), "b_head": torch.zeros(Y)}
         if self.memory_steps > 1:  # z = sigmoid(log s) is s / (1 + s)
@@ -133,7 +150,7 @@ class GRUPolicy:
         """One step of the recurrence, written out. x [..., I], hidden [..., H] -> the next hidden state [..., H]."""
         assert x.shape[-1] == self.input_dim, (x.shape, self.input_dim)
         H = self.hidden
-        from_x = torch.nn.functional.linear(x, params["w_in"], params["b_in"])
+        from_x = torch.nn.functional.linear(self._seen(params, x), params["w_in"], params["b_in"])
         from_h = torch.nn.functional.linear(hidden, params["w_rec"], params["b_rec"])
         gates = torch.sigmoid(from_x[..., : 2 * H] + from_h[..., : 2 * H])
         reset, update = gates[..., :H], gates[..., H:]
@@ -148,7 +165,19 @@ class GRUPolicy:
         """
         assert x.dim() == 3 and x.shape[-1] == self.input_dim and hidden.shape == (x.shape[1], self.hidden), x.shape
         weights = [params[name] for name in ("w_in", "w_rec", "b_in", "b_rec")]
-        return torch.gru(x, hidden[None], weights, True, 1, 0.0, torch.is_grad_enabled(), False, False)[0]
+        seen = self._seen(params, x)
+        return torch.gru(seen, hidden[None], weights, True, 1, 0.0, torch.is_grad_enabled(), False, False)[0]
+
+    def _seen(self, params: Params, x: Tensor) -> Tensor:
+        """The input x [..., I] with features in the place of images."""
+        if not self.channels:
+            return x
+        O, image = self.spaces.obs_dim, image_of(self.spaces)
+        own = {name: value[None] for name, value in params.items() if name.startswith("conv")}
+        parts = x.split([O, x.shape[-1] - 2 * O, O] if self.last_obs else [O, x.shape[-1] - O], -1)
+        features = [convolved(own, part.reshape(1, -1, O), image, "tanh") for part in parts[::2]]
+        found = [f.reshape(*x.shape[:-1], -1) for f in features]
+        return torch.cat([found[0], parts[1], *found[1:]], -1)
 
     def heads(self, params: Params, hidden: Tensor) -> tuple[Distribution, Tensor]:
         """hidden [..., H] -> the distribution of actions, [..., A], and the value [...] in its own units."""

@@ -118,7 +118,8 @@ class RecurrentPolicy:
     def save(self, path: Path | str) -> Path:
         """Write the policy and its memory to one file (`.safetensors` is added if missing). -> its path."""
         path, own = with_suffix(path), self.policy
-        kind = {name: getattr(own, name) for name in ("hidden", "init_std", "min_std", "last_obs", "head_hidden")}
+        shape = ("hidden", "init_std", "min_std", "last_obs", "head_hidden")
+        kind = {name: getattr(own, name) for name in shape} | {"channels": list(own.channels)}
         returns = None if self.returns is None else [float(x) for x in self.returns]
         meta = {"kind": KIND, "policy": kind, "spaces": spaces_to_json(own.spaces), "returns": returns}
         stats = {_STATS + name: value for name, value in self.obs_stats.items()}
@@ -137,7 +138,8 @@ class RecurrentPolicy:
         tensors, meta = checkpoint.load(path)
         if meta.get("kind") != KIND:
             raise CheckpointError(f"{path} holds a {meta.get('kind')}, not a {KIND}")
-        policy = GRUPolicy(spaces_from_json(meta["spaces"]), **meta["policy"])
+        kind = meta["policy"] | {"channels": tuple(meta["policy"].get("channels", ()))}
+        policy = GRUPolicy(spaces_from_json(meta["spaces"]), **kind)
         stats = {name.removeprefix(_STATS): x for name, x in tensors.items() if name.startswith(_STATS)}
         blank: dict[str, Tensor] = policy.blank()._asdict()
         kept = {_MEMORY + name: x for name, x in blank.items() if x.numel()}

@@ -61,9 +61,12 @@ def test_all_steps_at_once_equal_one_after_the_other(dtype, close):
 
 
 @pytest.mark.parametrize("head_hidden", [0, 7])
-@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize("action", [*ACTIONS, "discrete, of an image"])
 def test_gradient_against_finite_differences(action, head_hidden):
-    policy = policy_of(action, 4, head_hidden=head_hidden)
+    if action in ACTIONS:
+        policy = policy_of(action, 4, head_hidden=head_hidden)
+    else:
+        policy = GRUPolicy(IMAGE, 4, head_hidden=head_hidden, last_obs=True, channels=(3,))
     params, g = params_of(policy), torch.Generator().manual_seed(2)
     x = torch.randn(6, 3, policy.input_dim, generator=g, dtype=torch.float64)
     start = torch.zeros(3, 4, dtype=torch.float64)
@@ -194,6 +197,40 @@ def test_input_gain_scales_the_weights_of_the_inputs_and_nothing_else():
         assert torch.equal(scaled[name], 6 * value if name == "w_in" else value), name
 
 
+IMAGE = Spaces(Box(0, 255, (5, 6, 2), np.uint8), Discrete(3))
+
+
+@pytest.mark.parametrize("last_obs", [False, True])
+def test_convolutions_in_front_equal_plain_ones(last_obs):
+    """Features by torch's own layers, then a policy without convolutions that gets them as its observations."""
+    policy = GRUPolicy(IMAGE, 4, last_obs=last_obs, channels=(3, 2))
+    params, g = params_of(policy), torch.Generator().manual_seed(1)
+    layers = []
+    for i, (n, m) in enumerate(((2, 3), (3, 2))):
+        conv = torch.nn.Conv2d(n, m, 3, stride=2, padding=1)
+        conv.weight, conv.bias = (torch.nn.Parameter(params[f"{name}{i}"]) for name in ("conv", "conv_bias"))
+        layers += [conv, torch.nn.Tanh()]
+    net = torch.nn.Sequential(*layers, torch.nn.Flatten())
+
+    def features(x):
+        return net(x.reshape(-1, 5, 6, 2).permute(0, 3, 1, 2)).reshape(*x.shape[:-1], 8)
+
+    x = torch.rand(7, 4, policy.input_dim, generator=g, dtype=torch.float64)
+    start, rest = torch.rand(4, 4, generator=g, dtype=torch.float64), x[..., 60:65]
+    small = GRUPolicy(Spaces(Box(-1, 1, (8,), np.float32), Discrete(3)), 4, last_obs=last_obs)
+    parts = [features(x[..., :60]), rest, *([features(x[..., 65:])] if last_obs else [])]
+    want = small.unroll(params, torch.cat(parts, -1), start)
+    got, hidden = policy.unroll(params, x, start), start
+    assert policy.input_dim == 60 + 5 + 60 * last_obs and torch.allclose(got, want, atol=1e-12)
+    for t in range(7):
+        hidden = policy.step(params, x[t], hidden)
+        assert torch.allclose(hidden, want[t], atol=1e-12)
+    # The control: every image counts.
+    for part in ((0, 60), (65, 125))[: 1 + last_obs]:
+        dark = x.index_fill(-1, torch.arange(*part), 0.0)
+        assert (policy.unroll(params, dark, start) - got).abs().max() > 0.01
+
+
 def test_nonsense_is_refused():
     for bad in ({"head_hidden": -1}, {"input_gain": 0.0}, {"memory_steps": 0.5}, {"memory_steps": math.inf}):
         with pytest.raises(ValueError, match="1 <= memory_steps < inf, got"):
@@ -202,6 +239,10 @@ def test_nonsense_is_refused():
         policy_of(hidden=0)
     with pytest.raises(ValueError, match=r"0 < min_std < init_std, got 2\.0 and 1\.0"):
         GRUPolicy(Spaces(OBS, Discrete(2)), 4, min_std=2.0)
+    with pytest.raises(ValueError, match="convolutions need at least one channel each"):
+        GRUPolicy(IMAGE, 4, channels=(0,))
+    with pytest.raises(ValueError, match="takes images"):
+        policy_of(channels=(3,))
     policy = policy_of()
     with pytest.raises(AssertionError):
         policy.step(params_of(policy), torch.zeros(2, 3, dtype=torch.float64), torch.zeros(2, 5, dtype=torch.float64))

@@ -16,7 +16,7 @@ from tiny_runs import rows_without_time, same_params
 from torch import Tensor
 
 import metarl
-from metarl import MetaLearner, RecurrentPolicy, cli, distributions, figures, losses
+from metarl import MetaLearner, RecurrentPolicy, cli, distributions, figures, losses, random
 from metarl.adapted_policy import AdaptedPolicy
 from metarl.algorithms import rl2
 from metarl.algorithms.rl2 import Config
@@ -367,6 +367,9 @@ def test_nonsense_is_refused():
         ({"trial_episodes": 1.5}, "trial_episodes must be a whole number, got 1.5"),
         ({"outer_lr": 0}, "outer_lr must be positive and finite, got 0"),
         ({"clip": -1}, "clip must be positive and finite, got -1"),
+        ({"network": "mlp"}, "network must be one of"),
+        ({"channels": (0,)}, "convolutions need at least one channel each"),
+        ({"network": "flat", "channels": (4,)}, "has no meaning for network='flat'"),
         ({"head_hidden": -1}, "head_hidden must be at least 0, got -1"),
         ({"input_gain": 0}, "input_gain must be positive and finite, got 0"),
         ({"memory_steps": 0.5}, "memory_steps must be at least 1, got 0.5"),
@@ -448,8 +451,9 @@ def test_step_sizes_are_refused():
 
 def test_every_setting_of_the_network_reaches_it():
     own = {"hidden": 7, "init_std": 0.5, "min_std": 0.1, "output_gain": 0.3, "last_obs": True, "head_hidden": 3,
-           "input_gain": 2.0, "memory_steps": 9.0}  # fmt: skip
-    policy, plain = (rl2.Config(**x).policy(spaces_of(PointGoal())) for x in (own, {}))
+           "input_gain": 2.0, "memory_steps": 9.0, "channels": (4,)}  # fmt: skip
+    spaces = spaces_of(metarl.make("PointNavigationPixels-v0"))
+    policy, plain = (rl2.Config(**x).policy(spaces) for x in (own, {}))
     assert {name: getattr(policy, name) for name in own} == own
     assert all(getattr(plain, name) != value for name, value in own.items())  # the control
 
@@ -500,6 +504,27 @@ def test_a_fresh_memory_learns_from_the_rewards_that_it_is_told():
         right.append(int(action) == good)
         state = policy.observe(state, float(action == good))
     assert all(right[1:])
+
+
+@pytest.mark.parametrize("last_obs", [False, True])
+def test_images_go_through_convolutions(tmp_path, last_obs):
+    family = metarl.make("PointNavigationPixels-v0", horizon=3, size=9)
+    learner = small(family, last_obs=last_obs, epochs=1).learn(1, eval_every=0, run_dir=tmp_path / "run")
+    assert learner.policy.channels == (16, 16) and learner.state.optimizer.keys() >= {"mean/conv1"}
+    before = learner.policy.init(torch.Generator().manual_seed(random.generator_seed(0, 0)))
+    assert all(not torch.equal(learner.state.params[n], before[n]) for n in ("conv0", "conv_bias1", "w_in"))
+    again = MetaLearner.load(tmp_path / "run", device="cpu")
+    goals = {"goal": np.array([[0.3, -0.2]], np.float32)}
+    assert np.array_equal(again.evaluate(tasks=goals, episodes=2, seed=1).returns,
+                          learner.evaluate(tasks=goals, episodes=2, seed=1).returns)  # fmt: skip
+    policy = learner.adapt({"goal": goals["goal"][0]})
+    loaded = RecurrentPolicy.load(policy.save(tmp_path / "policy"))
+    obs, _ = family.make({"goal": goals["goal"][0]}).reset(seed=3)
+    found = [p.predict(obs, deterministic=True) for p in (policy, loaded)]
+    assert np.allclose(found[0][0], found[1][0], atol=1e-6)
+    assert small(family, network="flat").policy.channels == () and small(family, channels=[5]).policy.channels == (5,)
+    with pytest.raises(ValueError, match="takes images"):
+        small(network="cnn")
 
 
 def test_predict_takes_batches_and_refuses_what_does_not_fit():

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,9 +22,18 @@ from metarl.adapt import Params
 from metarl.advantages import discounted_returns, gae
 from metarl.normalize import ObsStats
 from metarl.parallel import CHUNK_ROWS, thread_map, threads_over_tasks
+from metarl.policies_cnn import check_channels, enough_channels, image_of
 from metarl.policies_gru import GRUPolicy, Memory
 from metarl.rollout import EnvSampler, Rollout, Sampler
-from metarl.settings import check_fraction, check_not_negative, check_positive, check_types, check_whole, cosine
+from metarl.settings import (
+    check_choice,
+    check_fraction,
+    check_not_negative,
+    check_positive,
+    check_types,
+    check_whole,
+    cosine,
+)
 from metarl.spaces import Spaces
 from metarl.tasks import Tasks
 from metarl.trial import Sequences, Trials, collect_trials, sequences, shown_episodes
@@ -35,6 +44,7 @@ ADAM_EPS = 1e-5
 """As is usual for PPO: where a gradient has been almost zero, its noise is not blown up to a full step."""
 WIDE = 128
 """Trials per chunk at least: each step of the recurrence is a product with so many rows, and fewer cost as much."""
+NETWORKS = ("auto", "flat", "cnn")
 UNIT_RATE = 0.1
 """Share of the present data in the units of the value head."""
 
@@ -87,6 +97,11 @@ class Config:
     input_gain: float = 1.0
     """Factor on the initial weights of the GRU's inputs: above 1 the first memories already tell combinations of inputs
     apart, which helps where states and actions are one-hot vectors."""
+    network: Literal["auto", "flat", "cnn"] = "auto"
+    """What is in front of the GRU: "cnn" has convolutions and needs image observations (a Box of uint8 in [0, 255],
+    height x width x channels), "flat" nothing; "auto" is "cnn" where they are images."""
+    channels: tuple[int, ...] = ()
+    """Channels of the convolutions (3 x 3, stride 2). Empty: 16 in as many as bring the image to 4 x 4 or less."""
     memory_steps: float = 1.0
     """Units of the GRU initially keep what they hold for different numbers of steps, from 1 to this; with 1 all of them
     lose half of it in every step."""
@@ -100,6 +115,10 @@ class Config:
             self, n_tasks=1, trials=1, trial_episodes=1, anneal_over=0, epochs=1, minibatches=1, hidden=1, head_hidden=0
         )
         check_positive(self, "outer_lr", "clip", "max_grad_norm", "init_std", "min_std", "output_gain", "input_gain")
+        check_choice(self, network=NETWORKS)
+        check_channels(self.channels)
+        if self.channels and self.network == "flat":
+            raise ValueError(f"channels={self.channels} has no meaning for network='flat'")
         if not 1 <= self.memory_steps < math.inf:
             raise ValueError(f"memory_steps must be at least 1, got {self.memory_steps}")
         check_fraction(self, "gamma", "gae_lambda", "anneal_to")
@@ -122,8 +141,11 @@ class Config:
 
     def policy(self, spaces: Spaces) -> GRUPolicy:
         """The policy that these settings describe."""
+        channels = self.channels
+        if self.network == "cnn" or (self.network == "auto" and spaces.image is not None):
+            channels = channels or enough_channels(image_of(spaces))
         shape = {name: getattr(self, name) for name in ("last_obs", "head_hidden", "input_gain", "memory_steps")}
-        return GRUPolicy(spaces, self.hidden, self.init_std, self.min_std, self.output_gain, **shape)
+        return GRUPolicy(spaces, self.hidden, self.init_std, self.min_std, self.output_gain, channels=channels, **shape)
 
 
 @dataclass(frozen=True)
