@@ -212,6 +212,7 @@ def draw(metas: list[dict[str, Any]]) -> None:
     figure, (left, right) = figures.new_figure(2, width=5.0)
     shown = [row for row in ROWS if any(m["row"] == row for m in metas)]
     for i, row in enumerate(shown):
+        line: dict[str, Any] = {"color": f"C{i % 10}", "linestyle": "-" if i < 10 else ":", "linewidth": 1}
         for j, meta in enumerate(m for m in metas if m["row"] == row):
             label = None if j else row
             if (path := RESULTS / f"{row}-seed{meta['seed']}-training.csv").exists():
@@ -219,10 +220,10 @@ def draw(metas: list[dict[str, Any]]) -> None:
                     rows = list(csv.DictReader(file))
                 steps = np.array([float(r["env_steps"]) for r in rows]) / 1e6
                 share = smooth(np.array([float(r["return/trial"]) for r in rows])) / meta["unit"] / PAPER[row]
-                left.plot(steps[len(steps) - len(share) :], share, color=f"C{i}", linewidth=1, label=label)
+                left.plot(steps[len(steps) - len(share) :], share, label=label, **line)
             within = np.genfromtxt(RESULTS / f"{row}-seed{meta['seed']}.csv", delimiter=",", names=True)
             earned = within["mean_return"] / (meta["unit"] / ROWS[row]["n"] if row.startswith("mdp") else 1)
-            right.plot(within["episode"] + 1, earned, color=f"C{i}", linewidth=1)
+            right.plot(within["episode"] + 1, earned, **line)
     left.axhline(1, color="0.6", linewidth=0.8, linestyle="--")
     left.set(xlabel="million environment steps", ylabel="share of the published result", title="training tasks",
              xscale="log", ylim=(0.55, 1.05))  # fmt: skip
