@@ -228,14 +228,19 @@ def test_corners_that_are_felt_by_hand():
     # Through the quadrants of corners 3 and 2; and near the origin, where nothing is felt.
     path = np.array([[0.0, 0.0], [0.3, 0.3], [-0.1, 0.3], [-0.4, 0.2]])
     near = np.array([[0.2, 0.2], [-0.2, 0.2], [-0.2, -0.2], [0.2, -0.2]])
-    found = script("corners").felt(np.stack([path, near]))
-    assert found.tolist() == [[False, False, True, True], [False] * 4]
+    felt = script("corners").felt
+    assert felt(np.stack([path, near]), 0.5).tolist() == [[False, False, True, True], [False] * 4]
+    assert felt(np.stack([path, near]), 0.65).tolist() == [[False] * 4] * 2
 
 
-def test_what_is_felt_is_what_the_environment_rewards():
+@pytest.mark.parametrize(("form", "size"), [("near", 0.6), ("far", 2.0)])
+def test_what_is_felt_is_what_the_environment_rewards(form, size):
     module = script("corners")
-    family, points = metarl.make(module.FAMILY), np.random.default_rng(0).uniform(-1, 1, (50, 2))
-    for point, felt in zip(points, module.felt(points[:, None]), strict=True):
+    family = metarl.make(module.FAMILY, **module.FORMS[form][0])
+    points = np.random.default_rng(0).uniform(-size, size, (50, 2))
+    found = module.felt(points[:, None], family.start_radius)
+    assert 5 < found.any(1).sum() < 45
+    for point, felt in zip(points, found, strict=True):
         state = {"position": torch.as_tensor(point, dtype=torch.float32).expand(4, 1, 2) * 0.99}
         action = torch.as_tensor(point, dtype=torch.float32).expand(4, 1, 2) * 0.01
         _, reward, _ = family.step(state, action, {"corner": torch.arange(4)[:, None]}, torch.empty(4, 1, 0))

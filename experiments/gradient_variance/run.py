@@ -5,7 +5,7 @@
     python experiments/gradient_variance/run.py report                         # tables and figure of what was run
 
 `train` meta-trains with MAML-TRPO (inner gradient: LVC) and stops now and then. There it holds parameters and tasks
-and draws 20 meta-batches of episodes (half cheetah: 12), before and after the inner step. On each of them every
+and draws 20 meta-batches of episodes, before and after the inner step. On each of them every
 estimator's meta-gradient is taken. They share the inner step: discount and lambda are 1, where the first derivatives of
 all are the same numbers. The differences lie in what the outer loop sees of the inner gradient alone.
 
@@ -40,7 +40,6 @@ from metarl.trust_region import flatten, value_and_gradient, value_and_kl
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 META_BATCHES = 20
-"""Unless a run says otherwise."""
 BOOTSTRAP = 2000
 TASKS_SEED, EPISODES_SEED = 86_420, 1_000_003
 COMMON: dict[str, Any] = {"gamma": 1.0, "gae_lambda": 1.0, "inner_gradient": "lvc"}
@@ -54,8 +53,8 @@ RUNS: dict[str, dict[str, Any]] = {
         "settings": {"n_tasks": 10, "episodes": 20, "inner_lr": 0.5, "lr_in_std": True, "min_std": 0.4, "max_kl": 0.02},
     },
     "half_cheetah": {
-        "family": ("HalfCheetahDir-v0", {"horizon": 100}), "iterations": (0, 15, 30), "meta_batches": 12,
-        "settings": {"n_tasks": 4, "episodes": 20, "inner_lr": 0.1, "min_std": 0.1, "max_kl": 0.02},
+        "family": ("HalfCheetahDir-v0", {"horizon": 100}), "iterations": (0, 25, 50, 100),
+        "settings": {"n_tasks": 10, "episodes": 20, "inner_lr": 0.1, "min_std": 0.1, "max_kl": 0.02},
     },
 }  # fmt: skip
 """`half_cheetah` has the inner step size of ProMP. Tasks are independent: more of them shrink all deviations alike."""
@@ -148,7 +147,7 @@ def rows_of(samples: Tensor) -> list[dict[str, Any]]:
 
 def train(on: str, seed: int, runs: Path) -> None:
     run, directory = RUNS[on], runs / f"{on}-seed{seed}"
-    path, rows, batches = RESULTS / f"{on}-seed{seed}.csv", [], run.get("meta_batches", META_BATCHES)
+    path, rows = RESULTS / f"{on}-seed{seed}.csv", []
     if path.exists():
         rows = read_rows(path)
     (family, kwargs), learner = run["family"], None
@@ -163,14 +162,14 @@ def train(on: str, seed: int, runs: Path) -> None:
         if learner.state.iteration < iteration:
             learner.learn(iteration - learner.state.iteration, run_dir=directory, progress_bar=False, eval_every=0)
         assert learner.state.iteration == iteration, f"{directory} is past iteration {iteration}: remove it"
-        samples = torch.stack([meta_gradients(learner, b) for b in range(batches)])
+        samples = torch.stack([meta_gradients(learner, b) for b in range(META_BATCHES)])
         rows += [{"iteration": iteration, **row} for row in rows_of(samples)]
         write_rows(path, rows)
         print(on, "seed", seed, "iteration", iteration,
               {row["estimator"]: round(row["std_over_lvc"], 2) for row in rows[-len(ESTIMATORS) + 1 :]})  # fmt: skip
         write_json(RESULTS / f"{on}-seed{seed}.json", {
             "on": on, "seed": seed, "family": [family, kwargs], "settings": learner.describe(),
-            "meta_batches": batches, "threads": torch.get_num_threads(), "versions": versions(),
+            "meta_batches": META_BATCHES, "threads": torch.get_num_threads(), "versions": versions(),
         })  # fmt: skip
 
 
