@@ -2,7 +2,8 @@
 
 It adapts by what it remembers, so its parameters are the same for all tasks and have no task axis. B is any number of
 trials side by side, L the steps of a trial, I the length of an input: observation, last action, last reward,
-whether an episode begins (O + A + 2) and, if wanted, the last observation (another O), H the units, A as in `spaces`.
+whether an episode begins (O + A + 2) and, if wanted, the last observation (another O) and products (2 O A), H the
+units, A as in `spaces`.
 """
 
 import math
@@ -72,6 +73,9 @@ class GRUPolicy:
     last_obs: bool = False
     """Whether an input has the last observation too: with action, reward and present observation it is the whole last
     transition."""
+    products: bool = False
+    """Whether an input also has the products of the last observation and the last action, and those times the last
+    reward: of one-hot vectors, which pair it was and what it paid. Only with `last_obs`, and not of images."""
     head_hidden: int = 0
     """Units of a layer between the memory and the heads, which both of them use; 0: none, the heads are linear."""
     input_gain: float = 1.0
@@ -91,13 +95,17 @@ class GRUPolicy:
                 f"{self.input_gain} and {self.memory_steps}"
             )
         check_channels(self.channels)
+        if self.products and (self.channels or not self.last_obs):
+            raise ValueError(f"products needs last_obs=True and observations that are no images, got last_obs="
+                             f"{self.last_obs} and channels={self.channels}")  # fmt: skip
         if self.channels:
             image_of(self.spaces)
 
     @property
     def input_dim(self) -> int:
         """I."""
-        return (1 + self.last_obs) * self.spaces.obs_dim + self.spaces.act_dim + 2
+        O, A = self.spaces.obs_dim, self.spaces.act_dim
+        return (1 + self.last_obs) * O + A + 2 + self.products * 2 * O * A
 
     @property
     def _gru_inputs(self) -> int:
@@ -144,7 +152,12 @@ class GRUPolicy:
     def inputs(self, obs: Tensor, memory: Memory, first: Tensor | float) -> Tensor:
         """obs [..., O], what the trial remembers, and 1 where an episode begins, else 0 -> [..., I]."""
         flag = torch.as_tensor(first, dtype=obs.dtype, device=obs.device).expand(obs.shape[:-1])
-        return torch.cat([obs, memory.action, memory.reward[..., None], flag[..., None], memory.obs], -1)
+        reward = memory.reward[..., None]
+        parts = [obs, memory.action, reward, flag[..., None], memory.obs]
+        if self.products:
+            pair = (memory.obs[..., None] * memory.action[..., None, :]).flatten(-2)
+            parts += [pair, pair * reward]
+        return torch.cat(parts, -1)
 
     def step(self, params: Params, x: Tensor, hidden: Tensor) -> Tensor:
         """One step of the recurrence, written out. x [..., I], hidden [..., H] -> the next hidden state [..., H]."""

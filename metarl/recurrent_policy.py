@@ -118,7 +118,7 @@ class RecurrentPolicy:
     def save(self, path: Path | str) -> Path:
         """Write the policy and its memory to one file (`.safetensors` is added if missing). -> its path."""
         path, own = with_suffix(path), self.policy
-        shape = ("hidden", "init_std", "min_std", "last_obs", "head_hidden")
+        shape = ("hidden", "init_std", "min_std", "last_obs", "products", "head_hidden")
         kind = {name: getattr(own, name) for name in shape} | {"channels": list(own.channels)}
         returns = None if self.returns is None else [float(x) for x in self.returns]
         meta = {"kind": KIND, "policy": kind, "spaces": spaces_to_json(own.spaces), "returns": returns}

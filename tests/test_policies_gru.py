@@ -107,6 +107,16 @@ def test_an_input_may_have_the_last_observation_too():
     assert policy.init(torch.Generator())["w_in"].shape == (15, 12)
 
 
+def test_an_input_may_have_products():
+    policy = GRUPolicy(Spaces(Box(-1, 1, (2,), np.float32), Discrete(3)), 5, last_obs=True, products=True)
+    memory = policy.remember(torch.zeros(5), torch.tensor([7.0, 8]), torch.tensor([0.0, 1, 2]), torch.tensor(0.5))
+    x = policy.inputs(torch.tensor([1.0, 2]), memory, 1.0)
+    pairs = [0, 7, 14, 0, 8, 16]
+    assert x.tolist() == [1, 2, 0, 1, 2, 0.5, 1, 7, 8, *pairs, *(0.5 * x for x in pairs)]
+    assert policy.input_dim == len(x) and policy.init(torch.Generator())["w_in"].shape == (15, 21)
+    assert not policy.inputs(torch.tensor([1.0, 2]), policy.blank(), 0.0)[2:].any()
+
+
 def test_actions_as_vectors():
     multi, binary = (Spaces(OBS, ACTIONS[name]) for name in ("multi", "binary"))
     assert action_vector(Spaces(OBS, Discrete(3)), torch.tensor([[2], [0]])).tolist() == [[[0, 0, 1]], [[1, 0, 0]]]
@@ -243,6 +253,10 @@ def test_nonsense_is_refused():
         GRUPolicy(IMAGE, 4, channels=(0,))
     with pytest.raises(ValueError, match="takes images"):
         policy_of(channels=(3,))
+    with pytest.raises(ValueError, match="products needs last_obs=True"):
+        policy_of(products=True)
+    with pytest.raises(ValueError, match=r"products needs .* channels=\(3,\)"):
+        GRUPolicy(IMAGE, 4, last_obs=True, products=True, channels=(3,))
     policy = policy_of()
     with pytest.raises(AssertionError):
         policy.step(params_of(policy), torch.zeros(2, 3, dtype=torch.float64), torch.zeros(2, 5, dtype=torch.float64))

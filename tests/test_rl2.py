@@ -456,13 +456,18 @@ def test_every_setting_of_the_network_reaches_it():
     policy, plain = (rl2.Config(**x).policy(spaces) for x in (own, {}))
     assert {name: getattr(policy, name) for name in own} == own
     assert all(getattr(plain, name) != value for name, value in own.items())  # the control
+    assert not policy.products and rl2.Config(last_obs=True, products=True, network="flat").policy(spaces).products
+    with pytest.raises(ValueError, match="products=True needs last_obs=True"):
+        rl2.Config(products=True)
 
 
 STATS = {"count": torch.tensor(4.0, dtype=torch.float64), "mean": torch.tensor([0.1, -0.2], dtype=torch.float64),
          "m2": torch.tensor([1.0, 0.2], dtype=torch.float64)}  # fmt: skip
 
 
-@pytest.mark.parametrize("options", [{}, {"last_obs": True}, {"last_obs": True, "normalize_obs": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"last_obs": True}, {"last_obs": True, "products": True, "normalize_obs": True}]
+)
 def test_an_adapted_policy_goes_on_where_the_trial_ended(options):
     """Trials of 3 and of 4 episodes begin alike: what the policy remembers after 3 makes the 4th's first step."""
     learner = small(PointGoal(), n_tasks=1, trials=1, minibatches=1, **options)
@@ -541,7 +546,7 @@ def test_predict_takes_batches_and_refuses_what_does_not_fit():
         policy.predict(np.zeros((2, 2)), state)
 
 
-@pytest.mark.parametrize("options", [{}, {"last_obs": True}, {"head_hidden": 5}])
+@pytest.mark.parametrize("options", [{}, {"last_obs": True}, {"last_obs": True, "products": True}, {"head_hidden": 5}])
 def test_an_adapted_policy_is_saved_with_its_memory(tmp_path, options):
     learner = small(Drift(), normalize_obs=True, **options).learn(1, eval_every=0)
     policy = learner.adapt({"steps": 5, "push": np.zeros(2, np.float32)})

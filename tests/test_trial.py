@@ -1,5 +1,6 @@
 """Trials of several episodes: against a plain loop over one `gymnasium.Env`, alone and side by side, by hand."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -29,14 +30,14 @@ FAMILIES = {
 
 
 def setup(
-    family: Any, hidden: int = 6, last_obs: bool = False
+    family: Any, hidden: int = 6, **shape: bool
 ) -> tuple[GRUPolicy, dict[str, torch.Tensor], dict[str, np.ndarray]]:
-    policy = GRUPolicy(spaces_of(family), hidden, last_obs=last_obs)
+    policy = GRUPolicy(spaces_of(family), hidden, **shape)
     return policy, params_of(policy, dtype=torch.float32), family.sample(K, np.random.default_rng(0))
 
 
-def collected(family: Any, trials: int = E, last_obs: bool = False, **options: Any) -> Trials:
-    policy, params, tasks = setup(family, last_obs=last_obs)
+def collected(family: Any, trials: int = E, shape: Mapping[str, bool] | None = None, **options: Any) -> Trials:
+    policy, params, tasks = setup(family, **(shape or {}))
     return collect_trials(Sampler(family), tasks, trials, N, policy, params, SEED, ITERATION, **options)
 
 
@@ -50,7 +51,11 @@ def plain_trial(family: Any, task: Task, policy: GRUPolicy, params: Any, seeds: 
         obs, _ = env.reset(seed=seed)
         for t in range(family.horizon):
             seen = spaces.encode(np.asarray(obs)[None])[0]
-            x = torch.cat([seen, action, torch.tensor([reward, float(t == 0)]), *([before] if policy.last_obs else [])])
+            parts = [seen, action, torch.tensor([reward, float(t == 0)]), *([before] if policy.last_obs else [])]
+            if policy.products:
+                pairs = torch.outer(before, action).flatten()
+                parts += [pairs, reward * pairs]
+            x = torch.cat(parts)
             before = seen
             hidden = policy.step(params, x, hidden)
             dist, value = policy.heads(params, hidden)
@@ -66,12 +71,12 @@ def plain_trial(family: Any, task: Task, policy: GRUPolicy, params: Any, seeds: 
     return out | {"memory": [hidden, action, reward]}
 
 
-@pytest.mark.parametrize("last_obs", [False, True])
+@pytest.mark.parametrize("shape", [{}, {"last_obs": True}, {"last_obs": True, "products": True}])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_trial_equals_a_plain_loop_over_one_environment(name, last_obs):
+def test_a_trial_equals_a_plain_loop_over_one_environment(name, shape):
     family = FAMILIES[name]()
-    policy, params, tasks = setup(family, last_obs=last_obs)
-    found = collected(family, last_obs=last_obs)
+    policy, params, tasks = setup(family, **shape)
+    found = collected(family, shape=shape)
     seeds = trial_seeds(SEED, ITERATION, N, K, E)
     for k in range(K):
         for e in range(E):
@@ -246,7 +251,7 @@ STATS = {"count": torch.tensor(4.0, dtype=torch.float64), "mean": torch.tensor([
 
 
 def test_the_last_observation_is_the_one_that_the_policy_saw():
-    found = collected(Drift(), last_obs=True, obs_stats=STATS)
+    found = collected(Drift(), shape={"last_obs": True}, obs_stats=STATS)
     raw, size = found.raw_obs, found.obs_dim
     assert not torch.allclose(raw, found.x[..., :size], atol=1e-2)  # the control: normalising changes them
     data = sequences(found)

@@ -92,6 +92,11 @@ class Config:
     last_obs: bool = False
     """Show the policy the last observation too, so that one input tells a whole transition. The paper shows the last
     action and reward only; to know what state a reward belongs to, the memory then has to hold that state."""
+    products: bool = False
+    """Show it the products of last observation and last action too, and those times the last reward; needs `last_obs`.
+    Of one-hot vectors they say which pair of state and action it was and what it paid, which a GRU has to learn to
+    tell otherwise. (The paper leaves open how a transition is embedded.) With O and A numbers in an observation and
+    an action these are 2 O A inputs."""
     head_hidden: int = 0
     """Units of a layer between the GRU and its action and value heads; 0: the heads are linear, as in the paper."""
     input_gain: float = 1.0
@@ -119,6 +124,8 @@ class Config:
         check_channels(self.channels)
         if self.channels and self.network == "flat":
             raise ValueError(f"channels={self.channels} has no meaning for network='flat'")
+        if self.products and not self.last_obs:
+            raise ValueError("products=True needs last_obs=True: they are products with the last observation")
         if not 1 <= self.memory_steps < math.inf:
             raise ValueError(f"memory_steps must be at least 1, got {self.memory_steps}")
         check_fraction(self, "gamma", "gae_lambda", "anneal_to")
@@ -144,7 +151,9 @@ class Config:
         channels = self.channels
         if self.network == "cnn" or (self.network == "auto" and spaces.image is not None):
             channels = channels or enough_channels(image_of(spaces))
-        shape = {name: getattr(self, name) for name in ("last_obs", "head_hidden", "input_gain", "memory_steps")}
+        shape = {
+            name: getattr(self, name) for name in ("last_obs", "products", "head_hidden", "input_gain", "memory_steps")
+        }
         return GRUPolicy(spaces, self.hidden, self.init_std, self.min_std, self.output_gain, channels=channels, **shape)
 
 
