@@ -282,3 +282,8 @@ def test_the_tasks_that_the_scripts_write_down_exist():
     assert set(metarl.make(module.FAMILY).task_space) == {"corner"}
     pytest.importorskip("mujoco")
     assert set(metarl.make(script("promp_half_cheetah").FAMILY).task_space) == {"forward"}
+
+
+def test_different_numbers_are_counted():
+    count = script("rl2").num_distinct
+    assert count(np.array([[1, 1, 2], [0, 0, 0], [5, 6, 7]])) == 2 and count(np.array([[2, 1, 2]])) == 2

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from metarl_envs.bandit_strategies import bayes_value, gittins, play
+from metarl_envs.bandit_strategies import Seen, bayes_value, gittins, play
 from metarl_envs.tabular_mdp import optimal_return
 
 import metarl
@@ -88,10 +88,18 @@ def train(row: str, seed: int, runs: Path, minutes: float) -> None:
         max(0, iterations - made.state.iteration), run_dir=directory, eval_every=0,
         callback=lambda _: time.monotonic() < stop,
     )  # fmt: skip
-    found = made.evaluate(ROWS[row]["tasks"], episodes=1, seed=TEST_SEED)
-    save(row, seed, made, found.returns, scale(row, found.tasks))
+    bandit = "arms" in ROWS[row]
+    found = made.evaluate(ROWS[row]["tasks"], episodes=1, seed=TEST_SEED, details=bandit)
+    tried = num_distinct(found.details.trials.act[..., 0].numpy()) if bandit else None
+    save(row, seed, made, found.returns, scale(row, found.tasks), tried)
     if iterations:
         atomic_write(RESULTS / f"{row}-seed{seed}-training.csv", (directory / "metrics.csv").read_bytes())
+
+
+def num_distinct(actions: np.ndarray) -> float:
+    """How many different numbers a row [N, T] has, on average."""
+    ordered = np.sort(actions, 1)
+    return float(1 + (ordered[:, 1:] != ordered[:, :-1]).sum(1).mean())
 
 
 def scale(row: str, tasks: Mapping[str, np.ndarray]) -> float:
@@ -101,7 +109,9 @@ def scale(row: str, tasks: Mapping[str, np.ndarray]) -> float:
     return ROWS[row]["n"] * float(optimal_return(dict(tasks), 10, 0.99).mean())
 
 
-def save(row: str, seed: int, made: metarl.MetaLearner, returns: np.ndarray, unit: float) -> None:
+def save(
+    row: str, seed: int, made: metarl.MetaLearner, returns: np.ndarray, unit: float, arms_tried: float | None
+) -> None:
     RESULTS.mkdir(exist_ok=True)
     n_tasks = len(returns)
     with (RESULTS / f"{row}-seed{seed}.csv").open("w", newline="") as file:
@@ -113,8 +123,9 @@ def save(row: str, seed: int, made: metarl.MetaLearner, returns: np.ndarray, uni
     rows = logged(made)
     write_json(RESULTS / f"{row}-seed{seed}.json", {
         "row": row, "seed": seed, "score": float(total.mean()), "standard_error": float(total.std() / n_tasks**0.5),
-        "total_reward": float(returns.sum(1).mean()), "unit": unit, "test_tasks": n_tasks, "test_seed": TEST_SEED,
-        "iterations": made.state.iteration, "env_steps": made.state.env_steps,
+        "total_reward": float(returns.sum(1).mean()), "unit": unit, "arms_tried": arms_tried,
+        "test_tasks": n_tasks, "test_seed": TEST_SEED, "iterations": made.state.iteration,
+        "env_steps": made.state.env_steps,
         "training_seconds": round(sum(r["time/rollout"] + r["time/update"] for r in rows)),
         "settings": made.describe(), "threads": torch.get_num_threads(), "versions": versions(),
     })  # fmt: skip
@@ -127,13 +138,19 @@ def logged(made: metarl.MetaLearner) -> list[dict[str, Any]]:
     return RunDirectory(made._run_dir).metrics()
 
 
-def classical(row: str) -> tuple[float, float | None]:
-    """What Gittins' strategy (it knows how arms are distributed) earns on the very test tasks; and the expectation of
-    the best strategy there is, exactly, where pulls are few."""
+def classical(row: str) -> tuple[float, float, float | None]:
+    """What Gittins' strategy (it knows how arms are distributed) earns on the very test tasks, and how many arms it
+    tries; and the expectation of the best strategy there is, exactly, where pulls are few."""
     arms, n = ROWS[row]["arms"], ROWS[row]["n"]
     p = Sampler(family_of(row)).tasks(ROWS[row]["tasks"], TEST_SEED, 0, "test")["p"]
-    earned = play(gittins(0.99, pulls=n), p, n, np.random.default_rng(0)).sum(1).mean()
-    return float(earned), bayes_value(arms, n) if n == 10 else None
+    strategy, taken = gittins(0.99, pulls=n), []
+
+    def noted(seen: Seen, rng: np.random.Generator) -> np.ndarray:
+        taken.append(strategy(seen, rng))
+        return taken[-1]
+
+    earned = play(noted, p, n, np.random.default_rng(0)).sum(1).mean()
+    return float(earned), num_distinct(np.stack(taken, 1)), bayes_value(arms, n) if n == 10 else None
 
 
 def posterior_strategy(
@@ -182,7 +199,7 @@ def report() -> None:
     """Table and figure, from the committed files alone."""
     metas = [read_json(path) for path in sorted(RESULTS.glob("*-seed*.json"))]
     names = ("row", "ours", "standard error", "seeds", "RL² (paper)", "Gittins, same tasks", "best possible",
-             "iterations", "steps", "training, minutes")  # fmt: skip
+             "arms tried, ours and Gittins", "iterations", "steps", "training, minutes")  # fmt: skip
     lines = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
     for row in ROWS:
         own = [m for m in metas if m["row"] == row]
@@ -191,10 +208,11 @@ def report() -> None:
         scores = np.array([m["score"] for m in own])
         digits = 3 if row.startswith("mdp") or ROWS[row]["n"] == 10 else 1
         seeds = "" if len(own) == 1 else f" ({scores.min():.{digits}f} to {scores.max():.{digits}f})"
-        known = ("", "")
+        known = ("", "", "")
         if "arms" in ROWS[row]:
-            index, best = classical(row)
-            known = (f"{index:.{digits}f}", "" if best is None else f"{best:.{digits}f}")
+            index, arms, best = classical(row)
+            tried = np.mean([m["arms_tried"] for m in own])
+            known = (f"{index:.{digits}f}", "" if best is None else f"{best:.{digits}f}", f"{tried:.1f}, {arms:.1f}")
         error = np.sqrt(np.mean([m["standard_error"] ** 2 for m in own]) / len(own))
         cells = [
             row, f"{scores.mean():.{digits}f}{seeds}", f"{error:.{digits}f}", listed(own, "seed"), PAPER[row],
