@@ -53,7 +53,8 @@ TEST = {"episodes": 100, "steps": 3, "seed": 1_357_911}
 """Each of the four corners once; the policy before adaptation is the same in all, so 400 episodes tell of it."""
 REACH = 0.5
 """An episode reaches a corner if it comes this near."""
-SHOWN = 40
+SHOWN, DRAWN = 40, 0
+"""Paths in a figure, and whose."""
 
 
 def reached(paths: np.ndarray, radius: float = REACH) -> np.ndarray:
@@ -115,12 +116,13 @@ def save(made: metarl.MetaLearner, form: str, method: str, seed: int, directory:
     paths = found.details.rollouts[0].raw_obs.movedim(2, 1).flatten(0, 1).numpy()  # [K * E, T, 2]
     finds, name = felt(paths, made.family.start_radius), f"{form}-{method}-seed{seed}"
     RESULTS.mkdir(exist_ok=True)
-    rows = [{"episode": n, "step": t, "x": round(float(x), 3), "y": round(float(y), 3)}
-            for n, path in enumerate(paths[:: len(paths) // SHOWN]) for t, (x, y) in enumerate(path)]  # fmt: skip
-    with (RESULTS / f"{name}-paths.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    if seed == DRAWN:
+        rows = [{"episode": n, "step": t, "x": round(float(x), 3), "y": round(float(y), 3)}
+                for n, path in enumerate(paths[:: len(paths) // SHOWN]) for t, (x, y) in enumerate(path)]  # fmt: skip
+        with (RESULTS / f"{name}-paths.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
     if (directory / "metrics.csv").exists():
         atomic_write(RESULTS / f"{name}-training.csv", (directory / "metrics.csv").read_bytes())
     write_json(RESULTS / f"{name}.json", {
@@ -187,14 +189,14 @@ def single_runs(groups: Groups) -> list[str]:
 
 
 def draw(groups: Groups) -> None:
-    """Paths before adaptation, of the first seed of every method, a figure for each form."""
+    """Paths before adaptation of every method, a figure for each form."""
     for form in FORMS:
-        shown = [(method, own[0]["seed"]) for of, method, own in groups if of == form]
+        shown = [method for of, method, own in groups if of == form and any(m["seed"] == DRAWN for m in own)]
         if not shown:
             continue
         figure, axes = figures.new_figure(len(shown), width=2.6, height=3.0)
-        for ax, (method, seed) in zip(axes, shown, strict=True):
-            for path in read_paths(RESULTS / f"{form}-{method}-seed{seed}-paths.csv"):
+        for ax, method in zip(axes, shown, strict=True):
+            for path in read_paths(RESULTS / f"{form}-{method}-seed{DRAWN}-paths.csv"):
                 ax.plot(path[:, 0], path[:, 1], linewidth=0.6, alpha=0.7)
             ax.scatter(*np.array(CORNERS).T, marker="*", color="black", zorder=3)
             ax.set(title=method, xlim=(-4, 4), ylim=(-4, 4))
