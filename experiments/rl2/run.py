@@ -211,8 +211,11 @@ def report() -> None:
         known = ("", "", "")
         if "arms" in ROWS[row]:
             index, arms, best = classical(row)
-            tried = np.mean([m["arms_tried"] for m in own])
-            known = (f"{index:.{digits}f}", "" if best is None else f"{best:.{digits}f}", f"{tried:.1f}, {arms:.1f}")
+            tried = [m["arms_tried"] for m in own if "arms_tried" in m]  # earlier results do not have it
+            known = (
+                f"{index:.{digits}f}", "" if best is None else f"{best:.{digits}f}",
+                f"{np.mean(tried):.1f}, {arms:.1f}" if tried else "",
+            )  # fmt: skip
         error = np.sqrt(np.mean([m["standard_error"] ** 2 for m in own]) / len(own))
         cells = [
             row, f"{scores.mean():.{digits}f}{seeds}", f"{error:.{digits}f}", listed(own, "seed"), PAPER[row],
