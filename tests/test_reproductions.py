@@ -170,6 +170,13 @@ def test_what_strategies_earn_in_a_tabular_mdp():
     rewards = np.tile(np.array([[0.0, 8], [8, 0]]), (200, 1, 1))
     looks, blind = (play({"transitions": turns, "rewards": rewards}, 10, 10, x, seed=0) for x in (True, False))
     assert 780 < looks.mean() <= 800 + 3 and 350 < blind.mean() < 450
+    # One state, one good action of many: who does not explore stays with the first that pays.
+    bandit = {
+        "transitions": np.ones((300, 1, 9, 1)),
+        "rewards": rng.permuted(np.tile([9.0] + [2.0] * 8, (300, 1, 1)), axis=-1),
+    }
+    explores, stays = (play(bandit, 10, 10, True, bonus).mean() for bonus in (3.0, 0.0))
+    assert stays < 0.6 * explores
 
 
 def test_fifty_arms_have_a_setting_of_their_own_at_ten_pulls_only():
