@@ -148,6 +148,13 @@ def mode(dist: Distribution) -> Tensor:
     return dist.mean if isinstance(dist, Gaussian) else _rows(dist).argmax(-1)
 
 
+def probabilities(dist: Categorical | MultiCategorical) -> Tensor:
+    """How probable every choice is, [..., A]; of several, one distribution after the other."""
+    if isinstance(dist, MultiCategorical):
+        return _unblocks(dist, torch.softmax(_rows(dist), -1))
+    return torch.softmax(dist.logits, -1)
+
+
 def fisher_product(dist: Distribution, tangent: Distribution, weight: Tensor) -> Distribution:
     """The Fisher matrix in the distribution's own parameters, times `tangent`, summed with `weight` [...] over states.
 

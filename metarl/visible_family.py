@@ -46,8 +46,8 @@ class VisibleFamily:
         self.horizon: int = family.horizon
         self.task_space, self.action_space = family.task_space, family.action_space
         self._observation = _Part("observation", family.observation_space, scaled=False)
-        self._parameters = {n: _Part(f"parameter {n!r}", s, scaled=True) for n, s in family.task_space.spaces.items()}
-        parts = [self._observation, *self._parameters.values()]
+        self._tasks = TaskVectors(family.task_space)
+        parts = [self._observation, *self._tasks.parts.values()]
         low, high = (np.concatenate([getattr(part, end) for part in parts]) for end in ("low", "high"))
         self.observation_space: gym.Space = Box(low, high, dtype=np.float32)
         self.shared_splits = getattr(family, "shared_splits", False)
@@ -66,7 +66,7 @@ class VisibleFamily:
 
     def describe(self, tasks: Tasks) -> np.ndarray:
         """What is appended: float32 [K, ...]."""
-        return np.concatenate([part.encode(np.asarray(tasks[name])) for name, part in self._parameters.items()], -1)
+        return self._tasks.encode(tasks)
 
     def append(self, observations: Any, described: Any) -> Any:
         """Observations of N environments and what is appended to each, arrays or tensors -> [N, O] of the same kind."""
@@ -112,6 +112,22 @@ class VisibleFamily:
         return f"{VISIBLE}({self.family!r})"
 
 
+class TaskVectors:
+    """Tasks as vectors of numbers, as `visible` appends them to observations.
+
+    Raises:
+        ValueError: a parameter is neither numbers nor choices.
+    """
+
+    def __init__(self, task_space: gym.spaces.Dict):
+        self.parts = {n: _Part(f"parameter {n!r}", space, scaled=True) for n, space in task_space.spaces.items()}
+        self.size: int = sum(part.size for part in self.parts.values())
+
+    def encode(self, tasks: Tasks) -> np.ndarray:
+        """K tasks -> float32 [K, size]."""
+        return np.concatenate([part.encode(np.asarray(tasks[name])) for name, part in self.parts.items()], -1)
+
+
 class _Part:
     """One space as a stretch of a float32 vector."""
 
@@ -136,7 +152,7 @@ class _Part:
             self.low, self.high = np.zeros(sum(self._sizes), np.float32), np.ones(sum(self._sizes), np.float32)
         else:
             raise ValueError(
-                f"the {what} lies in {space}; visible tasks need Box, Discrete, MultiDiscrete, MultiBinary"
+                f"the {what} lies in {space}; networks can be shown Box, Discrete, MultiDiscrete, MultiBinary"
             )
         self.size = len(self.low)
 

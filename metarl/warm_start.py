@@ -13,8 +13,9 @@ from metarl.policies import MLPPolicy, ModulePolicy
 from metarl.policies_cnn import CNNPolicy
 from metarl.recurrent_policy import RecurrentPolicy
 
-COUNTED = ("iteration", "env_steps", "optimizer")
-"""What a new training counts and remembers anew: the outer optimiser's statistics belong to its own settings."""
+COUNTED = ("iteration", "env_steps", "optimizer", "critic", "critic_optimizer")
+"""What a new training counts and remembers anew: the outer optimiser's statistics belong to its own settings, and a
+critic to the way in which tasks are described."""
 
 
 def check_same_activation(policy: Any, other: Any) -> None:

@@ -19,7 +19,7 @@ LAYERS = [
         *("policies", "policies_cnn", "policies_gru", "gymnasium_family", "vector", "vector.automatic", "vector.loop"),
         *("vector.mujoco", "vector.process", "vector.resets", "vector.tensor"),
     },
-    {"rollout", "trial", "check", "check_environments"}
+    {"rollout", "trial", "check", "check_environments", "task_critic"}
     | {"supervised.losses", "supervised.networks", "supervised.sets"},
     {"advantages", "natural", "settings", "trust_region", "unrolled"},
     {"inner_loop", "outer"},

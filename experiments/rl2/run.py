@@ -42,8 +42,8 @@ LONG_MANY_ARMS = {
     "last_obs": True, "products": True, "input_gain": 4.0, "memory_steps": 100.0,
 }  # fmt: skip
 MDP: dict[str, Any] = {
-    "n_tasks": 500, "gamma": 0.0, "gae_lambda": 0.0, "entropy_coef": 0.03, "outer_lr": 4e-3, "anneal_over": 800,
-    "epochs": 1, "minibatches": 10, "hidden": 128, "head_hidden": 128, "last_obs": True, "products": True,
+    "n_tasks": 500, "gamma": 0.0, "gae_lambda": 0.0, "entropy_coef": 0.03, "outer_lr": 3e-3, "anneal_over": 800,
+    "epochs": 1, "minibatches": 10, "hidden": 256, "head_hidden": 128, "last_obs": True, "products": True,
     "input_gain": 6.0, "memory_steps": 50.0,
 }  # fmt: skip
 AS_IT_IS = {"anneal_over": 0}

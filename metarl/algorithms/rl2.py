@@ -10,11 +10,12 @@ There is no inner step: to adapt is to remember.
 
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
+from gymnasium.spaces import Dict
 from torch import Tensor
 
 from metarl import distributions, losses, normalize, optimizers, random
@@ -35,8 +36,10 @@ from metarl.settings import (
     cosine,
 )
 from metarl.spaces import Spaces
+from metarl.task_critic import TaskCritic
 from metarl.tasks import Tasks
 from metarl.trial import Sequences, Trials, collect_trials, sequences, shown_episodes
+from metarl.visible_family import TaskVectors
 
 SHUFFLE = 0x5F0FF1E
 """The stage whose keys order the trials of the first epoch; far beyond the number of any episode."""
@@ -79,6 +82,8 @@ class Config:
     """Weight of the value head's loss, in units of the returns' standard deviation."""
     entropy_coef: float = 0.01
     """Weight of the policy's mean entropy, as a bonus."""
+    anneal_entropy: bool = False
+    """Bring that weight down as the step size, over `anneal_over` iterations."""
     max_grad_norm: float = 0.5
     """Gradients are scaled down to this Euclidean norm."""
     hidden: int = 128
@@ -114,12 +119,25 @@ class Config:
     """Give the policy observations with mean 0 and standard deviation 1 (cut off at 10), by running statistics of the
     training data before this meta-iteration: for vectors whose entries have different scales."""
 
+    task_critic: bool = False
+    """Take advantages with the values of a network that is told what the task is, and what the policy remembers.
+    It is used in training only: the policy still has to find out. Without it, that tasks differ is noise in every
+    advantage."""
+    critic_hidden: int = 128
+    """Units of each of its layers."""
+    critic_lr: float = 2e-3
+    """Its step size, which falls as that of the policy does."""
+
     def __post_init__(self) -> None:
         check_types(self)
         check_whole(
-            self, n_tasks=1, trials=1, trial_episodes=1, anneal_over=0, epochs=1, minibatches=1, hidden=1, head_hidden=0
-        )
+            self, n_tasks=1, trials=1, trial_episodes=1, anneal_over=0, epochs=1, minibatches=1, hidden=1,
+            head_hidden=0, critic_hidden=1,
+        )  # fmt: skip
         check_positive(self, "outer_lr", "clip", "max_grad_norm", "init_std", "min_std", "output_gain", "input_gain")
+        check_positive(self, "critic_lr")
+        if self.anneal_entropy and not self.anneal_over:
+            raise ValueError("anneal_entropy=True needs anneal_over: over how many iterations")
         check_choice(self, network=NETWORKS)
         check_channels(self.channels)
         if self.channels and self.network == "flat":
@@ -171,6 +189,10 @@ class State:
     env_steps: int = 0
     obs_stats: ObsStats = field(default_factory=dict)
     """Running statistics of the observations; empty without `normalize_obs`."""
+    critic: Params = field(default_factory=dict)
+    """The parameters of `metarl.task_critic`, in the same units; empty without `task_critic`."""
+    critic_optimizer: Params = field(default_factory=dict)
+    """Adam's memory of those."""
 
     @property
     def has_units(self) -> bool:
@@ -190,8 +212,10 @@ class Batch:
         return Batch(self.data[trials], self.advantage[:, trials], self.target[:, trials])
 
 
-def init(config: Config, policy: GRUPolicy, seed: int, device: torch.device | str = "cpu") -> State:
-    """The state before the first meta-iteration."""
+def init(
+    config: Config, policy: GRUPolicy, seed: int, device: torch.device | str = "cpu", task_space: Dict | None = None
+) -> State:
+    """The state before the first meta-iteration. With `task_critic` it needs the family's `task_space`."""
     if not isinstance(policy, GRUPolicy):
         raise ValueError(f"rl2 has a recurrent policy of its own and cannot train a {type(policy).__name__}: leave "
                          "policy= out")  # fmt: skip
@@ -199,7 +223,13 @@ def init(config: Config, policy: GRUPolicy, seed: int, device: torch.device | st
     params = {name: value.to(device) for name, value in policy.init(generator).items()}
     units = torch.zeros(2, dtype=torch.float64, device=device)
     stats = normalize.start(policy.spaces, device) if config.normalize_obs else {}
-    return State(params, optimizers.adam_start(params), units, obs_stats=stats)
+    state = State(params, optimizers.adam_start(params), units, obs_stats=stats)
+    if not config.task_critic:
+        return state
+    assert task_space is not None
+    critic = TaskCritic(policy, TaskVectors(task_space).size, config.critic_hidden).init(generator)
+    critic = {name: value.to(device) for name, value in critic.items()}
+    return replace(state, critic=critic, critic_optimizer=optimizers.adam_start(critic))
 
 
 @threads_over_tasks
@@ -215,16 +245,23 @@ def iteration(
     )  # fmt: skip
     in_rollouts = time.perf_counter() - start
 
-    data = sequences(trials)
+    data, seen = sequences(trials), None
+    if config.task_critic:
+        seen = critic_view(config, sampler, policy, state.params, tasks, data)
+        data = replace(data, value=critic_values(seen, state.critic))
     units = value_units(config, state, data)
     old = state.value_units if state.has_units else units
     params = in_units(state.params, old, units)
+    critic = in_units(state.critic, old, units) if seen else state.critic
     batch = make_batch(config, data, old, units)
-    memory, losses_of = state.optimizer, []
-    lr = config.outer_lr * cosine(state.iteration, config.anneal_over, config.anneal_to)
+    memory, critic_memory, losses_of = state.optimizer, state.critic_optimizer, []
+    factor = cosine(state.iteration, config.anneal_over, config.anneal_to)
+    lr, now = config.outer_lr * factor, config
+    if config.anneal_entropy:
+        now = replace(config, entropy_coef=config.entropy_coef * factor)
     for epoch in range(config.epochs):
         for part in minibatches(config, data.mask.shape[1], seed, state.iteration, epoch, data.mask.device):
-            grads, parts = gradient(config, policy, params, batch[part])
+            grads, parts = gradient(now, policy, params, batch[part])
             grads, parts["gradient_norm"] = optimizers.clip_norm(grads, config.max_grad_norm)
             if not math.isfinite(norm := float(parts["gradient_norm"])):
                 raise ValueError(f"the gradient of iteration {state.iteration + 1} has the norm {norm}: the steps are "
@@ -232,6 +269,11 @@ def iteration(
             direction, memory = optimizers.adam(grads, memory, eps=ADAM_EPS)
             params = {name: value - lr * direction[name] for name, value in params.items()}
             losses_of.append(parts)
+            if seen:
+                grads = critic_gradient(seen[part], critic, batch[part])
+                direction, critic_memory = optimizers.adam(grads, critic_memory, eps=ADAM_EPS)
+                step = config.critic_lr * factor
+                critic = {name: value - step * direction[name] for name, value in critic.items()}
 
     obs_stats = normalize.update(state.obs_stats, trials.raw_obs, trials.mask)
     stats = {f"return/step_{n}": trials.returns[:, n].mean().item() for n in shown_episodes(config.trial_episodes)}
@@ -243,7 +285,7 @@ def iteration(
     stats["policy/entropy"] = float((distributions.entropy(trials.dist) * trials.mask).sum() / trials.mask.sum())
     stats |= {"time/rollout": in_rollouts, "time/update": time.perf_counter() - start - in_rollouts}
     steps = state.env_steps + trials.steps
-    new = State(params, memory, units, state.iteration + 1, steps, obs_stats)
+    new = State(params, memory, units, state.iteration + 1, steps, obs_stats, critic, critic_memory)
     return new, stats
 
 
@@ -308,17 +350,28 @@ def minibatches(
 
 def gradient(config: Config, policy: GRUPolicy, params: Params, batch: Batch) -> tuple[Params, dict[str, Tensor]]:
     """The gradient of a minibatch's loss, and the loss's parts. In chunks of trials, which are summed up in order."""
-    (L, B), total = batch.advantage.shape, batch.data.mask.sum()
+
+    def loss(own: Params, chunk: slice) -> tuple[Tensor, dict[str, Tensor]]:
+        return ppo_loss(config, policy, own, batch[chunk])
+
+    return summed_up(loss, params, batch.data.mask)
+
+
+def summed_up(
+    loss: Callable[[Params, slice], tuple[Tensor, dict[str, Tensor]]], params: Params, mask: Tensor
+) -> tuple[Params, dict[str, Tensor]]:
+    """The gradient of a loss that is a mean over the valid steps of trials, and its parts. mask [L, B]."""
+    (L, B), total = mask.shape, mask.sum()
 
     def of_chunk(chunk: slice) -> tuple[list[Tensor], dict[str, Tensor]]:
         own = {name: value.detach().requires_grad_() for name, value in params.items()}
         with torch.enable_grad():
-            loss, parts = ppo_loss(config, policy, own, batch[chunk])
-            weight = batch.data.mask[:, chunk].sum() / total
-            grads = torch.autograd.grad(loss * weight, list(own.values()))
-        return list(grads), {name: value.detach() * weight for name, value in parts.items()}
+            value, parts = loss(own, chunk)
+            weight = mask[:, chunk].sum() / total
+            grads = torch.autograd.grad(value * weight, list(own.values()))
+        return list(grads), {name: part.detach() * weight for name, part in parts.items()}
 
-    found = thread_map(of_chunk, trial_chunks(L, B, batch.advantage.device))
+    found = thread_map(of_chunk, trial_chunks(L, B, mask.device))
     grads = {name: sum(part[0][i] for part in found[1:]) + found[0][0][i] for i, name in enumerate(params)}
     return grads, {name: sum(part[1][name] for part in found[1:]) + found[0][1][name] for name in found[0][1]}
 
@@ -347,6 +400,65 @@ def ppo_loss(config: Config, policy: GRUPolicy, params: Params, batch: Batch) ->
         "clip_fraction": losses.masked_mean(((difference.exp() - 1).abs() > config.clip).float(), mask)[0],
     }
     return actor + config.value_coef * critic - config.entropy_coef * entropy, parts
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The critic that sees the task
+
+
+@dataclass(frozen=True)
+class CriticView:
+    """What `TaskCritic` sees of B trials."""
+
+    critic: TaskCritic
+    seen: Tensor  # [L', B, S]
+    task: Tensor  # [B, D]
+    left: Tensor  # [L'], the share of a trial that is not over before each step
+
+    def __getitem__(self, trials: Tensor | slice) -> "CriticView":
+        return replace(self, seen=self.seen[:, trials], task=self.task[trials])
+
+    def value(self, params: Params) -> Tensor:
+        """[L', B], in the units of the value head."""
+        return self.critic.value(params, self.seen, self.task, self.left)
+
+
+@torch.no_grad()
+def critic_view(
+    config: Config, sampler: Sampler, policy: GRUPolicy, params: Params, tasks: Tasks, data: Sequences
+) -> CriticView:
+    """What the critic is shown of the trials `data`, in which the policy had these parameters."""
+    vectors = TaskVectors(sampler.family.task_space)
+    critic = TaskCritic(policy, vectors.size, config.critic_hidden)
+    task = torch.from_numpy(vectors.encode(tasks)).to(data.x.device).repeat_interleave(config.trials, 0)
+    length, O = config.trial_episodes * sampler.family.horizon, policy.spaces.obs_dim
+    left = 1 - torch.arange(len(data.x), device=data.x.device) / length
+
+    def of_chunk(chunk: slice) -> Tensor:
+        x = data.x[:, chunk]
+        hidden = policy.unroll(params, x, x.new_zeros(x.shape[1], policy.hidden))
+        return critic.seen(hidden, policy.heads(params, hidden)[0], x[..., :O])
+
+    (L, B), device = data.mask.shape, data.mask.device
+    return CriticView(critic, torch.cat(thread_map(of_chunk, trial_chunks(L, B, device)), 1), task, left)
+
+
+@torch.no_grad()
+def critic_values(view: CriticView, params: Params) -> Tensor:
+    """The values of all steps, [L', B]."""
+    (L, B), device = view.seen.shape[:2], view.seen.device
+    return torch.cat(thread_map(lambda chunk: view[chunk].value(params), trial_chunks(L, B, device)), 1)
+
+
+def critic_gradient(view: CriticView, params: Params, batch: Batch) -> Params:
+    """The gradient of its squared error."""
+    mask = batch.data.mask
+
+    def loss(own: Params, chunk: slice) -> tuple[Tensor, dict[str, Tensor]]:
+        value, target = view[chunk].value(own), batch.target[:, chunk]
+        return losses.squared_error(value[None], target[None], mask[None, :, chunk])[0], {}
+
+    return summed_up(loss, params, mask)[0]
 
 
 def explained_variance(batch: Batch, units: Tensor, new_units: Tensor) -> float:
