@@ -257,6 +257,12 @@ def test_a_policy_learned_with_it_does_without():
     again.start_from(blind)
     assert same_params(again.state.params, learner.state.params) and same_params(again.state.critic, fresh)
     again.learn(1, eval_every=0)
+    # Also where both have one; it may be of another size.
+    for units in (128, 7):
+        third = MetaLearner("rl2", family, seed=1, device="cpu", hidden=16, task_critic=True, critic_hidden=units)
+        fresh = {name: value.clone() for name, value in third.state.critic.items()}
+        assert same_params(third.start_from(learner).state.critic, fresh)
+        assert not third.state.critic_optimizer["count"] and same_params(third.state.params, learner.state.params)
 
 
 def test_two_arms_are_told_apart_with_it():
