@@ -62,25 +62,22 @@ def test_the_commands_that_are_written_are_understood(name, monkeypatch):
 def test_the_settings_of_every_method_are_valid(name):
     module = script(name)
     for algorithm, own in module.METHODS.values():
-        make_config(algorithm, module.SETTINGS | own)
-    assert {make_config(a, module.SETTINGS | own).n_tasks for a, own in module.METHODS.values()} == {20}
+        config = make_config(algorithm, own if algorithm == "rl2" else module.SETTINGS | own)
+        assert config.n_tasks == (50 if algorithm == "rl2" else 20)
 
 
-def test_every_gradient_based_algorithm_is_in_the_comparison():
-    from metarl.settings import GradientSettings
-
+def test_every_algorithm_is_in_the_comparison():
     module = script("navigation")
-    gradient_based = {
-        name for name in algorithms.ALGORITHMS if issubclass(algorithms.get(name).Config, GradientSettings)
-    }
-    assert gradient_based == {algorithm for algorithm, _ in module.METHODS.values()}
+    assert set(algorithms.ALGORITHMS) == {algorithm for algorithm, _ in module.METHODS.values()}
     assert {own.get("inner_gradient") for _, own in module.METHODS.values()} == {None, "lvc", "dice"}
 
 
 def test_every_method_is_offered_the_same_step_sizes():
     module = script("navigation")
-    offered = {method: {sizes["inner_lr"] for sizes in module.candidates(method)} for method in module.METHODS}
+    names = [method for method in module.METHODS if method != "rl2"]
+    offered = {method: {sizes["inner_lr"] for sizes in module.candidates(method)} for method in names}
     assert [offered.pop(method) for method in module.CONTROLS] == [{0.5}, {0.5}]
+    assert module.candidates("rl2") == [{"outer_lr": 3e-3}, {"outer_lr": 1e-2}]  # as PPO and ProMP; no inner loop
     assert set(map(frozenset, offered.values())) == {frozenset(module.INNER_LR)}
     assert len(module.candidates("promp")) == 6 and len(module.candidates("maml_trpo")) == 3
 
@@ -95,6 +92,22 @@ def test_the_best_trial_is_chosen_and_one_that_diverged_is_not(monkeypatch, tmp_
     assert module.chosen("joint") == {"inner_lr": 0.5}
     module.write_json(tmp_path / "maml_trpo-trials.json", {"trials": [{"inner_lr": 2.0, "score": -1.0}]})
     assert module.chosen("lvc") == module.chosen("maml_trpo") == {"inner_lr": 2.0}
+
+
+def test_rl2_is_trained_and_tested_without_inner_step_sizes(monkeypatch, tmp_path):
+    module = script("navigation")
+    small = {"n_tasks": 4, "trial_episodes": 4, "hidden": 3}
+    for name, value in (("RESULTS", tmp_path / "found"), ("METHODS", {"rl2": ("rl2", small)}),
+                        ("TEST", {"n_tasks": 3, "episodes": 2}), ("TRIAL_BUDGET", 1)):  # fmt: skip
+        monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(module, "VALIDATION", {"n_tasks": 2, "episodes": 1, "seed": 1})
+    module.trials(tmp_path, ["rl2"])
+    module.train(0, tmp_path, ["rl2"], 801)
+    found = module.read_json(tmp_path / "found" / "rl2-seed0.json")
+    assert found["env_steps"] == 2 * 4 * 4 * 50 and len(found["mean"]) == 4
+    assert found["settings"]["config"]["outer_lr"] == module.chosen("rl2")["outer_lr"]
+    module.report()
+    assert "| `rl2` |" in (tmp_path / "found" / "table.md").read_text()
 
 
 def test_smoothing_by_hand():

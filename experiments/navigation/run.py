@@ -1,12 +1,13 @@
-"""2D navigation by every gradient-based meta-learner under one protocol.
+"""2D navigation by every meta-learner under one protocol.
 
     python experiments/navigation/run.py trials             # short runs that choose the step sizes of training
     python experiments/navigation/run.py train --seed 0     # all methods; resumes where it was interrupted
     python experiments/navigation/run.py report             # table and figure from the committed files alone
 
 Every method trains on the same number of environment steps, and its last iterate is adapted to the same 100 test goals
-by 3 inner steps on 40 fresh episodes each. What training's step sizes are is chosen by short runs on a seed of its own,
-what those of the test are, step by step, on validation goals; from the same grids for every method.
+by 3 inner steps on 40 fresh episodes each; RL² by the first 3 episodes of a trial, over 40 trials of 4. What training's
+step sizes are is chosen by short runs on a seed of its own, what those of the test are, step by step, on validation
+goals; from the same grids for every method (RL² has no step sizes in the test).
 """
 
 import argparse
@@ -49,6 +50,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "maml_vpg": ("maml_vpg", {}),
     "maml_plus_plus": ("maml_plus_plus", {"first_order_until": 3, "multi_step_until": 7, "anneal_over": 14}),
     "reptile": ("reptile", {}),
+    "rl2": ("rl2", {"n_tasks": 50, "trial_episodes": 4, "hidden": 64}),
     "joint": ("maml_trpo", TRPO | {"inner_steps": 0}),
 }
 """Algorithm and its settings. MAML++ anneals over what is 14 iterations of its two inner steps: the whole budget.
@@ -58,7 +60,7 @@ VARIANTS = {"lvc": "maml_trpo", "dice": "maml_trpo"}
 """Those that differ in the estimator alone take the step sizes of the other."""
 INNER_LR = (0.5, 1.0, 2.0)
 OUTER_LR = {"maml_ppo": (3e-3, 1e-2), "promp": (3e-3, 1e-2), "maml_vpg": (3e-3, 1e-2), "maml_plus_plus": (3e-3, 1e-2),
-            "reptile": (0.5, 1.0)}  # fmt: skip
+            "reptile": (0.5, 1.0), "rl2": (3e-3, 1e-2)}  # fmt: skip
 """What the trials choose from, for a seed of their own. The controls have no trials: joint training has no inner loop,
 and E-MAML with the weight 1 diverged where it was tried."""
 TRIAL_SEED = 100
@@ -70,11 +72,18 @@ TEST_SEED = 1_357_911
 STEPS = 3
 
 
+def shared(algorithm: str) -> dict[str, Any]:
+    """The settings of all gradient-based methods; RL² has none of them in common."""
+    return {} if algorithm == "rl2" else SETTINGS
+
+
 def candidates(method: str) -> list[dict[str, float]]:
     """The step sizes of training that the trials try."""
     if method in CONTROLS:
         return [{"inner_lr": 0.5}]
     outer = [{"outer_lr": lr} for lr in OUTER_LR.get(method, ())] or [{}]
+    if method == "rl2":
+        return outer
     return [{"inner_lr": inner, **rest} for inner in INNER_LR for rest in outer]
 
 
@@ -86,7 +95,7 @@ def train_to(method: str, sizes: dict[str, float], seed: int, budget: int, direc
     else:
         shutil.rmtree(directory, ignore_errors=True)  # what broke off before its first checkpoint
         family = metarl.make(FAMILY, horizon=HORIZON)
-        made = metarl.MetaLearner(algorithm, family, seed=seed, device="cpu", **SETTINGS, **own, **sizes)
+        made = metarl.MetaLearner(algorithm, family, seed=seed, device="cpu", **shared(algorithm), **own, **sizes)
     if made.state.env_steps < budget:
         made.learn(100_000, run_dir=directory, callback=lambda stats: stats["env_steps"] < budget, eval_every=0,
                    checkpoint_every=5)  # fmt: skip
@@ -134,7 +143,8 @@ def train(seed: int, runs: Path, methods: Sequence[str], budget: int) -> None:
         fresh, cpu = not (directory / "latest.safetensors").exists(), time.process_time()
         made = train_to(method, chosen(method), seed, budget, directory)
         seconds = time.process_time() - cpu if fresh else None
-        found = made.evaluate(**TEST, step_sizes=tuned(made), seed=TEST_SEED)
+        steps: dict[str, Any] = {"steps": STEPS} if made.algorithm == "rl2" else {"step_sizes": tuned(made)}
+        found = made.evaluate(**TEST, **steps, seed=TEST_SEED)
         save(found, made, method, seed, directory, seconds)
 
 
@@ -234,9 +244,10 @@ def draw(found: dict[str, list[dict[str, Any]]]) -> None:
             left.plot([row["env_steps"] / 1e6 for row in rows], smooth([row[name] for row in rows]),
                       label=None if n else method, alpha=1.0 if n == 0 else 0.4, **look)  # fmt: skip
         right.plot(range(STEPS + 1), np.mean([meta["mean"] for meta in metas], 0), marker="o", markersize=3, **look)
-    left.set(xlabel="million environment steps", ylabel="mean return after one inner step (joint: none)",
+    left.set(xlabel="million environment steps", ylabel="mean return after one inner step (joint: none; rl2: episode)",
              title="meta-training, train goals, mean of 3 iterations", ylim=(-40, 0))  # fmt: skip
-    right.set(xlabel="inner steps", ylabel="mean return", title="100 test goals, mean over seeds", ylim=(-27, 0))
+    right.set(xlabel="inner steps (rl2: earlier episodes)", ylabel="mean return", ylim=(-27, 0),
+              title="100 test goals, mean over seeds")  # fmt: skip
     right.set_xticks(range(STEPS + 1))
     figure.legend(*left.get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
     figures.save_figure(figure, RESULTS / "navigation.png")
