@@ -74,7 +74,7 @@ def test_every_algorithm_is_in_the_comparison():
 
 def test_every_method_is_offered_the_same_step_sizes():
     module = script("navigation")
-    names = [method for method in module.METHODS if method != "rl2"]
+    names = [method for method, (algorithm, _) in module.METHODS.items() if algorithm != "rl2"]
     offered = {method: {sizes["inner_lr"] for sizes in module.candidates(method)} for method in names}
     assert [offered.pop(method) for method in module.CONTROLS] == [{0.5}, {0.5}]
     assert module.candidates("rl2") == [{"outer_lr": 3e-3}, {"outer_lr": 1e-2}]  # as PPO and ProMP; no inner loop

@@ -35,6 +35,7 @@ SETTINGS: dict[str, Any] = {"n_tasks": 20, "episodes": 20, "lr_in_std": True, "m
 BUDGET, TRIAL_BUDGET = 800_000, 480_000
 """Environment steps: 20 and 12 iterations of one inner step in which no episode ends early."""
 TRPO = {"max_kl": 0.02}
+RL2: dict[str, Any] = {"n_tasks": 50, "trial_episodes": 4, "hidden": 64}
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "maml_trpo": ("maml_trpo", TRPO),
     "lvc": ("maml_trpo", TRPO | {"inner_gradient": "lvc"}),
@@ -50,13 +51,14 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "maml_vpg": ("maml_vpg", {}),
     "maml_plus_plus": ("maml_plus_plus", {"first_order_until": 3, "multi_step_until": 7, "anneal_over": 14}),
     "reptile": ("reptile", {}),
-    "rl2": ("rl2", {"n_tasks": 50, "trial_episodes": 4, "hidden": 64}),
+    "rl2": ("rl2", RL2),
+    "rl2_critic": ("rl2", RL2 | {"task_critic": True}),
     "joint": ("maml_trpo", TRPO | {"inner_steps": 0}),
 }
 """Algorithm and its settings. MAML++ anneals over what is 14 iterations of its two inner steps: the whole budget.
 `e_maml` has the default weight of E-MAML's term, `e_maml_1` that of the exact gradient."""
 CONTROLS = ("joint", "e_maml_1")
-VARIANTS = {"lvc": "maml_trpo", "dice": "maml_trpo"}
+VARIANTS = {"lvc": "maml_trpo", "dice": "maml_trpo", "rl2_critic": "rl2"}
 """Those that differ in the estimator alone take the step sizes of the other."""
 INNER_LR = (0.5, 1.0, 2.0)
 OUTER_LR = {"maml_ppo": (3e-3, 1e-2), "promp": (3e-3, 1e-2), "maml_vpg": (3e-3, 1e-2), "maml_plus_plus": (3e-3, 1e-2),
@@ -82,7 +84,7 @@ def candidates(method: str) -> list[dict[str, float]]:
     if method in CONTROLS:
         return [{"inner_lr": 0.5}]
     outer = [{"outer_lr": lr} for lr in OUTER_LR.get(method, ())] or [{}]
-    if method == "rl2":
+    if METHODS[method][0] == "rl2":
         return outer
     return [{"inner_lr": inner, **rest} for inner in INNER_LR for rest in outer]
 
