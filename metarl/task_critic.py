@@ -9,16 +9,18 @@ https://arxiv.org/abs/2105.11674; the idea is that of Pinto et al. 2018, https:/
 B trials of L steps; H units of the policy's memory, A its actions, D numbers that describe a task, M units here.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from metarl import distributions
+from metarl import distributions, losses
 from metarl.adapt import Params
 from metarl.distributions import Distribution, Gaussian
+from metarl.parallel import thread_map
 from metarl.policies import xavier
 from metarl.policies_gru import GRUPolicy
+from metarl.trial import Sequences, summed_up, trial_chunks
 
 
 @dataclass(frozen=True)
@@ -77,3 +79,51 @@ class TaskCritic:
         both = torch.cat([sums, products], -1)
         joined = torch.relu(linear(torch.cat([both, share * both], -1), params["w_join"], params["b_join"]))
         return linear(torch.cat([joined, share * joined], -1), params["w_value"], params["b_value"])[..., 0]
+
+
+@dataclass(frozen=True)
+class CriticView:
+    """What the critic sees of B trials."""
+
+    critic: TaskCritic
+    seen: Tensor  # [L, B, S]
+    task: Tensor  # [B, D]
+    left: Tensor  # [L], the share of a trial that is not over before each step
+
+    def __getitem__(self, trials: Tensor | slice) -> "CriticView":
+        return replace(self, seen=self.seen[:, trials], task=self.task[trials])
+
+    def value(self, params: Params) -> Tensor:
+        """[L, B], differentiable, all at once."""
+        return self.critic.value(params, self.seen, self.task, self.left)
+
+    @torch.no_grad()
+    def values(self, params: Params) -> Tensor:
+        """The same without gradients, in chunks of trials."""
+        (L, B), device = self.seen.shape[:2], self.seen.device
+        return torch.cat(thread_map(lambda chunk: self[chunk].value(params), trial_chunks(L, B, device)), 1)
+
+    def gradient(self, params: Params, target: Tensor, mask: Tensor) -> Params:
+        """The gradient of half the mean squared error over the valid steps; target, mask [L, B]."""
+
+        def loss(own: Params, chunk: slice) -> tuple[Tensor, dict[str, Tensor]]:
+            value = self[chunk].value(own)
+            return losses.squared_error(value[None], target[None, :, chunk], mask[None, :, chunk])[0], {}
+
+        return summed_up(loss, params, mask)[0]
+
+
+@torch.no_grad()
+def view_of(critic: TaskCritic, params: Params, data: Sequences, task: Tensor, length: int) -> CriticView:
+    """What `critic` sees of the trials `data` with the tasks [B, D], in which the policy had the parameters `params`.
+    `length`: the most steps that a trial can have."""
+    policy, O = critic.policy, critic.policy.spaces.obs_dim
+
+    def of_chunk(chunk: slice) -> Tensor:
+        x = data.x[:, chunk]
+        hidden = policy.unroll(params, x, x.new_zeros(x.shape[1], policy.hidden))
+        return critic.seen(hidden, policy.heads(params, hidden)[0], x[..., :O])
+
+    L, B = data.mask.shape
+    seen = torch.cat(thread_map(of_chunk, trial_chunks(L, B, data.mask.device)), 1)
+    return CriticView(critic, seen, task, 1 - torch.arange(L, device=data.mask.device) / length)

@@ -5,7 +5,7 @@ whole trial. All trials go in lockstep: where an episode has ended early, its tr
 until the next episode begins. So what happens in a trial does not depend on the trials beside it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -17,12 +17,14 @@ from metarl import distributions, normalize, random
 from metarl.adapt import Params
 from metarl.distributions import Distribution, Gaussian
 from metarl.normalize import ObsStats
-from metarl.parallel import threads_for
+from metarl.parallel import CHUNK_ROWS, thread_map, threads_for
 from metarl.policies_gru import GRUPolicy, Memory, action_vector
 from metarl.rollout import EnvSampler, Rollout, Sampler, SingleEnv
 from metarl.spaces import Image, Spaces
 from metarl.tasks import Tasks, num_tasks, task_at
 
+WIDE = 128
+"""Trials per chunk at least: each step of the recurrence is a product with so many rows, and fewer cost as much."""
 _NOISE_BLOCK = 1 << 22  # numbers drawn at once: 16 MiB
 
 
@@ -130,6 +132,36 @@ def shown_episodes(episodes: int) -> list[int]:
         return list(range(episodes))
     series = [m * 10**e for e in range(len(str(episodes))) for m in (1, 2, 5)]
     return [0, *(k for k in series if k < episodes - 1), episodes - 1]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Gradients over trials
+
+
+def summed_up(
+    loss: Callable[[Params, slice], tuple[Tensor, dict[str, Tensor]]], params: Params, mask: Tensor
+) -> tuple[Params, dict[str, Tensor]]:
+    """The gradient of a loss that is a mean over the valid steps of trials, and its parts. mask [L, B]."""
+    (L, B), total = mask.shape, mask.sum()
+
+    def of_chunk(chunk: slice) -> tuple[list[Tensor], dict[str, Tensor]]:
+        own = {name: value.detach().requires_grad_() for name, value in params.items()}
+        with torch.enable_grad():
+            value, parts = loss(own, chunk)
+            weight = mask[:, chunk].sum() / total
+            grads = torch.autograd.grad(value * weight, list(own.values()))
+        return list(grads), {name: part.detach() * weight for name, part in parts.items()}
+
+    found = thread_map(of_chunk, trial_chunks(L, B, mask.device))
+    grads = {name: sum(part[0][i] for part in found[1:]) + found[0][0][i] for i, name in enumerate(params)}
+    return grads, {name: sum(part[1][name] for part in found[1:]) + found[0][1][name] for name in found[0][1]}
+
+
+def trial_chunks(length: int, n_trials: int, device: torch.device) -> list[slice]:
+    """B trials in chunks of about `parallel.CHUNK_ROWS` steps, but of `WIDE` trials where those are more; on a GPU all
+    are one chunk."""
+    size = n_trials if device.type != "cpu" else max(WIDE, CHUNK_ROWS // length)
+    return [slice(i, min(i + size, n_trials)) for i in range(0, n_trials, size)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

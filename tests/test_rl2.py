@@ -16,7 +16,7 @@ from tiny_runs import rows_without_time, same_params
 from torch import Tensor
 
 import metarl
-from metarl import MetaLearner, RecurrentPolicy, cli, distributions, figures, losses, random
+from metarl import MetaLearner, RecurrentPolicy, cli, distributions, figures, losses, random, trial
 from metarl.adapted_policy import AdaptedPolicy
 from metarl.algorithms import rl2
 from metarl.algorithms.rl2 import Config
@@ -223,8 +223,8 @@ def test_chunks_of_trials_add_up(monkeypatch):
     learner = small(Drift())
     batch, params = batch_of(learner, torch.float64), params_of(learner.policy)
     whole = rl2.gradient(learner.config, learner.policy, params, batch)
-    assert len(rl2.trial_chunks(*batch.advantage.shape, torch.device("cpu"))) == 1
-    monkeypatch.setattr(rl2, "trial_chunks", lambda L, B, _: [slice(0, 1), slice(1, 5), slice(5, B)])
+    assert len(trial.trial_chunks(*batch.advantage.shape, torch.device("cpu"))) == 1
+    monkeypatch.setattr(trial, "trial_chunks", lambda L, B, _: [slice(0, 1), slice(1, 5), slice(5, B)])
     parts = rl2.gradient(learner.config, learner.policy, params, batch)
     for a, b in zip(whole, parts, strict=True):
         assert all(torch.allclose(a[name], b[name], rtol=1e-9) for name in a)
@@ -232,9 +232,9 @@ def test_chunks_of_trials_add_up(monkeypatch):
 
 def test_chunks_are_wide_and_have_every_trial_once():
     cpu = torch.device("cpu")
-    assert rl2.trial_chunks(1000, 300, cpu) == [slice(0, 128), slice(128, 256), slice(256, 300)]
-    assert rl2.trial_chunks(10, 1500, cpu) == [slice(0, 1000), slice(1000, 1500)]
-    assert rl2.trial_chunks(1000, 300, torch.device("cuda")) == [slice(0, 300)]
+    assert trial.trial_chunks(1000, 300, cpu) == [slice(0, 128), slice(128, 256), slice(256, 300)]
+    assert trial.trial_chunks(10, 1500, cpu) == [slice(0, 1000), slice(1000, 1500)]
+    assert trial.trial_chunks(1000, 300, torch.device("cuda")) == [slice(0, 300)]
 
 
 def test_before_the_first_step_the_ratio_is_one():

@@ -13,12 +13,12 @@ from tiny_runs import rows_without_time, same_params
 from torch import Tensor
 
 import metarl
-from metarl import MetaLearner, distributions
+from metarl import MetaLearner, distributions, task_critic, trial
 from metarl.algorithms import rl2
 from metarl.distributions import Categorical, Gaussian, multi_categorical
 from metarl.policies_gru import GRUPolicy
 from metarl.spaces import spaces_of
-from metarl.task_critic import TaskCritic
+from metarl.task_critic import CriticView, TaskCritic
 from metarl.trial import collect_trials, sequences
 from metarl.visible_family import TaskVectors
 
@@ -35,7 +35,7 @@ def random_params(critic: TaskCritic, dtype: torch.dtype = torch.float64) -> dic
     return {n: v.to(dtype) + torch.randn(v.shape, generator=g, dtype=dtype) / 3 for n, v in critic.init(g).items()}
 
 
-def view_of(learner: MetaLearner) -> tuple[rl2.CriticView, Any, dict[str, np.ndarray]]:
+def view_of(learner: MetaLearner) -> tuple[CriticView, Any, dict[str, np.ndarray]]:
     """What the critic sees of a first iteration's trials; those; their tasks."""
     config, state = learner.config, learner.state
     tasks = learner.sampler.tasks(config.n_tasks, 0, 0)
@@ -162,12 +162,10 @@ def test_gradient_against_finite_differences_and_in_chunks(monkeypatch):
     learner = small()
     view, data, _ = view_of(learner)
     view = replace(view, **{name: getattr(view, name).double() for name in ("seen", "task", "left")})
-    wide = {n: v.double() if v.is_floating_point() else v for n, v in vars(data).items()}
     g = torch.Generator().manual_seed(0)
     target = torch.randn(data.mask.shape, generator=g, dtype=torch.float64)
-    batch = rl2.Batch(type(data)(**wide), target, target)
     params = random_params(view.critic)
-    grads = rl2.critic_gradient(view, params, batch)
+    grads = view.gradient(params, target, data.mask)
 
     def loss(own: dict[str, Tensor]) -> float:
         on = data.mask > 0
@@ -177,11 +175,12 @@ def test_gradient_against_finite_differences_and_in_chunks(monkeypatch):
         v = torch.randn(value.shape, generator=g, dtype=torch.float64)
         by_difference = (loss(params | {name: value + 1e-6 * v}) - loss(params | {name: value - 1e-6 * v})) / 2e-6
         assert by_difference == pytest.approx(float((grads[name] * v).sum()), rel=1e-5, abs=1e-8), name
-    values = rl2.critic_values(view, params)
-    monkeypatch.setattr(rl2, "trial_chunks", lambda L, B, _: [slice(0, 1), slice(1, 5), slice(5, B)])
-    parts = rl2.critic_gradient(view, params, batch)
+    values = view.values(params)
+    for module in (trial, task_critic):
+        monkeypatch.setattr(module, "trial_chunks", lambda L, B, _: [slice(0, 1), slice(1, 5), slice(5, B)])
+    parts = view.gradient(params, target, data.mask)
     assert all(torch.allclose(grads[name], parts[name], rtol=1e-9) for name in grads)
-    assert torch.allclose(rl2.critic_values(view, params), values, rtol=1e-12)
+    assert torch.allclose(view.values(params), values, rtol=1e-12)
     assert torch.allclose(values, view.value(params), rtol=1e-12)
 
 

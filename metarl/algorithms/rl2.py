@@ -10,7 +10,7 @@ There is no inner step: to adapt is to remember.
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from metarl import distributions, losses, normalize, optimizers, random
 from metarl.adapt import Params
 from metarl.advantages import discounted_returns, gae
 from metarl.normalize import ObsStats
-from metarl.parallel import CHUNK_ROWS, thread_map, threads_over_tasks
+from metarl.parallel import threads_over_tasks
 from metarl.policies_cnn import check_channels, enough_channels, image_of
 from metarl.policies_gru import GRUPolicy, Memory
 from metarl.rollout import EnvSampler, Rollout, Sampler
@@ -36,17 +36,15 @@ from metarl.settings import (
     cosine,
 )
 from metarl.spaces import Spaces
-from metarl.task_critic import TaskCritic
+from metarl.task_critic import CriticView, TaskCritic, view_of
 from metarl.tasks import Tasks
-from metarl.trial import Sequences, Trials, collect_trials, sequences, shown_episodes
+from metarl.trial import Sequences, Trials, collect_trials, sequences, shown_episodes, summed_up
 from metarl.visible_family import TaskVectors
 
 SHUFFLE = 0x5F0FF1E
 """The stage whose keys order the trials of the first epoch; far beyond the number of any episode."""
 ADAM_EPS = 1e-5
 """As is usual for PPO: where a gradient has been almost zero, its noise is not blown up to a full step."""
-WIDE = 128
-"""Trials per chunk at least: each step of the recurrence is a product with so many rows, and fewer cost as much."""
 NETWORKS = ("auto", "flat", "cnn")
 UNIT_RATE = 0.1
 """Share of the present data in the units of the value head."""
@@ -248,7 +246,7 @@ def iteration(
     data, seen = sequences(trials), None
     if config.task_critic:
         seen = critic_view(config, sampler, policy, state.params, tasks, data)
-        data = replace(data, value=critic_values(seen, state.critic))
+        data = replace(data, value=seen.values(state.critic))
     units = value_units(config, state, data)
     old = state.value_units if state.has_units else units
     params = in_units(state.params, old, units)
@@ -270,7 +268,7 @@ def iteration(
             params = {name: value - lr * direction[name] for name, value in params.items()}
             losses_of.append(parts)
             if seen:
-                grads = critic_gradient(seen[part], critic, batch[part])
+                grads = seen[part].gradient(critic, batch.target[:, part], data.mask[:, part])
                 direction, critic_memory = optimizers.adam(grads, critic_memory, eps=ADAM_EPS)
                 step = config.critic_lr * factor
                 critic = {name: value - step * direction[name] for name, value in critic.items()}
@@ -357,32 +355,6 @@ def gradient(config: Config, policy: GRUPolicy, params: Params, batch: Batch) ->
     return summed_up(loss, params, batch.data.mask)
 
 
-def summed_up(
-    loss: Callable[[Params, slice], tuple[Tensor, dict[str, Tensor]]], params: Params, mask: Tensor
-) -> tuple[Params, dict[str, Tensor]]:
-    """The gradient of a loss that is a mean over the valid steps of trials, and its parts. mask [L, B]."""
-    (L, B), total = mask.shape, mask.sum()
-
-    def of_chunk(chunk: slice) -> tuple[list[Tensor], dict[str, Tensor]]:
-        own = {name: value.detach().requires_grad_() for name, value in params.items()}
-        with torch.enable_grad():
-            value, parts = loss(own, chunk)
-            weight = mask[:, chunk].sum() / total
-            grads = torch.autograd.grad(value * weight, list(own.values()))
-        return list(grads), {name: part.detach() * weight for name, part in parts.items()}
-
-    found = thread_map(of_chunk, trial_chunks(L, B, mask.device))
-    grads = {name: sum(part[0][i] for part in found[1:]) + found[0][0][i] for i, name in enumerate(params)}
-    return grads, {name: sum(part[1][name] for part in found[1:]) + found[0][1][name] for name in found[0][1]}
-
-
-def trial_chunks(length: int, n_trials: int, device: torch.device) -> list[slice]:
-    """B trials in chunks of about `parallel.CHUNK_ROWS` steps, but of `WIDE` trials where those are more; on a GPU all
-    are one chunk."""
-    size = n_trials if device.type != "cpu" else max(WIDE, CHUNK_ROWS // length)
-    return [slice(i, min(i + size, n_trials)) for i in range(0, n_trials, size)]
-
-
 def ppo_loss(config: Config, policy: GRUPolicy, params: Params, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     """Clipped surrogate, value loss and entropy bonus of whole trials; means over their valid steps."""
     data, mask = batch.data, batch.data.mask[None]
@@ -402,28 +374,6 @@ def ppo_loss(config: Config, policy: GRUPolicy, params: Params, batch: Batch) ->
     return actor + config.value_coef * critic - config.entropy_coef * entropy, parts
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The critic that sees the task
-
-
-@dataclass(frozen=True)
-class CriticView:
-    """What `TaskCritic` sees of B trials."""
-
-    critic: TaskCritic
-    seen: Tensor  # [L', B, S]
-    task: Tensor  # [B, D]
-    left: Tensor  # [L'], the share of a trial that is not over before each step
-
-    def __getitem__(self, trials: Tensor | slice) -> "CriticView":
-        return replace(self, seen=self.seen[:, trials], task=self.task[trials])
-
-    def value(self, params: Params) -> Tensor:
-        """[L', B], in the units of the value head."""
-        return self.critic.value(params, self.seen, self.task, self.left)
-
-
-@torch.no_grad()
 def critic_view(
     config: Config, sampler: Sampler, policy: GRUPolicy, params: Params, tasks: Tasks, data: Sequences
 ) -> CriticView:
@@ -431,34 +381,7 @@ def critic_view(
     vectors = TaskVectors(sampler.family.task_space)
     critic = TaskCritic(policy, vectors.size, config.critic_hidden)
     task = torch.from_numpy(vectors.encode(tasks)).to(data.x.device).repeat_interleave(config.trials, 0)
-    length, O = config.trial_episodes * sampler.family.horizon, policy.spaces.obs_dim
-    left = 1 - torch.arange(len(data.x), device=data.x.device) / length
-
-    def of_chunk(chunk: slice) -> Tensor:
-        x = data.x[:, chunk]
-        hidden = policy.unroll(params, x, x.new_zeros(x.shape[1], policy.hidden))
-        return critic.seen(hidden, policy.heads(params, hidden)[0], x[..., :O])
-
-    (L, B), device = data.mask.shape, data.mask.device
-    return CriticView(critic, torch.cat(thread_map(of_chunk, trial_chunks(L, B, device)), 1), task, left)
-
-
-@torch.no_grad()
-def critic_values(view: CriticView, params: Params) -> Tensor:
-    """The values of all steps, [L', B]."""
-    (L, B), device = view.seen.shape[:2], view.seen.device
-    return torch.cat(thread_map(lambda chunk: view[chunk].value(params), trial_chunks(L, B, device)), 1)
-
-
-def critic_gradient(view: CriticView, params: Params, batch: Batch) -> Params:
-    """The gradient of its squared error."""
-    mask = batch.data.mask
-
-    def loss(own: Params, chunk: slice) -> tuple[Tensor, dict[str, Tensor]]:
-        value, target = view[chunk].value(own), batch.target[:, chunk]
-        return losses.squared_error(value[None], target[None], mask[None, :, chunk])[0], {}
-
-    return summed_up(loss, params, mask)[0]
+    return view_of(critic, params, data, task, config.trial_episodes * sampler.family.horizon)
 
 
 def explained_variance(batch: Batch, units: Tensor, new_units: Tensor) -> float:
