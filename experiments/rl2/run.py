@@ -246,15 +246,15 @@ def draw(metas: list[dict[str, Any]]) -> None:
                     rows = list(csv.DictReader(file))
                 steps = np.array([float(r["env_steps"]) for r in rows]) / 1e6
                 share = smooth(np.array([float(r["return/trial"]) for r in rows])) / meta["unit"] / PAPER[row]
-                left.plot(steps[len(steps) - len(share) :], share, label=label, **line)
+                left.plot(steps[len(steps) - len(share) :], share, **line)
             within = np.genfromtxt(RESULTS / f"{row}-seed{meta['seed']}.csv", delimiter=",", names=True)
             earned = within["mean_return"] / (meta["unit"] / ROWS[row]["n"] if row.startswith("mdp") else 1)
-            right.plot(within["episode"] + 1, earned, **line)
+            right.plot(within["episode"] + 1, earned, label=label, **line)
     left.axhline(1, color="0.6", linewidth=0.8, linestyle="--")
     left.set(xlabel="million environment steps", ylabel="share of the published result", title="training tasks",
              xscale="log", ylim=(0.55, 1.05))  # fmt: skip
-    left.legend(frameon=False, fontsize=7)
     right.set(xlabel="episode of the trial", ylabel="mean return (MDPs: normalised)", title="test tasks", xscale="log")
+    right.legend(frameon=False, fontsize=7)
     figures.save_figure(figure, RESULTS / "rl2.png")
 
 
