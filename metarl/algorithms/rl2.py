@@ -299,7 +299,7 @@ def trial_advantages(config: Config, rew: Tensor, values: Tensor, mask: Tensor) 
     """
     assert rew.dim() == 2 and rew.shape == values.shape == mask.shape, (rew.shape, values.shape, mask.shape)
     values = torch.cat([values * mask, torch.zeros_like(values[:1])])
-    return gae(rew[None], values[None], config.gamma, config.gae_lambda)[0] * mask
+    return gae(rew[None], values[None], config.gamma, config.gae_lambda)[0]
 
 
 def make_batch(config: Config, data: Sequences, units: Tensor, new_units: Tensor) -> Batch:
