@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from probes import Drift, Locks, TwoArms
+from probes import Drift, Locks, PointGoal, TwoArms
 from tiny_runs import rows_without_time, same_params
 from torch import Tensor
 
@@ -269,6 +269,20 @@ def test_two_arms_are_told_apart_with_it():
                           minibatches=2, task_critic=True)  # fmt: skip
     mean = learner.learn(25, eval_every=0).evaluate(100, episodes=4).mean
     assert abs(mean[0] - 0.5) < 0.1 and (mean[1:] > 0.95).all()
+
+
+@pytest.mark.slow
+def test_more_is_learned_from_the_same_steps_with_it():
+    # The return depends on where the goal is from the first step on, which the value head only finds out.
+    def last(seed: int, task_critic: bool) -> float:
+        learner = MetaLearner("rl2", PointGoal(), seed=seed, device="cpu", n_tasks=100, trial_episodes=3, hidden=32,
+                              outer_lr=3e-3, task_critic=task_critic, critic_hidden=64)  # fmt: skip
+        found: list[float] = []
+        learner.learn(80, eval_every=0, callback=lambda stats: found.append(stats["return/trial"]))
+        return float(np.mean(found[-10:]))
+
+    gains = [last(seed, True) - last(seed, False) for seed in range(3)]
+    assert min(gains) > 0.3 and np.mean(gains) > 0.8, gains
 
 
 def test_a_run_resumed_equals_one_that_never_stopped(tmp_path):
