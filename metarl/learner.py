@@ -120,8 +120,8 @@ class MetaLearner:
             check_same_spaces("another environment", start.policy.spaces, self.family)
         module = module_of(policy)
         self.policy: Policy = self.config.policy(spaces) if module is None else self._adapt_module(module, spaces)
-        seen = {"task_space": self.family.task_space} if getattr(self.config, "task_critic", False) else {}
-        self.state = self._module.init(self.config, self.policy, self.seed, self.device, **seen)
+        extra = {"task_space": self.family.task_space} if getattr(self.config, "task_critic", False) else {}
+        self.state = self._module.init(self.config, self.policy, self.seed, self.device, **extra)
         if start is not None:
             self.state = with_policy(self.state, start, self.device)
         self.sampler = Sampler(self.family, self.device, workers)

@@ -182,6 +182,8 @@ def test_gradient_against_finite_differences_and_in_chunks(monkeypatch):
     assert all(torch.allclose(grads[name], parts[name], rtol=1e-9) for name in grads)
     assert torch.allclose(view.values(params), values, rtol=1e-12)
     assert torch.allclose(values, view.value(params), rtol=1e-12)
+    tracked = {name: value.clone().requires_grad_() for name, value in params.items()}
+    assert view.value(tracked).requires_grad and not view.values(tracked).requires_grad
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -327,6 +329,13 @@ def test_the_entropy_bonus_falls_with_the_step_size(monkeypatch):
     seen.clear()
     small(**own).learn(3, eval_every=0)  # the control
     assert seen == [0.2] * 3
+
+
+def test_values_that_are_not_finite_are_reported():
+    learner = small()
+    learner.state.critic["b_value"].fill_(float("inf"))
+    with pytest.raises(ValueError, match="task critic's values are not finite in iteration 1: lower critic_lr"):
+        learner.learn(1, eval_every=0)
 
 
 class Named(TwoArms):

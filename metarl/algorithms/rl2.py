@@ -204,7 +204,7 @@ class Batch:
 
     data: Sequences  # [L', B]
     advantage: Tensor  # [L', B], mean 0 and standard deviation 1 over all valid steps
-    target: Tensor  # [L', B], of the value head, in its units
+    target: Tensor  # [L', B], of the value head and the task critic, in their units
 
     def __getitem__(self, trials: Tensor | slice) -> "Batch":
         return Batch(self.data[trials], self.advantage[:, trials], self.target[:, trials])
@@ -247,6 +247,11 @@ def iteration(
     if config.task_critic:
         seen = critic_view(config, sampler, policy, state.params, tasks, data)
         data = replace(data, value=seen.values(state.critic))
+        if not data.value.isfinite().all():
+            raise ValueError(
+                f"the task critic's values are not finite in iteration {state.iteration + 1}: lower critic_lr, or give "
+                "the parameters in task_space bounds, by which they are scaled"
+            )
     units = value_units(config, state, data)
     old = state.value_units if state.has_units else units
     params = in_units(state.params, old, units)
@@ -264,14 +269,11 @@ def iteration(
             if not math.isfinite(norm := float(parts["gradient_norm"])):
                 raise ValueError(f"the gradient of iteration {state.iteration + 1} has the norm {norm}: the steps are "
                                  "too large, lower outer_lr")  # fmt: skip
-            direction, memory = optimizers.adam(grads, memory, eps=ADAM_EPS)
-            params = {name: value - lr * direction[name] for name, value in params.items()}
+            params, memory = adam_step(params, grads, memory, lr)
             losses_of.append(parts)
             if seen:
                 grads = seen[part].gradient(critic, batch.target[:, part], data.mask[:, part])
-                direction, critic_memory = optimizers.adam(grads, critic_memory, eps=ADAM_EPS)
-                step = config.critic_lr * factor
-                critic = {name: value - step * direction[name] for name, value in critic.items()}
+                critic, critic_memory = adam_step(critic, grads, critic_memory, config.critic_lr * factor)
 
     obs_stats = normalize.update(state.obs_stats, trials.raw_obs, trials.mask)
     stats = {f"return/step_{n}": trials.returns[:, n].mean().item() for n in shown_episodes(config.trial_episodes)}
@@ -374,6 +376,12 @@ def ppo_loss(config: Config, policy: GRUPolicy, params: Params, batch: Batch) ->
     return actor + config.value_coef * critic - config.entropy_coef * entropy, parts
 
 
+def adam_step(params: Params, grads: Params, memory: Params, lr: float) -> tuple[Params, Params]:
+    """The parameters after a step of Adam, and its memory."""
+    direction, memory = optimizers.adam(grads, memory, eps=ADAM_EPS)
+    return {name: value - lr * direction[name] for name, value in params.items()}, memory
+
+
 def critic_view(
     config: Config, sampler: Sampler, policy: GRUPolicy, params: Params, tasks: Tasks, data: Sequences
 ) -> CriticView:
@@ -385,8 +393,8 @@ def critic_view(
 
 
 def explained_variance(batch: Batch, units: Tensor, new_units: Tensor) -> float:
-    """Share of the variance of the value head's targets (in `new_units`) that the values which the trials were
-    collected with (in `units`) explain; at most 1."""
+    """Share of the variance of the value head's targets (in `new_units`) that the values which the advantages
+    were taken with (in `units`) explain; at most 1."""
     on = batch.data.mask > 0
     target, value = _physical(batch.target[on].double(), new_units), _physical(batch.data.value[on].double(), units)
     return float(1 - (target - value).var(correction=0) / target.var(correction=0).clamp_min(1e-12))
