@@ -23,7 +23,7 @@ ALSO: dict[str, tuple[str, ...]] = {
     "metarl/train.py": ("test_cli", "test_learner", "test_sb3"),
     "metarl/trust_region.py": ("test_maml_trpo", "test_outer"),
     "metarl/algorithms/rl2.py": ("test_options",),
-    "metarl/algorithms/reptile.py": ("test_algorithms"),
+    "metarl/algorithms/reptile.py": ("test_algorithms",),
 }  # fmt: skip
 """Beside the file of the module's own name."""
 
