@@ -12,9 +12,11 @@ from metarl import checkpoint, distributions, normalize
 from metarl.adapt import Params, expand
 from metarl.checkpoint import CheckpointError
 from metarl.normalize import ObsStats
+from metarl.observations import batch_of
 from metarl.policies import MLPPolicy, ModulePolicy, Policy
 from metarl.policies_cnn import CNNPolicy
 from metarl.spaces import spaces_from_json, spaces_to_json
+from metarl.torch_defaults import torch_defaults
 
 _STATS = "obs_stats/"
 
@@ -22,6 +24,7 @@ _STATS = "obs_stats/"
 class AdaptedPolicy:
     """A policy for one environment, with stable-baselines3's `predict`."""
 
+    @torch_defaults
     def __init__(
         self,
         policy: Policy,
@@ -38,10 +41,23 @@ class AdaptedPolicy:
         """Share of episodes with a success, likewise; None where the environment does not report it."""
         self.obs_stats: ObsStats = obs_stats or {}
         """By which observations are normalised, if at all (see `metarl.normalize`)."""
-        self._decode, self._scale = policy.spaces.decoder(), normalize.scaler(self.obs_stats)
-        self._stacked = expand(params, 1)
-        self._generator = torch.Generator().manual_seed(seed)
+        self._prepare(torch.Generator().manual_seed(seed))
 
+    def _prepare(self, generator: torch.Generator) -> None:
+        """What follows from the rest, and holds functions that cannot be pickled."""
+        self._decode, self._scale = self.policy.spaces.decoder(), normalize.scaler(self.obs_stats)
+        self._stacked = expand(self.params, 1)
+        self._generator = generator
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and deepcopy: the data, and where the generator of actions stands."""
+        return without_functions(self)
+
+    @torch_defaults
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._prepare(with_functions(self, state))
+
+    @torch_defaults
     @torch.no_grad()
     def predict(
         self,
@@ -53,14 +69,10 @@ class AdaptedPolicy:
         """Actions for one observation or a batch of them; `state` and `episode_start` are there for recurrent policies.
 
         Raises:
-            ValueError: an observation of another shape than the policy's.
+            ValueError: an observation that is none of the policy's (see `metarl.observations`).
         """
-        space = self.policy.spaces.observation
-        obs = np.asarray(observation)
-        single = obs.shape == (space.shape or ())
-        if not single and obs.shape[1:] != (space.shape or ()):
-            raise ValueError(f"observations have the shape {space.shape} or are a batch of such, got {obs.shape}")
-        x = self._scale(self.policy.spaces.encode(obs[None] if single else obs))[None]
+        obs, single = batch_of(self.policy.spaces, observation)
+        x = self._scale(self.policy.spaces.encode(obs))[None]
         dist = self.policy.distribution(self._stacked, x)
         if deterministic:
             action = distributions.mode(dist)[0]
@@ -73,6 +85,7 @@ class AdaptedPolicy:
         out = self._decode(action).numpy().astype(self.policy.spaces.action.dtype)
         return (out[0] if single else out), state
 
+    @torch_defaults
     def save(self, path: Path | str) -> Path:
         """Write the policy to one file (`.safetensors` is added if missing). -> its path."""
         path = with_suffix(path)
@@ -90,6 +103,7 @@ class AdaptedPolicy:
         return path
 
     @classmethod
+    @torch_defaults
     def load(cls, path: Path | str, module: nn.Module | None = None) -> "AdaptedPolicy":
         """The policy that `save` wrote to `path`; `module` is needed if it was one of the user's own.
 
@@ -118,6 +132,20 @@ class AdaptedPolicy:
             raise CheckpointError(f"{path} holds the parameters {sorted(tensors)}, the policy has {sorted(expected)}")
         returns = None if meta["returns"] is None else np.array(meta["returns"])
         return cls(policy, {name: tensors[name] for name in expected}, returns, obs_stats=stats)
+
+
+def without_functions(policy: Any) -> dict[str, Any]:
+    """The public attributes of an adapted policy, and its generator's state."""
+    public = {name: value for name, value in vars(policy).items() if not name.startswith("_")}
+    return public | {"_generator": policy._generator.get_state()}
+
+
+def with_functions(policy: Any, state: dict[str, Any]) -> torch.Generator:
+    """Give `policy` the attributes that `without_functions` took. -> its generator, where it stood."""
+    vars(policy).update({name: value for name, value in state.items() if not name.startswith("_")})
+    generator = torch.Generator()
+    generator.set_state(state["_generator"])
+    return generator
 
 
 def with_suffix(path: Path | str) -> Path:

@@ -20,6 +20,7 @@ import numpy as np
 from metarl.check_environments import TASKS, Finding, check_environments, raised
 from metarl.spaces import SUPPORTED
 from metarl.tasks import SPLITS, Task, TaskFamily, Tasks, task_at, validate_task
+from metarl.torch_defaults import torch_defaults
 
 __all__ = ["FamilyError", "Finding", "check_family"]
 
@@ -32,6 +33,7 @@ class FamilyError(ValueError):
         super().__init__("\n".join([f"{name} has {len(findings)} problem(s)", *(f"- {f}" for f in findings)]))
 
 
+@torch_defaults
 def check_family(family: TaskFamily, *, n_tasks: int = 50, seed: int = 0, raise_problems: bool = True) -> list[Finding]:
     """Everything that can be found wrong with `family`; an environment that raises is a finding too.
 

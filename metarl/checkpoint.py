@@ -121,6 +121,18 @@ def pack_state(state: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, rest
 
 
+def on_device(state: S, device: torch.device | str) -> S:
+    """A copy of a state with its tensors on `device`."""
+    moved: dict[str, Any] = {}
+    for field in dataclasses.fields(state):  # type: ignore[arg-type]
+        value = getattr(state, field.name)
+        if isinstance(value, Tensor):
+            moved[field.name] = value.detach().to(device, copy=True)
+        elif isinstance(value, dict):
+            moved[field.name] = {name: x.detach().to(device, copy=True) for name, x in value.items()}
+    return dataclasses.replace(state, **moved)  # type: ignore[type-var]
+
+
 def unpack_state(
     kind: type[S], tensors: dict[str, Tensor], rest: dict[str, Any], like: S, device: torch.device | str
 ) -> S:

@@ -36,6 +36,7 @@ from metarl.tasks import (
     task_at,
     validate_task,
 )
+from metarl.torch_defaults import torch_defaults
 from metarl.train import BEST, CONFIG, LATEST, RunDirectory, Stats, in_one_piece, train, versions
 from metarl.trial import shown_episodes
 from metarl.warm_start import (
@@ -64,6 +65,23 @@ def resolve_device(device: str | torch.device) -> torch.device:
     if found.type == "cuda" and (found.index or 0) >= (count := torch.cuda.device_count()):
         raise ValueError(f"device {device!r} was asked for, but this machine has {count}, counted from cuda:0")
     return found
+
+
+def portable(learner: Any) -> dict[str, Any]:
+    """A learner's attributes for pickle, with the tensors of its state on the CPU."""
+    return vars(learner) | {"state": checkpoint.on_device(learner.state, "cpu")}
+
+
+def restore(learner: Any, attributes: dict[str, Any]) -> None:
+    """Give `learner` these attributes, on the CPU if its GPU is not there."""
+    try:
+        device = resolve_device(attributes["device"])
+    except ValueError:
+        device = torch.device("cpu")
+    state = checkpoint.on_device(attributes["state"], device)
+    vars(learner).update(attributes | {"device": device, "state": state})
+    if hasattr(learner, "sampler"):
+        learner.sampler.device = device
 
 
 def make_config(algorithm: str, values: Mapping[str, Any]) -> Any:
@@ -96,6 +114,7 @@ class MetaLearner:
             for others.
     """
 
+    @torch_defaults
     def __init__(
         self,
         algorithm: str,
@@ -108,7 +127,7 @@ class MetaLearner:
         **config: Any,
     ):
         self.algorithm = algorithm
-        self._module = algorithms.get(algorithm)
+        algorithms.get(algorithm)
         start = policy if isinstance(policy, AdaptedPolicy) else None
         self.config = make_config(algorithm, config if start is None else settings_of(start, config))
         self.family = make(family) if isinstance(family, str) else family
@@ -129,6 +148,19 @@ class MetaLearner:
         self._run_dir: Path | None = None  # the run that this learner is the state of
         self._started_from: dict[str, Any] | None = None  # the learner that this one started from, described
 
+    @property
+    def _module(self) -> Any:
+        return algorithms.get(self.algorithm)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and deepcopy. Environments and their processes stay behind; the copy makes its own."""
+        return portable(self)
+
+    @torch_defaults
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        restore(self, state)
+
+    @torch_defaults
     def start_from(self, other: "MetaLearner | Path | str") -> "MetaLearner":
         """Take over what another learner has learned: the policy's parameters, the statistics of observations, and of
         the inner loop (step sizes, noise, mask, discount) what both learn; then `learn` goes on from there.
@@ -185,6 +217,7 @@ class MetaLearner:
     # -----------------------------------------------------------------------------------------------------------------
     # Training
 
+    @torch_defaults
     def learn(
         self,
         iterations: int,
@@ -293,6 +326,7 @@ class MetaLearner:
     # -----------------------------------------------------------------------------------------------------------------
     # Evaluation and adaptation
 
+    @torch_defaults
     def evaluate(
         self,
         n_tasks: int = 100,
@@ -329,6 +363,7 @@ class MetaLearner:
         rates = None if found.success_rates is None else found.success_rates.cpu().double().numpy()
         return Evaluation(returns, sizes, episodes, tasks, seed, found if details else None, rates)
 
+    @torch_defaults
     def adapt(
         self,
         task: Mapping[str, Any] | gym.Env,
@@ -422,6 +457,7 @@ class MetaLearner:
             "policy": type(self.policy).__name__,
         }
 
+    @torch_defaults
     def save(self, path: Path | str) -> None:
         """Write a checkpoint: one file, replaced atomically."""
         self._write(Path(path), self.state, self._best_score)
@@ -431,6 +467,7 @@ class MetaLearner:
         checkpoint.save(path, tensors, {"kind": "learner", **self.describe(), "state": rest, "best_score": best})
 
     @classmethod
+    @torch_defaults
     def load(
         cls,
         path: Path | str,

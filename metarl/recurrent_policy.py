@@ -9,11 +9,13 @@ from torch import Tensor
 
 from metarl import checkpoint, distributions, normalize
 from metarl.adapt import Params
-from metarl.adapted_policy import with_suffix
+from metarl.adapted_policy import with_functions, with_suffix, without_functions
 from metarl.checkpoint import CheckpointError
 from metarl.normalize import ObsStats
+from metarl.observations import batch_of
 from metarl.policies_gru import GRUPolicy, Memory, action_vector
 from metarl.spaces import spaces_from_json, spaces_to_json
+from metarl.torch_defaults import torch_defaults
 
 KIND = "recurrent policy"
 _STATS, _MEMORY = "obs_stats/", "memory/"
@@ -38,6 +40,7 @@ class RecurrentPolicy:
     `episode_start` marks an episode's first step; by default that is the step without a `state`.
     """
 
+    @torch_defaults
     def __init__(
         self,
         policy: GRUPolicy,
@@ -57,13 +60,27 @@ class RecurrentPolicy:
         """Share of successes, likewise; None where the environment does not report it."""
         self.obs_stats: ObsStats = obs_stats or {}
         """By which observations are normalised, if at all (see `metarl.normalize`)."""
-        self._decode, self._scale = policy.spaces.decoder(), normalize.scaler(self.obs_stats)
-        self._generator = torch.Generator().manual_seed(seed)
+        self._prepare(torch.Generator().manual_seed(seed))
 
+    def _prepare(self, generator: torch.Generator) -> None:
+        """What follows from the rest, and holds functions that cannot be pickled."""
+        self._decode, self._scale = self.policy.spaces.decoder(), normalize.scaler(self.obs_stats)
+        self._generator = generator
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and deepcopy: the data, memory included, and where the generator of actions stands."""
+        return without_functions(self)
+
+    @torch_defaults
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._prepare(with_functions(self, state))
+
+    @torch_defaults
     def fresh(self) -> "RecurrentPolicy":
         """The same policy at the start of a trial, with nothing in its memory."""
         return RecurrentPolicy(self.policy, self.params, obs_stats=self.obs_stats)
 
+    @torch_defaults
     @torch.no_grad()
     def predict(
         self,
@@ -79,14 +96,12 @@ class RecurrentPolicy:
             episode_start: bool or [n] bools.
 
         Raises:
-            ValueError: an observation of another shape than the policy's, or a state of another number of them.
+            ValueError: an observation that is none of the policy's (see `metarl.observations`), or a state of another
+                number of them.
         """
         spaces = self.policy.spaces
-        obs, shape = np.asarray(observation), spaces.observation.shape or ()
-        single = obs.shape == shape
-        if not single and obs.shape[1:] != shape:
-            raise ValueError(f"observations have the shape {shape} or are a batch of such, got {obs.shape}")
-        x = self._scale(spaces.encode(obs[None] if single else obs))
+        obs, single = batch_of(spaces, observation)
+        x = self._scale(spaces.encode(obs))
         memory, n = self._memory(state, len(x)), len(x)
         flags = state is None if episode_start is None else episode_start
         first = torch.from_numpy(np.broadcast_to(np.asarray(flags, np.float32), (n,)).copy())
@@ -97,6 +112,7 @@ class RecurrentPolicy:
         out = self._decode(action).numpy().astype(spaces.action.dtype)
         return (out[0] if single else out), new
 
+    @torch_defaults
     def observe(self, state: PolicyState, reward: Any) -> PolicyState:
         """The state after the step that `predict` took, now that its `reward` (a number, or [n] of them) is known."""
         taken = state[len(Memory._fields) :]
@@ -115,6 +131,7 @@ class RecurrentPolicy:
         draw = torch.rand if self.policy.spaces.discrete else torch.randn
         return draw(n, self.policy.spaces.noise_dim, generator=self._generator)
 
+    @torch_defaults
     def save(self, path: Path | str) -> Path:
         """Write the policy and its memory to one file (`.safetensors` is added if missing). -> its path."""
         path, own = with_suffix(path), self.policy
@@ -128,6 +145,7 @@ class RecurrentPolicy:
         return path
 
     @classmethod
+    @torch_defaults
     def load(cls, path: Path | str) -> "RecurrentPolicy":
         """The policy that `save` wrote to `path`.
 

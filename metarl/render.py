@@ -13,6 +13,7 @@ from metarl.adapted_policy import AdaptedPolicy
 from metarl.figures import MissingExtraError
 from metarl.recurrent_policy import RecurrentPolicy
 from metarl.tasks import Task, TaskFamily
+from metarl.torch_defaults import torch_defaults
 from metarl.visible_family import VisibleFamily
 
 FORMATS = (".mp4", ".gif")
@@ -23,6 +24,7 @@ class RenderError(OSError):
     """An environment cannot be drawn here."""
 
 
+@torch_defaults
 def film(
     family: TaskFamily,
     task: Task,

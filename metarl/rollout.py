@@ -188,6 +188,10 @@ class Sampler:
         self.family, self.device, self.workers = family, torch.device(device), workers
         self._envs: dict[tuple[int, int], VectorEnv] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and deepcopy: the environments and their processes stay behind; `collect` makes new ones."""
+        return vars(self) | {"_envs": {}}
+
     def tasks(self, n: int, seed: int, iteration: int, split: str = "train") -> Tasks:
         """`n` tasks of meta-iteration `iteration`, from `seed` alone."""
         return self.family.sample(n, np.random.default_rng([seed, iteration]), split)

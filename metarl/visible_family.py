@@ -18,8 +18,10 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from metarl.tasks import VISIBLE, FamilySpec, Task, TaskFamily, Tasks
+from metarl.torch_defaults import torch_defaults
 
 
+@torch_defaults
 def visible(family: TaskFamily) -> "VisibleFamily":
     """The same family with the task's parameters appended to the observation, which becomes one flat vector.
 

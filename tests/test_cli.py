@@ -457,3 +457,16 @@ def test_every_command_serves_every_kind_of_observation(tmp_path, family, option
     action, _ = AdaptedPolicy.load(policy).predict(observation, deterministic=True)
     want, _ = by_python.adapt({"goal": [0.3, -0.2]}).predict(observation, deterministic=True)
     np.testing.assert_allclose(action, want, atol=1e-6)
+
+
+@pytest.mark.parametrize("module", ["metarl", "metarl.cli"])
+def test_the_commands_work_without_the_script_on_the_path(module):
+    def call(*argv: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run([sys.executable, "-m", module, *argv], capture_output=True, text=True)
+
+    assert "PointNavigation-v0" in call("list").stdout
+    assert call("--version").stdout == f"metarl {metarl.__version__}\n"
+    assert "usage: metarl evaluate" in call("evaluate", "--help").stdout
+    wrong = call("lisst")
+    assert wrong.returncode == 2
+    assert "did you mean 'list'?" in wrong.stderr

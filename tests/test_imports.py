@@ -13,8 +13,9 @@ from metarl.algorithms import ALGORITHMS
 ROOT = Path(metarl.__file__).parent
 
 LAYERS = [
-    {"distributions", "tasks", "random", "adapt", "losses", "optimizers", "parallel", "worker", "arguments"},
-    {"spaces", "mlp", "modules", "normalize", "places", "priors", "visible_family"},
+    {"distributions", "tasks", "random", "adapt", "losses", "optimizers", "parallel", "worker", "arguments"}
+    | {"torch_defaults"},
+    {"spaces", "mlp", "modules", "normalize", "places", "priors", "visible_family", "observations"},
     {
         *("policies", "policies_cnn", "policies_gru", "gymnasium_family", "vector", "vector.automatic", "vector.loop"),
         *("vector.mujoco", "vector.process", "vector.resets", "vector.tensor"),
@@ -28,7 +29,7 @@ LAYERS = [
     {"evaluate", "figures", "checkpoint", "train", "adapted_policy", "recurrent_policy", "callbacks", "render"}
     | {"warm_start", "saved_family", "supervised.classes", "supervised.evaluation", "supervised.letters"},
     {"learner", "supervised", "supervised.learner"},
-    {"cli", "sb3", "sb3.policies", "sb3.vec_env"},
+    {"cli", "__main__", "sb3", "sb3.policies", "sb3.vec_env"},
 ]
 """From the bottom up. A module may import from lower layers and from its own; a new module belongs into one of them."""
 

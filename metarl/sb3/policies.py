@@ -34,6 +34,7 @@ from metarl.policies import MLPPolicy, ModulePolicy, Policy, floored_log_std
 from metarl.policies_gru import GRUPolicy
 from metarl.spaces import Spaces, lowest, spaces_of
 from metarl.tasks import TaskFamily, did_you_mean
+from metarl.torch_defaults import torch_defaults
 
 ON_POLICY: dict[str, type[OnPolicyAlgorithm]] = {"ppo": PPO, "a2c": A2C}
 READABLE: dict[str, type[BaseAlgorithm]] = {**ON_POLICY, "td3": TD3, "ddpg": DDPG}
@@ -55,6 +56,7 @@ def _algorithm(name: str | type[Any], known: dict[str, type[Any]]) -> type[Any]:
 # To stable-baselines3
 
 
+@torch_defaults
 def to_sb3(
     policy: AdaptedPolicy | MetaLearner,
     algorithm: str | type[OnPolicyAlgorithm] = "ppo",
@@ -252,6 +254,7 @@ def _ours_from(spaces: Spaces, weight: Tensor, bias: Tensor) -> tuple[Tensor, Te
 # From stable-baselines3
 
 
+@torch_defaults
 def from_sb3(
     model: Any,
     *,

@@ -17,12 +17,14 @@ from metarl import random
 from metarl.arguments import whole
 from metarl.spaces import lowest
 from metarl.tasks import SPLITS, Task, TaskFamily, Tasks, check_is_family, make, task_at, validate_task
+from metarl.torch_defaults import torch_defaults
 from metarl.vector import make_vector
 
 RESAMPLE: Literal["resample"] = "resample"
 _STAGE = 0x5B3  # keeps the episodes' seeds apart from those of meta-training
 
 
+@torch_defaults
 def as_vec_env(
     family: str | TaskFamily,
     n_envs: int = 1,
@@ -120,6 +122,7 @@ class FamilyVecEnv(VecEnv):
         self._new_seed = int(self._seeds[0])  # type: ignore[arg-type]  # `seed` has set it
         return self._seeds
 
+    @torch_defaults
     def reset(self) -> np.ndarray:
         if any(self._options):
             raise ValueError(f"environments of {self.family.id} take no reset options, got {self._options}")
@@ -133,6 +136,7 @@ class FamilyVecEnv(VecEnv):
     def step_async(self, actions: np.ndarray) -> None:
         self._actions = np.asarray(actions) if self._act_start is None else np.asarray(actions) + self._act_start
 
+    @torch_defaults
     def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
         raw, reward, terminated, truncated, more = self.vector.step(self._actions)
         obs, terminated = self._convert(raw), _numpy(terminated)
@@ -217,6 +221,7 @@ class FamilyVecEnv(VecEnv):
             return [getattr(self.family, attr_name)] * len(at)
         raise AttributeError(f"environments of {self.family.id} have no attribute {attr_name!r}")
 
+    @torch_defaults
     def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
         at = list(self._get_indices(indices))
         if attr_name != "task":

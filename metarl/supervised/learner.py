@@ -16,13 +16,14 @@ from metarl.adapt import Params
 from metarl.arguments import whole, yes_or_no
 from metarl.checkpoint import CheckpointError
 from metarl.evaluate import FINAL, PERIODIC, checked_step_sizes, evaluation_seed
-from metarl.learner import resolve_device
+from metarl.learner import portable, resolve_device, restore
 from metarl.supervised import maml
 from metarl.supervised.evaluation import FewShotEvaluation
 from metarl.supervised.maml import Config, State
 from metarl.supervised.networks import MLPNetwork, ModuleNetwork, Network
 from metarl.supervised.sets import SetFamily, Sets, as_tensor, check_family, check_sets
 from metarl.tasks import did_you_mean
+from metarl.torch_defaults import torch_defaults
 from metarl.train import CONFIG, LATEST, RunDirectory, Stats, in_one_piece, train, versions
 
 _CHUNK = 100
@@ -39,6 +40,7 @@ class FewShotPredictor:
     support_losses: np.ndarray
     """[S + 1]: the loss on the support set after 0, 1, ..., S inner steps."""
 
+    @torch_defaults
     def outputs(self, x: Any) -> np.ndarray:
         """What the network gives, x [N, *x_shape] -> [N, A]: values, or logits.
 
@@ -54,6 +56,7 @@ class FewShotPredictor:
             params = {name: value[None] for name, value in self.params.items()}
             return self.network.outputs(params, inputs[None])[0].cpu().numpy()
 
+    @torch_defaults
     def predict(self, x: Any) -> np.ndarray:
         """Values [N, A]; for "bce" the probabilities of a yes [N, A]; for "cross_entropy" class numbers [N]."""
         out = self.outputs(x)
@@ -79,6 +82,7 @@ class FewShotLearner:
         ValueError: an unknown setting, nonsense, a family that does not draw what it says, a network that does not fit.
     """
 
+    @torch_defaults
     def __init__(
         self, family: SetFamily, *, network: nn.Module | None = None, seed: int = 0,
         device: str | torch.device = "auto", **config: Any,
@@ -97,9 +101,18 @@ class FewShotLearner:
         self._best_score: float | None = None
         self._run_dir: Path | None = None  # the run that this learner is the state of
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and deepcopy."""
+        return portable(self)
+
+    @torch_defaults
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        restore(self, state)
+
     # -----------------------------------------------------------------------------------------------------------------
     # Training
 
+    @torch_defaults
     def learn(
         self, iterations: int, *, run_dir: Path | str | None = None,
         callback: Callable[[Stats], bool | None] | None = None, progress_bar: bool = False, eval_every: int = 0,
@@ -176,6 +189,7 @@ class FewShotLearner:
     # -----------------------------------------------------------------------------------------------------------------
     # Evaluation and adaptation
 
+    @torch_defaults
     def evaluate(
         self, n_tasks: int = 600, *, steps: int | None = None, step_sizes: Sequence[float] | None = None,
         shots: int | None = None, queries: int | None = None, sets: Sets | None = None, seed: int | None = None,
@@ -201,6 +215,7 @@ class FewShotLearner:
         losses, accuracies = self._evaluate(self.state, sets, sizes)
         return FewShotEvaluation(losses, accuracies, sizes, shots, queries, seed, sets.parameters)
 
+    @torch_defaults
     def adapt(
         self, support_x: Any, support_y: Any, *, steps: int | None = None, step_sizes: Sequence[float] | None = None
     ) -> FewShotPredictor:  # fmt: skip
@@ -254,6 +269,7 @@ class FewShotLearner:
             "network": type(self.network).__name__,
         }
 
+    @torch_defaults
     def save(self, path: Path | str) -> None:
         """Write a checkpoint: one file, replaced atomically."""
         self._write(Path(path), self.state, self._best_score)
@@ -264,6 +280,7 @@ class FewShotLearner:
         checkpoint.save(path, tensors, meta)
 
     @classmethod
+    @torch_defaults
     def load(
         cls, path: Path | str, family: SetFamily, *, network: nn.Module | None = None,
         device: str | torch.device = "auto",

@@ -4,6 +4,7 @@ import torch
 from gymnasium.vector import VectorEnv
 
 from metarl.tasks import TaskFamily
+from metarl.torch_defaults import torch_defaults
 from metarl.vector.automatic import AutomaticVectorEnv
 from metarl.vector.loop import LoopVectorEnv
 from metarl.vector.process import ProcessVectorEnv, WorkerError
@@ -15,6 +16,7 @@ __all__ = [
 ]  # fmt: skip
 
 
+@torch_defaults
 def make_vector(
     family: TaskFamily, n_tasks: int, episodes: int, device: torch.device | str = "cpu", workers: int | None = None
 ) -> VectorEnv:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from metarl import random
 from metarl.tasks import Task, Tasks, num_tasks, validate_task
+from metarl.torch_defaults import torch_defaults
 from metarl.vector.resets import reset_mask
 
 State = dict[str, Tensor]
@@ -94,6 +95,7 @@ class TensorVectorEnv(VectorEnv):
         self._action_shape = (n_tasks, episodes, *(family.action_space.shape or ()))
         self._task: State = {}
 
+    @torch_defaults
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Tensor, dict[str, Any]]:
         tasks: Tasks | None = (options or {}).get("tasks")
         mask = reset_mask(options, self.num_envs)
@@ -136,6 +138,7 @@ class TensorVectorEnv(VectorEnv):
                 self._block[mask, done:] = new.unflatten(-1, (left, n))
         return self._observation(), {}
 
+    @torch_defaults
     def step(self, actions: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
         action = torch.as_tensor(actions, device=self.device).reshape(self._action_shape)
         action = action.long() if self._discrete else action.float()
@@ -219,12 +222,14 @@ class TensorEnv(gym.Env):
         self._batch = TensorVectorEnv(family, 1, 1)
         self._batch_task = {name: np.asarray(value)[None] for name, value in task.items()}
 
+    @torch_defaults
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
         episode = int(self.np_random.integers(2**62)) if seed is None else seed
         obs, _ = self._batch.reset(seed=[episode], options={"tasks": self._batch_task})
         return self._to_numpy(obs), {}
 
+    @torch_defaults
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         batch = torch.as_tensor(np.asarray(action)).reshape(self._batch._action_shape)
         obs, reward, terminated, truncated, info = self._batch.step(batch)
