@@ -114,18 +114,6 @@ def test_smoothing_by_hand():
     np.testing.assert_allclose(script("navigation").smooth([3.0, 1.0, 2.0, 6.0]), [3, 2, 2, 3])
 
 
-def test_the_oracles_by_hand():
-    # Two goals 0.1 and 0.3 away: one step of 0.1 and staying is best where only the direction is known.
-    module = script("navigation")
-    found = module.oracles(np.array([[0.1, 0.0], [0.0, -0.3]]))
-    assert found["standing still"] == pytest.approx(-50 * 0.2)
-    assert found["knowing the goal"] == pytest.approx(-(0.2 + 0.1) / 2)
-    # Any radius between the two loses as much on one goal as it wins on the other once it is reached; before that the
-    # farther goal gains: the radius 0.3 costs the near goal 0.1 + 48 * 0.2 and the far one 0.2 + 0.1.
-    assert found["knowing the goal's direction"] >= -(0.1 + 48 * 0.2 + 0.3) / 2
-    np.testing.assert_allclose(module.walk(np.array([[0.0, 0.3]]), 0.2), [-(0.2 + 49 * 0.1)])
-
-
 def test_two_steps_go_on_from_one(monkeypatch):
     module = script("maml_2d_navigation")
     monkeypatch.setattr(module, "SETTINGS", module.SETTINGS | {"n_tasks": 2, "episodes": 2})
@@ -220,15 +208,6 @@ def test_goals_are_weighed_to_the_distances_of_the_whole_square():
 def test_goals_are_read(tmp_path):
     (tmp_path / "x.csv").write_text("goal_x,goal_y\n0.3,0.4\n0,-0.1\n")
     np.testing.assert_allclose(script("navigation").read_goals(tmp_path / "x.csv"), [[0.3, 0.4], [0, -0.1]])
-
-
-def test_standing_still_is_what_the_environment_pays():
-    module = script("navigation")
-    family = metarl.make(module.FAMILY, horizon=module.HORIZON)
-    env = family.make({"goal": np.array([0.3, 0.4], np.float32)})
-    env.reset(seed=0)
-    total = sum(env.step(np.zeros(2, np.float32))[1] for _ in range(module.HORIZON))
-    assert total == pytest.approx(module.oracles(np.array([[0.3, 0.4]]))["standing still"], rel=1e-5)
 
 
 def test_reached_corners_by_hand():

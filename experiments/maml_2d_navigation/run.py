@@ -13,6 +13,7 @@ does best on 200 validation goals, after the steps before it, for every method a
 
 import argparse
 import csv
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,11 @@ from metarl.checkpoint import atomic_write, read_json, write_json
 from metarl.evaluate import Evaluation, interquartile_mean
 from metarl.train import versions
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
+sys.path.append(str(HERE.parent))
+
+import point_oracles  # noqa: E402
+
 RESULTS = HERE / "results"
 FAMILY = "PointNavigation-v0"
 SETTINGS = {"n_tasks": 20, "episodes": 20, "inner_lr": 0.5, "lr_in_std": True, "min_std": 0.4, "max_kl": 0.02}
@@ -178,10 +183,7 @@ def report() -> None:
         lines.append(f"| {method}, all goals | {len(seeds)} | " + " | ".join(f"{x:.2f}" for x in expected) + " |")
     for name, values in PAPER.items():
         lines.append(f"| {name} | | " + " | ".join(f"{x:.2f}" for x in values) + " |")
-    lines += ["", "| what a policy without noise knows of the goal | best mean return on these test goals | on all |",
-              "|---|---|---|"]  # fmt: skip
-    everywhere = oracles(np.random.default_rng(0).uniform(-0.5, 0.5, (100_000, 2)))
-    lines += [f"| {name} | {value:.2f} | {everywhere[name]:.2f} |" for name, value in oracles(goals).items()]
+    lines += ["", *point_oracles.table(goals, horizon=100)]
     table = "\n".join(lines)
     print(table)
     atomic_write(RESULTS / "table.md", (table + "\n").encode())
@@ -198,21 +200,6 @@ def stratified_weights(goals: np.ndarray, strata: int = 20) -> np.ndarray:
     bounds = np.quantile(square, np.linspace(0, 1, strata + 1)[1:-1])
     stratum = np.digitize(np.linalg.norm(goals, axis=-1), bounds)
     return 1 / (strata * np.bincount(stratum, minlength=strata)[stratum])
-
-
-def walk(goals: np.ndarray, radius: np.ndarray | float, steps: int = 100) -> np.ndarray:
-    """Returns [n] of walking straight towards each goal [n, 2], 0.1 a step, and staying `radius` from the start."""
-    distance = np.linalg.norm(goals, axis=-1)
-    return -sum(np.abs(distance - np.minimum(0.1 * t, radius)) for t in range(1, steps + 1))
-
-
-def oracles(goals: np.ndarray) -> dict[str, float]:
-    """Mean returns, without noise, of policies that know something about the goal."""
-    distance = np.linalg.norm(goals, axis=-1)
-    best = max(float(walk(goals, radius).mean()) for radius in np.linspace(0, 0.7, 141))
-    return {"nothing (stays at the start)": float(walk(goals, 0.0).mean()),
-            "its direction (walks as far as is best on average)": best,
-            "all of it": float(walk(goals, distance).mean())}  # fmt: skip
 
 
 def read_goals(path: Path) -> np.ndarray:

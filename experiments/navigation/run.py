@@ -14,6 +14,7 @@ import argparse
 import csv
 import platform
 import shutil
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +29,11 @@ from metarl.checkpoint import atomic_write, read_json, write_json
 from metarl.evaluate import Evaluation
 from metarl.train import versions
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
+sys.path.append(str(HERE.parent))
+
+import point_oracles  # noqa: E402
+
 RESULTS = HERE / "results"
 FAMILY, HORIZON = "PointNavigation-v0", 50
 SETTINGS: dict[str, Any] = {"n_tasks": 20, "episodes": 20, "lr_in_std": True, "min_std": 0.4}
@@ -208,26 +213,11 @@ def report() -> None:
         lines.append(f"| `{method}` | {sizes} | {len(metas)} | " + " | ".join(cells) +
                      f" | {metas[0]['iterations']} | {np.mean(seconds):.0f} |")  # fmt: skip
     goals = read_goals(RESULTS / f"{next(iter(found))}-seed{next(iter(found.values()))[0]['seed']}.csv")
-    for name, value in oracles(goals).items():
-        lines.append(f"| {name} | | | {value:.1f} | | | | | |")
+    lines += ["", *point_oracles.table(goals, HORIZON)]
     table = "\n".join(lines)
     print(table)
     atomic_write(RESULTS / "table.md", (table + "\n").encode())
     draw(found)
-
-
-def walk(goals: np.ndarray, radius: np.ndarray | float) -> np.ndarray:
-    """Returns [n] of walking straight towards each goal [n, 2], 0.1 a step, and staying `radius` from the start."""
-    distance = np.linalg.norm(goals, axis=-1)
-    return -sum(np.abs(distance - np.minimum(0.1 * t, radius)) for t in range(1, HORIZON + 1))
-
-
-def oracles(goals: np.ndarray) -> dict[str, float]:
-    """Mean returns, without noise, of policies that know something about the goals [n, 2]."""
-    distance = np.linalg.norm(goals, axis=-1)
-    best = max(float(walk(goals, radius).mean()) for radius in np.linspace(0, 0.7, 141))
-    return {"standing still": float(walk(goals, 0.0).mean()), "knowing the goal's direction": best,
-            "knowing the goal": float(walk(goals, distance).mean())}  # fmt: skip
 
 
 def read_goals(path: Path) -> np.ndarray:
