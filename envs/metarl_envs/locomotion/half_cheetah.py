@@ -67,7 +67,7 @@ class HalfCheetahVel(MujocoFamily):
     """A two-legged robot runs at a velocity it is not told (MAML's HalfCheetah velocity).
 
     Task parameters and their distribution
-        `velocity`: uniform in [0, `max_velocity`] (2 m/s; `HalfCheetahVel3-v0` has 3 m/s).
+        `velocity`: uniform in [0, 2] m/s; the upper end is `max_velocity`.
     Splits
         Train and test velocities come from the same distribution, by generators that share no draw.
     Observation
@@ -116,7 +116,11 @@ class HalfCheetahVel(MujocoFamily):
 
 
 class HalfCheetahVel3(HalfCheetahVel):
-    """HalfCheetahVel with velocities between 0 and 3 m/s (as in ProMP and PEARL)."""
+    """HalfCheetahVel with other velocities (as in ProMP and PEARL).
+
+    Task parameters and their distribution
+        `velocity`: uniform in [0, 3] m/s.
+    """
 
     id = "HalfCheetahVel3-v0"
 

@@ -63,9 +63,9 @@ class HopperRandParams(_RandParams):
     """A one-legged robot hops with masses, inertias, damping and friction that it is not told.
 
     Task parameters and their distribution
-        Factors of the model's own values, each entry drawn for itself: `mass` [5], of every body; `inertia` [5, 3];
-        `damping` [6], of every degree of freedom; `friction` [5, 3], of every geometry. `damping` is 1.3^u, the
-        others 1.5^u, with u uniform in [-3, 3].
+        Factors of the model's own values, each entry drawn for itself, with u uniform in [-3, 3].
+        `mass` [5], of every body: 1.5^u. `inertia` [5, 3]: 1.5^u. `damping` [6], of every degree of freedom:
+        1.3^u. `friction` [5, 3], of every geometry: 1.5^u.
     Splits
         Train and test factors come from the same distribution, by generators that share no draw.
     Observation
@@ -103,9 +103,9 @@ class Walker2dRandParams(_RandParams):
     """A two-legged robot walks with masses, inertias, damping and friction that it is not told.
 
     Task parameters and their distribution
-        Factors of the model's own values, each entry drawn for itself: `mass` [8], of every body; `inertia` [8, 3];
-        `damping` [9], of every degree of freedom; `friction` [8, 3], of every geometry. `damping` is 1.3^u, the
-        others 1.5^u, with u uniform in [-3, 3].
+        Factors of the model's own values, each entry drawn for itself, with u uniform in [-3, 3].
+        `mass` [8], of every body: 1.5^u. `inertia` [8, 3]: 1.5^u. `damping` [9], of every degree of freedom:
+        1.3^u. `friction` [8, 3], of every geometry: 1.5^u.
     Splits
         Train and test factors come from the same distribution, by generators that share no draw.
     Observation
@@ -139,9 +139,9 @@ class HalfCheetahRandParams(_RandParams):
     """A two-legged robot runs with masses, inertias, damping and friction that it is not told.
 
     Task parameters and their distribution
-        Factors of the model's own values, each entry drawn for itself: `mass` [8], of every body; `inertia` [8, 3];
-        `damping` [9], of every degree of freedom; `friction` [9, 3], of every geometry. `damping` is 1.3^u, the
-        others 1.5^u, with u uniform in [-3, 3].
+        Factors of the model's own values, each entry drawn for itself, with u uniform in [-3, 3].
+        `mass` [8], of every body: 1.5^u. `inertia` [8, 3]: 1.5^u. `damping` [9], of every degree of freedom:
+        1.3^u. `friction` [9, 3], of every geometry: 1.5^u.
     Splits
         Train and test factors come from the same distribution, by generators that share no draw.
     Observation
