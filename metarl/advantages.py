@@ -3,6 +3,7 @@
 Advantages are data to the losses; only `learned_advantages` is differentiated, in discount and lambda.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 from metarl.losses import masked_mean
 from metarl.parallel import task_chunks, thread_map
 from metarl.rollout import Rollout
+
+_ROUNDING = torch.finfo(torch.float32).eps
 
 
 def discounted_returns(rew: Tensor, gamma: float | Tensor) -> Tensor:
@@ -76,27 +79,34 @@ class Estimate:
     """Advantages and what they were made of."""
 
     advantage: Tensor  # [K, T, E], normalised where the baseline is fitted; zero where the mask is
-    baseline: Tensor  # [K, T, E], what a step's return is compared with, in units of the reward
-    scale: Tensor  # [K], the standard deviation that advantages were divided by, in units of the reward
+    baseline: Tensor  # [K, T, E] float64, what a step's return is compared with, in units of the reward
+    scale: Tensor
+    """[K] float64, the standard deviation that advantages were divided by, in units of the reward; infinite in a task
+    whose rewards do not differ, so that whatever is divided by it is exactly zero."""
 
 
 @torch.no_grad()
 def estimate(rollout: Rollout, gamma: float, lam: float, reward_baseline: float | None = None) -> Estimate:
-    """GAE over the linear baseline, normalised to mean 0 and standard deviation 1 over each task's valid steps.
+    """GAE over the linear baseline, normalised to mean 0 and standard deviation 1 over each task's valid steps; exactly
+    zero in a task whose rewards do not `differ`. Computed in float64.
 
     With `reward_baseline` the sum of rewards minus that number instead, discounted by `gamma * lam` a step, as it is.
 
     An episode cut off by the horizon counts as over: the tasks are finite-horizon problems and the baseline sees the
     time. `baseline` is such that with lambda 1 a step's return minus it, divided by `scale`, is the advantage.
+
+    Raises:
+        ValueError: with `reward_baseline`, advantages that do not fit the type of the rewards.
     """
-    mask = rollout.mask
+    mask, rew = rollout.mask.double(), rollout.rew.double()
     if reward_baseline is not None:
         expected = discounted_returns(reward_baseline * mask, gamma * lam)
-        advantage = discounted_returns(rollout.rew, gamma * lam) - expected
-        return Estimate(advantage * mask, expected * mask, torch.ones_like(mask[:, 0, 0]))
-    values = linear_baseline(rollout, discounted_returns(rollout.rew, gamma)) * mask
-    advantage, mean, scale = _normalised(_raw(rollout, values, gamma, lam), mask)
-    return Estimate(advantage, (values + mean[:, None, None]) * mask, scale)
+        advantage = (discounted_returns(rew, gamma * lam) - expected) * mask
+        _check_fits(advantage, rollout.rew)
+        return Estimate(advantage.to(rollout.rew.dtype), expected * mask, torch.ones_like(mask[:, 0, 0]))
+    values = fitted_values(rollout, gamma) * mask
+    normalised, mean, scale = _normalised(_raw(rew, values, gamma, lam), mask, differ(rollout.rew, rollout.mask))
+    return Estimate(normalised.to(rollout.rew.dtype), (values + mean[:, None, None]) * mask, scale)
 
 
 def advantages(rollout: Rollout, gamma: float, lam: float) -> Tensor:
@@ -107,21 +117,68 @@ def advantages(rollout: Rollout, gamma: float, lam: float) -> Tensor:
 def learned_advantages(rollout: Rollout, gamma: Tensor, lam: Tensor) -> Tensor:
     """The same, differentiable in the discount and in lambda (0-dim tensors).
 
-    The baseline is fitted anew but held: it changes the variance of a policy gradient, not what it estimates.
+    What is fitted of the baseline is held: it changes the variance of a policy gradient, not what it estimates.
     """
+    mask, rew, gamma, lam = (x.double() for x in (rollout.mask, rollout.rew, gamma, lam))
+    values = fitted_values(rollout, gamma) * mask
+    normalised, _, _ = _normalised(_raw(rew, values, gamma, lam), mask, differ(rollout.rew, rollout.mask))
+    return normalised.to(rollout.rew.dtype)
+
+
+def differ(rew: Tensor, mask: Tensor) -> Tensor:
+    """Whether a task's episodes can be told apart by their rewards, bool [K]. rew, mask [K, T, E].
+
+    They cannot where, in every step, all episodes have the same reward, an episode that is over having 0: then all
+    returns from a step on are equal, whatever was done before, and there is nothing to prefer. Without this test, the
+    misfit of the baseline or rounding would be normalised to a standard deviation of 1. Episodes of different lengths
+    differ unless the steps that some of them lack pay nothing. A task's only episode differs where its own steps do.
+
+    Equal means: but for rounding, which is two units in the last place of float32, the type that rewards are kept in.
+    """
+    paid = torch.where(mask > 0, rew, 0.0)
+    if mask.shape[2] > 1:
+        high, low = paid.amax(2), paid.amin(2)  # [K, T]
+    else:
+        high = torch.where(mask > 0, rew, -math.inf).amax((1, 2))[:, None]
+        low = torch.where(mask > 0, rew, math.inf).amin((1, 2))[:, None]
+    size = torch.maximum(high.abs(), low.abs())
+    return (high.double() - low.double() > 2 * _ROUNDING * size.double()).any(1)
+
+
+def fitted_values(rollout: Rollout, gamma: float | Tensor) -> Tensor:
+    """The baseline's value of every step, float64 [K, T, E]; a discount that is learned is differentiated in the part
+    that is not fitted.
+
+    What is fitted is how returns differ from those of an episode that earns the task's mean reward in every step, as
+    long as the task's longest episode. No polynomial of the time is such a sum of discounted rewards; so a number added
+    to all rewards of episodes of one length, however large, leaves the advantages as they are.
+    """
+    mask, rew = rollout.mask.double(), rollout.rew.double()
+    usual = masked_mean(rew, mask)[:, None, None] * mask.amax(2, keepdim=True)
+    usual = discounted_returns(usual, gamma)
     with torch.no_grad():
-        values = linear_baseline(rollout, discounted_returns(rollout.rew, gamma)) * rollout.mask
-    return _normalised(_raw(rollout, values, gamma, lam), rollout.mask)[0]
+        fit = linear_baseline(rollout, discounted_returns(rew, gamma) - usual)
+    return usual + fit
 
 
-def _raw(rollout: Rollout, values: Tensor, gamma: float | Tensor, lam: float | Tensor) -> Tensor:
-    return gae(rollout.rew, torch.cat([values, torch.zeros_like(values[:, :1])], 1), gamma, lam)
+def _raw(rew: Tensor, values: Tensor, gamma: float | Tensor, lam: float | Tensor) -> Tensor:
+    return gae(rew, torch.cat([values, torch.zeros_like(values[:, :1])], 1), gamma, lam)
 
 
-def _normalised(raw: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """-> mean 0 and standard deviation 1 over each task's valid steps; the mean and the deviation [K] there were."""
+def _normalised(raw: Tensor, mask: Tensor, differs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """-> mean 0 and standard deviation 1 over the valid steps of each task that `differs` [K], zero in the others; the
+    mean there was, and the deviation, infinite in the others."""
     mean = masked_mean(raw, mask)
     centred = (raw - mean[:, None, None]) * mask
-    # The root of zero has no derivative; 1e-16 is the square of what is added below, and changes nothing else.
-    std = (masked_mean(centred**2, mask) + (1e-16 if raw.requires_grad else 0.0)).sqrt()
-    return centred / (std + 1e-8)[:, None, None], mean, std + 1e-8
+    variance = masked_mean(centred**2, mask)
+    differs = differs & (variance > 0)
+    scale = torch.where(differs, variance, 1.0).sqrt()  # the root of zero has no derivative
+    scale = torch.where(differs, scale, math.inf)
+    return torch.where(differs[:, None, None], centred / scale[:, None, None], 0.0), mean, scale
+
+
+def _check_fits(advantage: Tensor, rew: Tensor) -> None:
+    most = torch.finfo(rew.dtype).max
+    if bool((advantage.abs() > most).any()):
+        raise ValueError(f"rewards of up to {rew.abs().max():.3g} add up to more than {most:.3g}, the largest number "
+                         "of their type: scale the rewards down")  # fmt: skip

@@ -82,8 +82,8 @@ class Batch:
 
     rollout: Rollout
     advantage: Tensor  # [K, T, E]
-    baseline: Tensor  # [K, T, E], what a step's return is compared with
-    scale: Tensor  # [K], what advantages were divided by
+    baseline: Tensor  # [K, T, E] float64, what a step's return is compared with
+    scale: Tensor  # [K] float64, what advantages were divided by; infinite in a task whose rewards do not differ
 
     def __getitem__(self, tasks: slice) -> "Batch":
         return Batch(self.rollout[tasks], self.advantage[tasks], self.baseline[tasks], self.scale[tasks])
@@ -138,8 +138,10 @@ def inner_loss_of(config: GradientSettings, batch: Batch, dist: Distribution, le
     if config.inner_gradient == "loaded_dice":
         return losses.loaded_dice(log_prob, advantage, mask, config.dice_lambda)
     if config.inner_gradient == "dice":
+        # In float64: a return minus its baseline is small beside either where all rewards are large.
         scale = batch.scale[:, None, None]
-        return losses.dice(log_prob, rollout.rew / scale, batch.baseline / scale, mask, config.gamma)
+        reward, baseline = rollout.rew.double() / scale, batch.baseline / scale
+        return losses.dice(log_prob.double(), reward, baseline, mask.double(), config.gamma).to(log_prob.dtype)
     return losses.policy_gradient(log_prob, advantage, mask)
 
 

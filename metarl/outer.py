@@ -35,7 +35,7 @@ def credits(config: GradientSettings, data: Sequence[Batch], iteration: int = 0)
 
     The sum of `gain` over the stages after them, each with the weight that the outer loss gives it.
     """
-    out, later = list[Tensor](), torch.zeros_like(data[-1].scale)
+    out, later = list[Tensor](), torch.zeros_like(data[-1].advantage[:, 0, 0])
     for weight, batch in zip(reversed(config.step_weights(iteration)), reversed(data[1:]), strict=False):
         later = later + weight * gain(batch)
         out.insert(0, later)
@@ -47,14 +47,20 @@ def gain(batch: Batch) -> Tensor:
 
     The outer loss is a mean over a task's steps, and its advantages are divided by the task's `scale`; so is this. The
     task's own episodes are no part of what they are compared with, which therefore does not bias E-MAML's term. Returns
-    are not discounted: a discount in the advantages is a bias for less variance (Schulman et al. 2016, section 2). A
-    task whose advantages are zero but for rounding is no part of the outer loss and gains nothing.
+    are not discounted: a discount in the advantages is a bias for less variance (Schulman et al. 2016, section 2).
+
+    A task whose rewards do not differ (its `scale` is infinite) is no part of the outer loss: it gains nothing, and the
+    others are compared with it only where there is no other task to compare with.
     """
-    returns, length = batch.rollout.returns.mean(-1), batch.rollout.mask.sum(1).mean(-1)
-    others = (returns.sum() - returns) / (len(returns) - 1)
-    rounding = 1e-5 * batch.baseline.abs().amax((1, 2))  # float32, over some hundred steps
-    varies = batch.scale * batch.advantage.abs().amax((1, 2)) > rounding
-    return torch.where(varies, (returns - others) / (length * batch.scale), 0.0)
+    rollout = batch.rollout
+    mask = rollout.mask.double()
+    returns, length = (rollout.rew.double() * mask).sum(1).mean(-1), mask.sum(1).mean(-1)
+    informative = batch.scale.isfinite().double()
+    counts = informative.sum() - informative  # of other tasks to be compared with
+    others = ((informative * returns).sum() - informative * returns) / counts
+    nobody = (returns.sum() - returns) / (len(returns) - 1)
+    others = torch.where(counts > 0, others, nobody)
+    return ((returns - others) / (length * batch.scale)).to(batch.advantage.dtype)
 
 
 def objectives(
@@ -132,7 +138,8 @@ def objective(
             return None
         rollout = train[i].rollout
         dist = policy.distribution(params, rollout.obs)
-        out = outer.inner_kl * losses.masked_mean(distributions.kl(rollout.dist, dist), rollout.mask)
+        kl = losses.masked_mean(distributions.kl(rollout.dist, dist), rollout.mask)
+        out = outer.inner_kl * torch.where(_learns(data[i:]), kl, 0.0)
         if config.exploration:
             assert len(scores) == len(train), "E-MAML's term needs every task's credit for every inner step"
             log_prob = distributions.log_prob(dist, rollout.act)
@@ -161,6 +168,12 @@ def objective(
         return Surrogate(loss + weights[-1] * post_loss(last, dist), _mean_kl(last, dist, n_tasks), dist, weight)
 
     return evaluate_at
+
+
+def _learns(data: Sequence[Batch]) -> Tensor:
+    """Whether the first of these stages says something to a task that the later ones are affected by, bool [K]."""
+    first, *later = (batch.scale.isfinite() for batch in data)
+    return first & torch.stack(later).any(0)
 
 
 def _mean_kl(batch: Batch, dist: Distribution, n_tasks: int) -> Tensor:

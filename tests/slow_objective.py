@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributions import Categorical, Distribution, Independent, Normal, kl_divergence
 
 from metarl.adapt import Params, split
-from metarl.advantages import discounted_returns, linear_baseline
+from metarl.advantages import fitted_values
 from metarl.distributions import Gaussian, MultiCategorical
 from metarl.inner_loop import Batch
 from metarl.policies import Policy
@@ -66,7 +66,15 @@ def advantages(batch: Batch, k: int, gamma: Tensor, lam: Tensor, values: Tensor)
         out.insert(0, after)
     raw = torch.stack(out)
     valid = raw[mask.bool()]
-    return (raw - valid.mean()) / (valid.std(correction=0) + 1e-8)
+    return (raw - valid.mean()) / valid.std(correction=0)
+
+
+def usual_values(batch: Batch, k: int, gamma: Tensor) -> Tensor:
+    """Discounted sums [T, 1] of the task's mean reward, up to the end of its longest episode."""
+    rew, mask = batch.rollout.rew[k], batch.rollout.mask[k]
+    longest, mean = int(mask.sum(0).max()), (rew * mask).sum() / mask.sum()
+    sums = [mean * sum((gamma**n for n in range(longest - t)), torch.zeros(())) for t in range(len(rew))]
+    return torch.stack(sums)[:, None]
 
 
 @dataclass
@@ -105,7 +113,8 @@ class SlowObjective:
         batch = self.data[stage]
         rew, mask, scale = batch.rollout.rew, batch.rollout.mask, float(batch.scale[k])
         earned = [float((rew[j] * mask[j]).sum()) / mask.shape[2] for j in range(len(mask))]
-        others = [x for j, x in enumerate(earned) if j != k]
+        tell = [j for j in range(len(earned)) if j != k and math.isfinite(float(batch.scale[j]))]
+        others = [earned[j] for j in tell] or [x for j, x in enumerate(earned) if j != k]
         return (earned[k] - sum(others) / len(others)) * mask.shape[2] / float(mask[k].sum()) / scale
 
     def task(self, meta: Params, k: int) -> Tensor:
@@ -148,7 +157,13 @@ class SlowObjective:
         old, new = acted(batch, k), distribution(self.policy, own, batch.rollout.obs[k])
         kl = sum(kl_divergence(p, q) for p, q in zip(old, new, strict=True))[valid].mean()  # type: ignore[index]
         ratio = (log_prob(new, batch.rollout.act[k]) - log_prob(old, batch.rollout.act[k])).exp()
-        return self.inner_kl * kl - self.config.exploration * credit * (ratio - 1)[valid].sum()
+        penalty = self.inner_kl * kl if self.penalised(k, stage) else 0.0
+        return penalty - self.config.exploration * credit * (ratio - 1)[valid].sum()
+
+    def penalised(self, k: int, stage: int) -> bool:
+        """Whether the task's step after `stage` has anything to go by, and changes any later loss."""
+        tells = [math.isfinite(float(batch.scale[k])) for batch in self.data]
+        return tells[stage] and any(tells[stage + 1 :])
 
     def inner_loss(self, own: Params, meta: Params, k: int, i: int) -> Tensor:
         config, batch = self.config, self.data[i]
@@ -160,8 +175,9 @@ class SlowObjective:
                 torch.sigmoid(meta[name]) if name in meta else torch.tensor(fixed, dtype=torch.float64)
                 for name, fixed in (("discount", config.gamma), ("lambda", config.gae_lambda))
             )
-            fit = linear_baseline(batch.rollout, discounted_returns(batch.rollout.rew, float(gamma)))
-            A = advantages(batch, k, gamma, lam, self.held(fit[k] * mask, "values", k, i))
+            usual = usual_values(batch, k, gamma)
+            fit = self.held(fitted_values(batch.rollout, float(gamma))[k] - usual, "values", k, i)
+            A = advantages(batch, k, gamma, lam, (fit + usual) * mask)
         if config.inner_gradient == "policy_gradient":
             return -(new * A * mask).sum() / n
         if config.inner_gradient == "lvc":

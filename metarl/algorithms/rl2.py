@@ -20,7 +20,7 @@ from torch import Tensor
 
 from metarl import distributions, losses, normalize, optimizers, random
 from metarl.adapt import Params
-from metarl.advantages import discounted_returns, gae
+from metarl.advantages import differ, discounted_returns, gae
 from metarl.normalize import ObsStats
 from metarl.parallel import threads_over_tasks
 from metarl.policies_cnn import check_channels, enough_channels, image_of
@@ -305,14 +305,21 @@ def trial_advantages(config: Config, rew: Tensor, values: Tensor, mask: Tensor) 
 
 
 def make_batch(config: Config, data: Sequences, units: Tensor, new_units: Tensor) -> Batch:
-    """Advantages, and targets of the value head in `new_units`; the values of `data` are in `units`."""
-    mask = data.mask
-    values = _physical(data.value, units) * mask
-    advantage = trial_advantages(config, data.rew, values, mask)
-    target = (advantage + values - new_units[0].to(values)) / new_units[1].to(values) * mask
+    """Advantages, and targets of the value head in `new_units`; the values of `data` are in `units`. In float64.
+
+    Where the rewards of all trials are the same in every step, an error of the values is all that there would be in
+    the advantages: they are exactly zero.
+    """
+    mask, rew = data.mask.double(), data.rew.double()
+    values = _physical(data.value.double(), units) * mask
+    advantage = trial_advantages(config, rew, values, mask)
+    target = (advantage + values - new_units[0]) / new_units[1] * mask
     count = mask.sum()
     centred = (advantage - advantage.sum() / count) * mask
-    return Batch(data, centred / ((centred.square().sum() / count).sqrt() + 1e-8), target)
+    std = (centred.square().sum() / count).sqrt()
+    told_apart = differ(data.rew[None], data.mask[None])[0] & (std > 0)
+    normalised = torch.where(told_apart, centred / torch.where(told_apart, std, 1.0), 0.0)
+    return Batch(data, normalised.to(data.value.dtype), target.to(data.value.dtype))
 
 
 def _physical(value: Tensor, units: Tensor) -> Tensor:
@@ -320,12 +327,18 @@ def _physical(value: Tensor, units: Tensor) -> Tensor:
 
 
 def value_units(config: Config, state: State, data: Sequences) -> Tensor:
-    """Mean and standard deviation of the discounted returns, running over the meta-iterations: [2], float64."""
-    returns, count = discounted_returns(data.rew[None], config.gamma)[0].double(), data.mask.sum().double()
-    mean = (returns * data.mask).sum() / count
-    std = (((returns - mean) ** 2 * data.mask).sum() / count).sqrt()
-    found = torch.stack([mean, std.clamp_min(1e-6)])
-    return torch.lerp(state.value_units, found, UNIT_RATE) if state.has_units else found
+    """Mean and standard deviation of the discounted returns, running over the meta-iterations: [2], float64.
+
+    Where returns do not vary, their size takes the place of the deviation; while all have been zero, 1 does.
+    """
+    mask = data.mask.double()
+    returns, count = discounted_returns(data.rew[None].double(), config.gamma)[0], mask.sum()
+    mean = (returns * mask).sum() / count
+    std = (((returns - mean) ** 2 * mask).sum() / count).sqrt()
+    found = torch.stack([mean, torch.where(std > 1e-6 * mean.abs(), std, mean.abs())])
+    if not state.has_units:
+        return torch.where(found[1] > 0, found, found.new_tensor([0.0, 1.0]))
+    return torch.lerp(state.value_units, found, UNIT_RATE)
 
 
 def in_units(params: Params, units: Tensor, new: Tensor) -> Params:
