@@ -28,6 +28,7 @@ import rich.progress
 from rich.console import Console
 
 from metarl.checkpoint import atomic_write, write_json
+from metarl.event_files import tensorboard_writer
 
 LATEST, BEST = "latest.safetensors", "best.safetensors"
 METRICS, CONFIG = "metrics.csv", "config.json"
@@ -59,12 +60,12 @@ class RunDirectory:
 
     def open_logger(self, up_to_iteration: int) -> Any:
         """A stable-baselines3 Logger to CSV and TensorBoard that goes on after `up_to_iteration`."""
-        from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat
+        from stable_baselines3.common.logger import KVWriter, Logger
 
         rows = [row for row in self.metrics() if row["iteration"] <= up_to_iteration]
         formats: list[KVWriter] = [_metrics_writer(self.path / METRICS, rows)]
         if importlib.util.find_spec("tensorboard"):
-            formats.append(TensorBoardOutputFormat(str(self.path)))
+            formats.append(tensorboard_writer(self.path, up_to_iteration))
         return Logger(str(self.path), formats)
 
     def metrics(self) -> list[dict[str, Any]]:

@@ -27,7 +27,14 @@ LAYERS = [
     {"algorithms", *(f"algorithms.{name}" for name in ALGORITHMS)}
     | {"supervised.maml", "supervised.methods", "supervised.sinusoid"},
     {"evaluate", "figures", "checkpoint", "train", "adapted_policy", "recurrent_policy", "callbacks", "render"}
-    | {"warm_start", "saved_family", "supervised.classes", "supervised.evaluation", "supervised.letters"},
+    | {
+        "warm_start",
+        "saved_family",
+        "event_files",
+        "supervised.classes",
+        "supervised.evaluation",
+        "supervised.letters",
+    },
     {"learner", "supervised", "supervised.learner"},
     {"cli", "__main__", "sb3", "sb3.policies", "sb3.vec_env"},
 ]

@@ -5,6 +5,8 @@ import json
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from tiny_runs import TINY, contents, iterations_logged, point, rows_without_tim
 
 from metarl import MetaLearner, inner_loop, parallel
 from metarl.rollout import Sampler
+from metarl.supervised import FewShotLearner, Sinusoid
 from metarl.train import BEST, CONFIG, LATEST, METRICS, RunDirectory, in_one_piece, train, versions
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -488,6 +491,39 @@ def test_tensorboard_gets_the_same_numbers(whole):
         expected = [(row["iteration"], row[name]) for row in rows if row[name] is not None]
         found = [(event.step, event.value) for event in events.Scalars(name)]
         assert found == [(step, pytest.approx(value)) for step, value in expected]
+
+
+@pytest.mark.parametrize("kind", ["maml_trpo", "few-shot"])
+def test_after_a_kill_and_a_resume_every_step_is_logged_once(tmp_path, kind):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator").EventAccumulator
+    make = {
+        "maml_trpo": "from metarl import MetaLearner, make\n"
+        "learner = MetaLearner('maml_trpo', make('PointNavigation-v0', horizon=5), n_tasks=2, episodes=2, hidden=(8,))",
+        "few-shot": "from metarl.supervised import FewShotLearner, Sinusoid\n"
+        "learner = FewShotLearner(Sinusoid(), n_tasks=2, hidden=(8,))",
+    }[kind]
+    killed = f"""import os, signal
+{make}
+def die(stats):
+    if stats["iteration"] == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+learner.learn(9, run_dir={str(tmp_path)!r}, callback=die, eval_every=0, checkpoint_every=3)
+"""
+    assert subprocess.run([sys.executable, "-c", killed]).returncode == -signal.SIGKILL
+    assert [row["iteration"] for row in RunDirectory(tmp_path).metrics()] == [1, 2, 3, 4, 5]
+    load = {"maml_trpo": MetaLearner.load, "few-shot": lambda path: FewShotLearner.load(path, Sinusoid())}[kind]
+    resumed = load(tmp_path)
+    assert resumed.state.iteration == 3
+    resumed.learn(1, run_dir=tmp_path, eval_every=0)
+    assert [row["iteration"] for row in RunDirectory(tmp_path).metrics()] == [1, 2, 3, 4]
+    events = accumulator(str(tmp_path))
+    events.Reload()
+    assert [event.step for event in events.Scalars("env_steps" if kind == "maml_trpo" else "loss/query")] == [
+        1,
+        2,
+        3,
+        4,
+    ]
 
 
 def generalised(name: str) -> str:
