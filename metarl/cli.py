@@ -434,7 +434,14 @@ def run(argv: Sequence[str]) -> int:
         return 0
     if argv[0] not in COMMANDS:
         raise UsageError(f"there is no command {argv[0]!r}{did_you_mean(argv[0], COMMANDS)}")
-    return COMMANDS[argv[0]](argv[1:])
+    with warnings.catch_warnings():
+        shown = warnings.showwarning
+        warnings.showwarning = lambda message, category, *rest: (
+            _say(f" {message}", bold="warning:", error=True)
+            if category is UserWarning
+            else shown(message, category, *rest)
+        )
+        return COMMANDS[argv[0]](argv[1:])
 
 
 def main() -> None:

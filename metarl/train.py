@@ -20,6 +20,7 @@ import numbers
 import platform
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,6 +30,7 @@ from rich.console import Console
 
 from metarl.checkpoint import atomic_write, write_json
 from metarl.event_files import tensorboard_writer
+from metarl.health import Health
 
 LATEST, BEST = "latest.safetensors", "best.safetensors"
 METRICS, CONFIG = "metrics.csv", "config.json"
@@ -157,8 +159,11 @@ def train(
         callback: gets every iteration's statistics; returning False stops the training.
         describe: an iteration's statistics in a few words, for the progress bar.
         measure: what `"eval/step_k"` are.
+
+    Warns:
+        UserWarning: the numbers say that nothing is learned, or that training gets worse (see `metarl.health`).
     """
-    last = start + iterations
+    last, health = start + iterations, Health()
     with _Display(last, start, progress_bar, describe or _returns_and_speed, measure) as display:
         try:
             if save is not None:
@@ -183,12 +188,19 @@ def train(
                     if save is not None and done % checkpoint_every == 0:
                         save(LATEST, state, best)
                 display.advance(stats)
+                _warn(health.after(stats))
                 if callback is not None and callback(stats) is False:
                     break
+            _warn(health.at_end())
         finally:
             if save is not None:
                 with in_one_piece():
                     save(LATEST, state, best)
+
+
+def _warn(texts: list[str]) -> None:
+    for text in texts:
+        warnings.warn(text, UserWarning, stacklevel=5)  # the line that calls `learn`
 
 
 @contextlib.contextmanager

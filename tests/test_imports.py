@@ -30,6 +30,7 @@ LAYERS = [
     | {
         "warm_start",
         "saved_family",
+        "health",
         "event_files",
         "supervised.classes",
         "supervised.evaluation",
