@@ -88,6 +88,24 @@ def test_the_adaptation_curve_shows_means_and_intervals():
     assert "3 test tasks" in ax.get_title()
 
 
+def test_the_adaptation_curve_shows_the_mean_and_not_the_interquartile_mean():
+    found, ax = evaluation([[0, 1], [0, 2], [0, 3], [0, 4], [0, 5], [0, 6], [0, 7], [8, 100]]), axes()
+    figures.adaptation_curve(ax, {"x": found})
+    assert ax.lines[0].get_ydata().tolist() == [1.0, 16.0]
+    assert [row.iqm for row in found.rows()] == [0.0, 4.5]  # of the middle four, which would be another line
+    band = ax.collections[0].get_paths()[0].vertices
+    assert {tuple(v) for v in band} == {(r.step, y) for r in found.rows() for y in (r.mean_low, r.mean_high)}
+
+
+def test_the_success_curve_shows_success_rates():
+    found, ax = evaluation([[1, 2], [3, 4], [5, 6], [7, 8]]), axes()
+    object.__setattr__(found, "success_rates", np.array([[0.0, 0.5], [0.25, 0.5], [0.25, 1.0], [0.5, 1.0]]))
+    figures.adaptation_curve(ax, {"x": found}, "success")
+    assert ax.lines[0].get_ydata().tolist() == [0.25, 0.75]
+    band = ax.collections[0].get_paths()[0].vertices
+    assert {tuple(v) for v in band} == {(r.step, y) for r in found.rows() for y in (r.success_low, r.success_high)}
+
+
 def test_every_compared_curve_is_named_and_every_step_has_a_tick():
     ax = axes()
     figures.adaptation_curve(ax, {"long": evaluation([[1, 2, 3], [4, 5, 6]]), "short": evaluation([[1, 2], [3, 4]])})

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -289,6 +290,25 @@ def test_a_run_killed_hard_goes_on_from_the_latest_checkpoint(tmp_path, whole, k
     assert (iterations_logged(killed), MetaLearner.load(killed).state.iteration) == (kill, latest)
     finish(killed)
     assert_same_run(killed, whole)
+
+
+def test_the_best_state_is_the_best_after_adaptation_to_tasks_that_are_not_trained_on(tmp_path, monkeypatch):
+    learner, step = tiny(), MetaLearner._step
+    by_iteration = {1: (9.0, 1.0), 2: (8.0, 3.0), 3: (7.0, 2.0)}  # before and after: the second is the best
+
+    def trained(self, state):
+        new, stats = step(self, state)
+        return new, stats | {"return/step_0": -1.0, "return/step_1": float(new.iteration)}  # the third would be
+
+    def evaluated(self, state, *args, **kwargs):
+        returns = torch.tensor(by_iteration[state.iteration]).reshape(1, 2, 1)
+        return SimpleNamespace(returns=returns, success_rates=None)
+
+    monkeypatch.setattr(MetaLearner, "_step", trained)
+    monkeypatch.setattr(MetaLearner, "_evaluate", evaluated)
+    learner.learn(3, run_dir=tmp_path, eval_every=1)
+    assert MetaLearner.load(tmp_path / BEST).state.iteration == 2
+    assert [row["eval/score"] for row in RunDirectory(tmp_path).metrics()] == [1, 3, 2]
 
 
 @pytest.mark.parametrize(("score", "replaced"), [(1e9, False), (-1e9, True)])
