@@ -223,6 +223,17 @@ def test_reached_corners_by_hand():
         module.reached(straight)
 
 
+def test_walking_to_a_known_corner_is_not_the_most_that_can_be_earned():
+    """From the origin the way to (2, 2) is 2 sqrt 2 long and felt from (0.4, 0.4) on, where it begins at (0.2, 0.2);
+    starts vary by 0.2. To and fro, a step of 0.18 in both coordinates is paid every other time."""
+    module = script("corners")
+    family = metarl.make("PointNavigationCorners-v0", horizon=50)
+    straight, to_and_fro = (module.known_return(family, 200, x) for x in (False, True))
+    assert 2.55 < straight < 2 * math.sqrt(2) - 0.15
+    assert to_and_fro == pytest.approx(25 * 0.18 * math.sqrt(2), rel=0.05)
+    assert module.known_corner(20)[2].startswith("| near | 2.6")
+
+
 def test_corners_that_are_felt_by_hand():
     # Through the quadrants of corners 3 and 2; and near the origin, where nothing is felt.
     path = np.array([[0.0, 0.0], [0.3, 0.3], [-0.1, 0.3], [-0.4, 0.2]])

@@ -11,6 +11,7 @@ policy after S + 1 steps, on all n pulls, earn on average. The test instances ar
 
 import argparse
 import csv
+import re
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -19,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from metarl_envs import bandit_strategies as strategies
+from metarl_envs import bandit_values
 
 import metarl
 from metarl import figures
@@ -225,28 +227,30 @@ def report() -> None:
     """The tables (Markdown) and the figure."""
     found = [read_json(path) for path in sorted(RESULTS.glob("*-seed*.json"))]
     known = {(r["strategy"], int(r["pulls"]), int(r["arms"])): r for r in read_rows(RESULTS / "strategies.csv")}
-    names = [name.replace("_", " ") for name in STRATEGIES] + ["best possible, exact"]
-    lines = ["Ours (published). The strategies' constants are in `results/strategies.csv`.", "",
+    names = [name.replace("_", " ") for name in STRATEGIES] + ["best possible"]
+    lines = ["Ours (published). ± is the standard error of a simulation; numbers without one are exact.", "",
              "| n, arms | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]  # fmt: skip
     for n in PULLS:
         for j, arms in enumerate(ARMS):
             cells = []
             for name in STRATEGIES:
                 row, paper = known.get((name, n, arms)), PAPER.get(n, {}).get(name)
-                cells.append((number(n, row["mean"]) if row else "") + (f" ({paper[j]})" if paper else ""))
-            bound = f"{strategies.bayes_value(arms, n):.2f}" if n == 10 else ""
-            lines.append(f"| {n}, {arms} | " + " | ".join((*cells, bound)) + " |")
+                cells.append((strategy_cell(row) if row else "") + (f" ({paper[j]})" if paper else ""))
+            lines.append(f"| {n}, {arms} | " + " | ".join((*cells, best_possible(n, arms))) + " |")
+    lines += ["", "± is the standard error over test instances of the mean over seeds, brackets have the lowest and "
+              "the highest seed."]  # fmt: skip
     for key, title in (("all_pulls", "all pulls counted"), ("post_only", "post-adaptation only")):
-        last = ("seeds", "MAML, published", "RL², published")
+        last = ("seeds", "MAML, published", "RL², published", "best possible")
         lines += ["", f"| {title}: n, arms | " + " | ".join((*LABELS.values(), *last)) + " |",
-                  "|---" * (len(LABELS) + 4) + "|"]  # fmt: skip
+                  "|---" * (len(LABELS) + 5) + "|"]  # fmt: skip
         for n in PULLS:
             for j, arms in enumerate(ARMS):
                 own = {m: [x for x in found if (x["method"], x["pulls"], x["arms"]) == (m, n, arms)] for m in LABELS}
-                cells = [spread(n, [x[key] for x in own[m]]) if own[m] else "" for m in LABELS]
+                cells = [spread(n, [x[key] for x in own[m]], error(own[m], key)) if own[m] else "" for m in LABELS]
                 papers = [str(PAPER[n][p][j]) if p in PAPER.get(n, {}) else "" for p in ("maml", "rl2")]
                 seeds = ", ".join(str(len(own[m])) for m in LABELS)
-                lines.append(f"| {n}, {arms} | " + " | ".join((*cells, seeds, *papers)) + " |")
+                best = best_possible(n, arms) if key == "all_pulls" else best_afterwards(n, arms)
+                lines.append(f"| {n}, {arms} | " + " | ".join((*cells, seeds, *papers, best)) + " |")
     table = "\n".join(lines)
     print(table)
     atomic_write(RESULTS / "table.md", (table + "\n").encode())
@@ -254,13 +258,63 @@ def report() -> None:
 
 
 def number(n: int, x: str | float) -> str:
-    return f"{float(x):.2f}" if n <= 10 else f"{float(x):.1f}"
+    return f"{float(x):.3f}" if n <= 10 else f"{float(x):.1f}"
 
 
-def spread(n: int, values: list[float]) -> str:
-    """Mean over seeds, with the lowest and the highest."""
-    mean = number(n, float(np.mean(values)))
+def spread(n: int, values: list[float], standard_error: float) -> str:
+    """Mean over seeds and its standard error, with the lowest and the highest seed."""
+    mean = f"{number(n, float(np.mean(values)))} {plus_minus(n, standard_error)}"
     return mean if len(values) < 2 else f"{mean} ({number(n, min(values))} to {number(n, max(values))})"
+
+
+def plus_minus(n: int, standard_error: float) -> str:
+    return f"± {standard_error:.{3 if n <= 10 else 2 if n <= 100 else 1}f}"
+
+
+def error(runs: list[dict], key: str) -> float:
+    """The standard error over test instances, which all seeds share, of the mean over seeds."""
+    rewards = [[float(row[key]) for row in read_rows(RESULTS / f"{named(run)}.csv")] for run in runs]
+    mean = np.mean(rewards, 0)
+    return float(mean.std() / len(mean) ** 0.5)
+
+
+def named(run: dict) -> str:
+    return f"{run['method']}-n{run['pulls']}-k{run['arms']}-seed{run['seed']}"
+
+
+def strategy_cell(row: dict[str, str]) -> str:
+    """What a strategy earns: its expectation where that is known, else the simulation's mean and standard error."""
+    n, value = int(row["pulls"]), exact(row)
+    return f"{number(n, row['mean'])} {plus_minus(n, float(row['error']))}" if value is None else number(n, value)
+
+
+def exact(row: dict[str, str]) -> float | None:
+    """The expected total of a strategy with the constant that was chosen for it; None where it is not known."""
+    name, arms, n, constant = row["strategy"], int(row["arms"]), int(row["pulls"]), row["constant"]
+    if name == "random":
+        return n / 2
+    if name == "explore_then_commit":
+        rounds, used = (int(x) for x in re.findall(r"\d+", constant))
+        return bandit_values.commit_value(arms, used, rounds, n)
+    if n > 10 or (name == "eps_greedy" and constant != "epsilon 0.0"):
+        return None
+    if name == "thompson":
+        return bandit_values.thompson_value(arms, n)
+    return bandit_values.strategy_value(candidates(name, arms, n)[constant](), arms, n)
+
+
+def best_possible(n: int, arms: int) -> str:
+    """The expectation of the best strategy there is, exactly or from above."""
+    if n == 10:
+        return number(n, strategies.bayes_value(arms, n))
+    return f"at most {number(n, bandit_values.value_bound(arms, n))}"
+
+
+def best_afterwards(n: int, arms: int) -> str:
+    """The same of n pulls after n others that serve nothing but exploring."""
+    if n == 10:
+        return number(n, bandit_values.exploration_value(arms, n))
+    return f"at most {number(n, n * arms / (arms + 1))}"
 
 
 def draw(found: list[dict], known: dict) -> None:

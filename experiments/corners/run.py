@@ -148,7 +148,7 @@ def report() -> None:
     groups = [(form, method, [m for m in metas if (m["form"], m["method"]) == (form, method)])
               for form, method in itertools.product(FORMS, METHODS)]  # fmt: skip
     groups = [group for group in groups if group[2]]
-    table = "\n".join([*means(groups), "", *single_runs(groups)])
+    table = "\n".join([*means(groups), "", *known_corner(), "", *single_runs(groups)])
     print(table)
     atomic_write(RESULTS / "table.md", (table + "\n").encode())
     draw(groups)
@@ -169,6 +169,33 @@ def means(groups: Groups) -> list[str]:
         cells = " | ".join(spread(column) for column in columns)
         lines.append(f"| {form} | `{method}` | {cells} | {', '.join(str(m['seed']) for m in own)} |")
     return lines
+
+
+def known_corner(episodes: int = 1000) -> list[str]:
+    """A table of what two policies earn that know the corner and act without noise."""
+    lines = ["| form | walks straight to the corner | walks to and fro across the edge of where the reward is felt |",
+             "|---|---|---|"]  # fmt: skip
+    for form, (arguments, _) in FORMS.items():
+        family = metarl.make(FAMILY, **arguments)
+        earned = [known_return(family, episodes, to_and_fro) for to_and_fro in (False, True)]
+        lines.append(f"| {form} | " + " | ".join(f"{x:.2f}" for x in earned) + " |")
+    return lines
+
+
+def known_return(family: Any, episodes: int, to_and_fro: bool) -> float:
+    """The mean return of a policy that walks to its corner, or back and forth across the edge of the region of reward.
+    A step that ends outside of it costs nothing, so the way in is paid again and again."""
+    tasks, corners = {"corner": np.arange(len(CORNERS))}, torch.tensor(CORNERS)[:, None]
+    env, total, edge = family.make_vector(len(CORNERS), episodes), torch.zeros(()), family.start_radius / 2
+    obs, _ = env.reset(seed=0, options={"tasks": tasks})
+    for _ in range(family.horizon):
+        ahead = obs.reshape(len(CORNERS), episodes, 2) * corners.sign()  # as if every corner were (2, 2)
+        inside = (ahead.sum(-1, keepdim=True) >= 2 * edge) & (ahead > 0).all(-1, keepdim=True)
+        aim = torch.where(inside, edge - 0.09, edge + 0.09) if to_and_fro else 2.0
+        action = ((aim - ahead) * corners.sign()).clamp(-family.max_step, family.max_step)
+        obs, reward, _, _, _ = env.step(action.reshape(-1, 2))
+        total = total + reward.mean()
+    return float(total)
 
 
 def spread(values: Sequence[float]) -> str:
