@@ -15,6 +15,7 @@ from metarl.normalize import ObsStats
 from metarl.observations import batch_of
 from metarl.policies import MLPPolicy, ModulePolicy, Policy
 from metarl.policies_cnn import CNNPolicy
+from metarl.printing import curve_text
 from metarl.spaces import spaces_from_json, spaces_to_json
 from metarl.torch_defaults import torch_defaults
 
@@ -48,6 +49,9 @@ class AdaptedPolicy:
         self._decode, self._scale = self.policy.spaces.decoder(), normalize.scaler(self.obs_stats)
         self._stacked = expand(self.params, 1)
         self._generator = generator
+
+    def __repr__(self) -> str:
+        return policy_text(self)
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and deepcopy: the data, and where the generator of actions stands."""
@@ -132,6 +136,14 @@ class AdaptedPolicy:
             raise CheckpointError(f"{path} holds the parameters {sorted(tensors)}, the policy has {sorted(expected)}")
         returns = None if meta["returns"] is None else np.array(meta["returns"])
         return cls(policy, {name: tensors[name] for name in expected}, returns, obs_stats=stats)
+
+
+def policy_text(policy: Any) -> str:
+    """What `print` shows of an adapted policy: its network, its spaces, and what its adaptation earned."""
+    own, numbers = policy.policy, sum(value.numel() for value in policy.params.values())
+    earned = "" if policy.returns is None else f"; returns in its adaptation: {curve_text(policy.returns)}"
+    return (f"{type(policy).__name__}({type(own).__name__} of {numbers:,} parameters, from {own.spaces.observation} to "
+            f"{own.spaces.action}{earned})")  # fmt: skip
 
 
 def without_functions(policy: Any) -> dict[str, Any]:

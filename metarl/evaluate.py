@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,9 @@ from rich.table import Table
 
 from metarl.arguments import positive_sizes, whole
 from metarl.checkpoint import atomic_write, write_json
+from metarl.printing import TextTable, as_text
 from metarl.tasks import Tasks
+from metarl.trial import shown_episodes
 
 FINAL, PERIODIC = 1, 2
 """Purposes of an evaluation; each draws its own test tasks, so that the best state is not chosen on the final ones."""
@@ -41,7 +43,7 @@ class Row:
     success_high: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation:
     """Returns of adapting to K test tasks by S inner steps."""
 
@@ -58,23 +60,28 @@ class Evaluation:
     success_rates: np.ndarray | None = None
     """[K, S + 1]: share of each task's episodes in which some step was a success, where environments report it."""
 
+    def __repr__(self) -> str:
+        return as_text(self.table(steps=shown_episodes(self.returns.shape[1])))
+
     @property
     def mean(self) -> np.ndarray:
         """Mean return over tasks after each number of steps, [S + 1]."""
         return self.returns.mean(0)
 
-    def rows(self) -> list[Row]:
-        """Mean and interquartile mean over tasks, each with a 95% bootstrap interval (percentiles, 10,000 draws)."""
+    def rows(self, steps: Iterable[int] | None = None) -> list[Row]:
+        """Mean and interquartile mean over tasks, each with a 95% bootstrap interval (percentiles, 10,000 draws), after
+        these numbers of steps (by default all)."""
         rates = [None] * len(self.returns[0]) if self.success_rates is None else list(self.success_rates.T)
-        return [_row(step, x, rate) for step, (x, rate) in enumerate(zip(self.returns.T, rates, strict=True))]
+        steps = range(self.returns.shape[1]) if steps is None else steps
+        return [_row(step, self.returns[:, step], rates[step]) for step in steps]
 
-    def table(self, title: str = "") -> Table:
-        """`rows` for a terminal."""
-        table = Table(title=title or f"{len(self.returns)} test tasks, {self.episodes} episodes each")
+    def table(self, title: str = "", steps: Iterable[int] | None = None) -> Table:
+        """`rows` for a terminal, and for `print`."""
+        table = TextTable(title=title or f"{len(self.returns)} test tasks, {self.episodes} episodes each")
         last = [] if self.success_rates is None else ["success [95%]"]
         for name in ("steps", "size", "mean [95% interval]", "interquartile mean [95%]", *last):
             table.add_column(name, justify="right")
-        for row in self.rows():
+        for row in self.rows(steps):
             size = self.step_sizes[row.step - 1] if row.step else None
             shown = "" if size is None else f"{size:g}"
             rate = [f"{row.success:.0%} \\[{row.success_low:.0%}, {row.success_high:.0%}]"] if last else []

@@ -31,12 +31,13 @@ from metarl.distributions import Distribution
 from metarl.normalize import ObsStats
 from metarl.parallel import task_chunks, thread_map, threads_over_tasks
 from metarl.policies import Policy
+from metarl.printing import fields_text
 from metarl.rollout import EnvSampler, Rollout, Sampler
 from metarl.settings import GradientSettings
 from metarl.tasks import Tasks, num_tasks
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class State:
     """What training carries from one meta-iteration to the next."""
 
@@ -50,6 +51,8 @@ class State:
     """What is learned about the inner loop: step sizes, mask, noise, discount, lambda; empty if nothing is."""
     optimizer: Params = field(default_factory=dict)
     """The outer optimiser's statistics; empty without any."""
+
+    __repr__ = fields_text
 
     @property
     def meta(self) -> Params:
@@ -194,12 +197,14 @@ def adapt(
 # The whole inner loop
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Adaptation:
     """An adaptation in full: what was met before and after every inner step."""
 
     params: list[Params]  # after 0, 1, ..., steps inner steps; each [K, ...]
     rollouts: list[Rollout]  # with those parameters
+
+    __repr__ = fields_text
 
     @property
     def returns(self) -> Tensor:
@@ -213,12 +218,14 @@ class Adaptation:
         return torch.stack(rates, 1) if len(rates) == len(self.rollouts) else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Experience(Adaptation):
     """An adaptation in training: with the advantages of every stage, and where the time went."""
 
     data: list[Batch]  # of every rollout; of an evaluation, of those that a step was taken on
     seconds: float  # in rollouts
+
+    __repr__ = fields_text
 
     @property
     def steps(self) -> int:

@@ -148,6 +148,11 @@ class MetaLearner:
         self._run_dir: Path | None = None  # the run that this learner is the state of
         self._started_from: dict[str, Any] | None = None  # the learner that this one started from, described
 
+    def __repr__(self) -> str:
+        state = self.state
+        return (f"MetaLearner({self.algorithm!r}, {self.family.id!r}, seed={self.seed}, device={str(self.device)!r}): "
+                f"{state.iteration} iterations, {state.env_steps:,} environment steps")  # fmt: skip
+
     @property
     def _module(self) -> Any:
         return algorithms.get(self.algorithm)

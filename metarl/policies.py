@@ -147,7 +147,7 @@ class ModulePolicy:
     module: nn.Module
     init_std: float = 1.0
     min_std: float = 1e-3
-    stacked: StackedModule = field(init=False)
+    stacked: StackedModule = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         _check_std(self.init_std, self.min_std)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from metarl import checkpoint, distributions, normalize
 from metarl.adapt import Params
-from metarl.adapted_policy import with_functions, with_suffix, without_functions
+from metarl.adapted_policy import policy_text, with_functions, with_suffix, without_functions
 from metarl.checkpoint import CheckpointError
 from metarl.normalize import ObsStats
 from metarl.observations import batch_of
@@ -66,6 +66,9 @@ class RecurrentPolicy:
         """What follows from the rest, and holds functions that cannot be pickled."""
         self._decode, self._scale = self.policy.spaces.decoder(), normalize.scaler(self.obs_stats)
         self._generator = generator
+
+    def __repr__(self) -> str:
+        return policy_text(self)
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and deepcopy: the data, memory included, and where the generator of actions stands."""

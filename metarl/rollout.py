@@ -16,12 +16,13 @@ from metarl.distributions import Distribution, Gaussian
 from metarl.normalize import ObsStats
 from metarl.parallel import threads_for
 from metarl.policies import Policy
+from metarl.printing import fields_text
 from metarl.spaces import Image, spaces_of
 from metarl.tasks import TaskFamily, Tasks, num_tasks, task_at
 from metarl.vector import check_workers, make_vector
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Rollout:
     """The episodes of K tasks. After an episode's end `mask`, `obs`, `act`, `rew` and `dist`'s first entry are zero."""
 
@@ -34,6 +35,8 @@ class Rollout:
     success: Tensor | None = None  # [K, E] bool: any valid step was one; None where no environment reports it
     image: Image | None = None  # what the observations are images of
     raw: Tensor | None = None  # [K, T, E, O], the observations before normalisation, where there is any
+
+    __repr__ = fields_text
 
     @property
     def raw_obs(self) -> Tensor:

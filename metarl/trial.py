@@ -19,6 +19,7 @@ from metarl.distributions import Distribution, Gaussian
 from metarl.normalize import ObsStats
 from metarl.parallel import CHUNK_ROWS, thread_map, threads_for
 from metarl.policies_gru import GRUPolicy, Memory, action_vector
+from metarl.printing import fields_text
 from metarl.rollout import EnvSampler, Rollout, Sampler, SingleEnv
 from metarl.spaces import Image, Spaces
 from metarl.tasks import Tasks, num_tasks, task_at
@@ -28,7 +29,7 @@ WIDE = 128
 _NOISE_BLOCK = 1 << 22  # numbers drawn at once: 16 MiB
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Trials:
     """E trials of each of K tasks. Where `mask` is zero, so is everything else."""
 
@@ -45,6 +46,8 @@ class Trials:
     success: Tensor | None = None  # [K, N, E] bool: any valid step was one; None where no environment reports it
     image: Image | None = None
     raw: Tensor | None = None  # [K, L, E, O], the observations before normalisation, where there is any
+
+    __repr__ = fields_text
 
     @property
     def raw_obs(self) -> Tensor:

@@ -25,6 +25,7 @@ from metarl.normalize import ObsStats
 from metarl.parallel import threads_over_tasks
 from metarl.policies_cnn import check_channels, enough_channels, image_of
 from metarl.policies_gru import GRUPolicy, Memory
+from metarl.printing import fields_text
 from metarl.rollout import EnvSampler, Rollout, Sampler
 from metarl.settings import (
     check_choice,
@@ -173,7 +174,7 @@ class Config:
         return GRUPolicy(spaces, self.hidden, self.init_std, self.min_std, self.output_gain, channels=channels, **shape)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class State:
     """What training carries from one meta-iteration to the next."""
 
@@ -191,6 +192,8 @@ class State:
     """The parameters of `metarl.task_critic`, in the same units; empty without `task_critic`."""
     critic_optimizer: Params = field(default_factory=dict)
     """Adam's memory of those."""
+
+    __repr__ = fields_text
 
     @property
     def has_units(self) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from metarl.figures import MissingExtraError
+from metarl.printing import fields_text
 from metarl.supervised.sets import LossName, Sets, as_tensor, check_split
 
 
@@ -36,6 +37,8 @@ class FewShotClasses:
     `train_classes` or `test_classes`, and a network can learn them by heart: for baselines."""
     loss: LossName = "cross_entropy"
     _places: dict[int, np.ndarray] = field(init=False, repr=False)
+
+    __repr__ = fields_text
 
     def __post_init__(self) -> None:
         places = {int(label): np.flatnonzero(self.y == label) for label in np.unique(self.y)}

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from metarl.checkpoint import atomic_write, write_json
 from metarl.evaluate import bootstrap_interval
+from metarl.printing import TextTable, as_text
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class FewShotRow:
     accuracy_high: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FewShotEvaluation:
     """Losses of adapting to K test tasks by S inner steps."""
 
@@ -42,6 +43,9 @@ class FewShotEvaluation:
     seed: int
     parameters: Mapping[str, np.ndarray] = field(default_factory=dict)
     """What tells the tasks apart, each [K, ...], where the family says it."""
+
+    def __repr__(self) -> str:
+        return as_text(self.table())
 
     @property
     def loss(self) -> np.ndarray:
@@ -66,7 +70,7 @@ class FewShotEvaluation:
 
     def table(self, title: str = "") -> Table:
         """`rows` for a terminal."""
-        table = Table(title=title or f"{len(self.losses)} test tasks, {self.shots} shots, {self.queries} queries")
+        table = TextTable(title=title or f"{len(self.losses)} test tasks, {self.shots} shots, {self.queries} queries")
         last = [] if self.accuracies is None else ["accuracy [95%]"]
         for name in ("steps", "size", "loss [95% interval]", *last):
             table.add_column(name, justify="right")

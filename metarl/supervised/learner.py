@@ -17,6 +17,7 @@ from metarl.arguments import whole, yes_or_no
 from metarl.checkpoint import CheckpointError
 from metarl.evaluate import FINAL, PERIODIC, checked_step_sizes, evaluation_seed
 from metarl.learner import portable, resolve_device, restore
+from metarl.printing import curve_text
 from metarl.supervised import maml
 from metarl.supervised.evaluation import FewShotEvaluation
 from metarl.supervised.maml import Config, State
@@ -30,7 +31,7 @@ _CHUNK = 100
 """Test tasks that are adapted side by side."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FewShotPredictor:
     """A network that was adapted to one task."""
 
@@ -39,6 +40,10 @@ class FewShotPredictor:
     params: Params  # without a task axis
     support_losses: np.ndarray
     """[S + 1]: the loss on the support set after 0, 1, ..., S inner steps."""
+
+    def __repr__(self) -> str:
+        losses = curve_text(self.support_losses)
+        return f"FewShotPredictor({self.family.id}, {type(self.network).__name__}; support losses: {losses})"
 
     @torch_defaults
     def outputs(self, x: Any) -> np.ndarray:
@@ -100,6 +105,10 @@ class FewShotLearner:
         self.state = maml.init(self.config, self.network, self.seed, self.device)
         self._best_score: float | None = None
         self._run_dir: Path | None = None  # the run that this learner is the state of
+
+    def __repr__(self) -> str:
+        return (f"FewShotLearner({self.family.id!r}, seed={self.seed}, device={str(self.device)!r}): "
+                f"{self.state.iteration} iterations")  # fmt: skip
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and deepcopy."""

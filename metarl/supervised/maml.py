@@ -24,6 +24,7 @@ from torch import Tensor
 from metarl import adapt, optimizers, random, settings
 from metarl.adapt import Direction, LearnedLr, Params, StepSize, expand, split
 from metarl.parallel import threads_for
+from metarl.printing import fields_text
 from metarl.supervised.losses import ACCURACIES, LOSSES
 from metarl.supervised.networks import Network
 from metarl.supervised.sets import SetFamily, Sets
@@ -118,7 +119,7 @@ class Config:
         return tuple(name for name in names if name in head)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class State:
     """What training carries from one meta-iteration to the next."""
 
@@ -129,6 +130,8 @@ class State:
     """What is learned about the inner loop: factors of step sizes, masks; empty if nothing is."""
     optimizer: Params = field(default_factory=dict)
     """Adam's statistics; empty for Reptile."""
+
+    __repr__ = fields_text
 
 
 def init(config: Config, network: Network, seed: int, device: torch.device | str = "cpu") -> State:
@@ -281,13 +284,15 @@ def _through_all(
 # Test tasks
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Adaptation:
     """Adapting to K tasks by S inner steps."""
 
     params: Params  # after the last step, [K, ...]
     losses: Tensor  # [K, S + 1], on the query sets, after 0, 1, ..., S steps
     accuracies: Tensor | None  # [K, S + 1], likewise; None for "mse"
+
+    __repr__ = fields_text
 
 
 def evaluate(

@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metarl.printing import fields_text
 from metarl.tasks import SPLITS
 
 LossName = Literal["mse", "bce", "cross_entropy"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Sets:
     """The data of K tasks. Arrays and tensors are taken; arrays of floats become float32, of whole numbers int64.
 
@@ -27,6 +28,8 @@ class Sets:
     y_query: Tensor  # [K, M, A], or [K, M]
     parameters: Mapping[str, np.ndarray] = field(default_factory=dict)
     """What tells the tasks apart, each [K, ...], where a family can say it. No learner reads it."""
+
+    __repr__ = fields_text
 
     def __post_init__(self) -> None:
         for name in ("x_support", "y_support", "x_query", "y_query"):

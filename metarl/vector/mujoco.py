@@ -29,6 +29,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from metarl.parallel import pool, workers
+from metarl.printing import family_text
 from metarl.tasks import Task, Tasks, num_tasks, task_at, validate_task
 from metarl.vector.resets import reset_mask
 
@@ -105,6 +106,8 @@ class MujocoFamily(abc.ABC):
     """Arrays of `MjData` that `observe` or `reward` need beside qpos and qvel."""
     changes_model: ClassVar[bool] = False
     """Whether `change_model` does anything; every task then has a model of its own."""
+
+    __repr__ = family_text
 
     def __init__(self, horizon: int):
         if horizon < 1:

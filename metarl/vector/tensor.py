@@ -15,6 +15,7 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from metarl import random
+from metarl.printing import family_text
 from metarl.tasks import Task, Tasks, num_tasks, validate_task
 from metarl.torch_defaults import torch_defaults
 from metarl.vector.resets import reset_mask
@@ -43,6 +44,8 @@ class TensorFamily(abc.ABC):
     hidden_task: ClassVar[bool] = True
     reset_draws: int = 0
     step_draws: int = 0
+
+    __repr__ = family_text
 
     @abc.abstractmethod
     def sample(self, n: int, rng: np.random.Generator, split: str = "train") -> Tasks:
