@@ -212,7 +212,7 @@ def learned(new: Params) -> dict[str, float]:
     if masks := [v.ravel() >= 0 for n, v in values.items() if n.startswith("mask/")]:
         out["inner/mask_open"] = float(np.concatenate(masks).mean())
     if "noise" in values:
-        total = values["noise"][0] + values["noise"][1]
+        total = sum(change for change in values["noise"])  # three steps, two actions
         out["inner/noise"] = float(np.prod(np.exp(total)) ** (1 / len(total)))
     for name in ("discount", "lambda"):
         if name in values:
@@ -255,7 +255,7 @@ Case = tuple[str, bool, dict[str, Any], dict[str, Any]]
 CASES: list[Case] = [
     ("maml_trpo", True, {"damping": 1e-5, "max_kl": 2.0, "learned_lr": "per_layer_and_step"}, {}),
     ("maml_trpo", False, {"damping": 1e-5, "max_kl": 0.05, "adapt_std": True}, {}),
-    ("maml_ppo", False, ADAM | {"epochs": 3, "clip": 0.05, "learned_noise": True}, {"clip": 0.05}),
+    ("maml_ppo", False, ADAM | {"epochs": 3, "clip": 0.05, "learned_noise": True, "inner_steps": 3}, {"clip": 0.05}),
     ("maml_ppo", True, ADAM | {"epochs": 3, "learned_discount": True, "learned_lambda": True,
                                "gamma": 0.9, "gae_lambda": 0.8}, {"clip": 0.3}),
     ("maml_vpg", True, {"learned_mask": True, "learned_outer_lr": 0.4, "max_grad_norm": 0.05}, {"ratio": False}),
@@ -291,10 +291,17 @@ def compare(name: str, run: Run, want: dict[str, float]) -> None:
     assert all(row[key] != run.rows[0][key] for key in ("env_steps", "return/step_0", "return/step_1"))
 
 
+def test_a_mask_of_zero_is_open():
+    state = inner_loop.State(
+        {}, learned={"mask/w0": torch.tensor([[0.0, -0.1], [0.5, -2.0]]), "mask/b0": -torch.ones(4)}
+    )
+    assert inner_loop.learned_statistics(state)["inner/mask_open"] == 2 / 8
+
+
 @pytest.mark.parametrize(("name", "discrete", "settings", "kind"), CASES, ids=lambda x: x if isinstance(x, str) else "")
 def test_the_numbers_of_an_iteration_by_hand(name, discrete, settings, kind, tmp_path, monkeypatch):
     run = Run(name, discrete, BASE | settings, tmp_path, monkeypatch)
-    lengths = run.collected[-6].mask.sum(1)
+    lengths = run.collected[0].mask.sum(1)
     assert len(set(lengths.flatten().tolist())) > 2, "episodes have different lengths"
     compare(name, run, by_hand(run, kind))
 
