@@ -20,7 +20,7 @@ import torch
 from tiny_runs import TINY, point, same_params
 
 import metarl
-from metarl import AdaptedPolicy, MetaLearner, checkpoint, cli, learner, rollout
+from metarl import AdaptedPolicy, MetaLearner, checkpoint, cli, figures, learner, rollout
 from metarl.algorithms import maml_trpo, rl2
 from metarl.recurrent_policy import RecurrentPolicy
 from metarl.tasks import num_tasks
@@ -356,3 +356,25 @@ def test_options_reach_rl2_too(command, option, runs, base, tmp_path, monkeypatc
     change, claim = CASES[command][option]
     assert not claim(base(command, "r")), "the claim has to fail without the option"
     assert claim(call(monkeypatch, runs, tmp_path, command, change | {"run": ("r",)}))
+
+
+@pytest.mark.parametrize("option", ["device", "workers", "tasks", "seed"])
+def test_options_hold_for_a_checkpoint_file_as_for_a_run(option, runs, tmp_path, monkeypatch, capsys):
+    change, claim = CASES["evaluate"][option]
+    file: Words = {"run": (f"a/{LATEST}",)}
+    assert not claim(call(monkeypatch, runs, tmp_path / "without", "evaluate", file))
+    assert claim(call(monkeypatch, runs, tmp_path / "with", "evaluate", file | change))
+
+
+def test_a_film_shows_the_policy_before_any_step_and_after_the_steps_of_training(base):
+    assert [len(x["step_sizes"]) for x in base("render", "a").of("evaluate")] == [0, 1]
+
+
+def test_the_picture_of_an_evaluation_has_the_paths_of_its_episodes(runs, tmp_path, monkeypatch, capsys):
+    drawn: list[Any] = []
+    figure = figures.evaluation_figure
+    monkeypatch.setattr(figures, "evaluation_figure", lambda *args: drawn.append(figure(*args)) or drawn[-1])
+    call(monkeypatch, runs, tmp_path, "evaluate", {"--no-figures": None})
+    titles = [axes.get_title() for axes in drawn[0].axes]
+    assert len(titles) == 4
+    assert [title.partition(":")[0] for title in titles[-2:]] == ["before adaptation", "after 3 inner steps"]
