@@ -1,4 +1,4 @@
-"""Returns, generalised advantages and the linear feature baseline, for all tasks at once.
+"""Returns and generalised advantages over the linear baseline, for all tasks at once.
 
 Advantages are data to the losses; only `learned_advantages` is differentiated, in discount and lambda.
 """
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from metarl.baseline import linear_baseline
 from metarl.losses import masked_mean
-from metarl.parallel import task_chunks, thread_map
 from metarl.rollout import Rollout
 
 _ROUNDING = torch.finfo(torch.float32).eps
@@ -32,46 +32,6 @@ def gae(rew: Tensor, values: Tensor, gamma: float | Tensor, lam: float | Tensor)
     """
     assert values.shape[1] == rew.shape[1] + 1, (rew.shape, values.shape)
     return discounted_returns(rew + gamma * values[:, 1:] - values[:, :-1], gamma * lam)
-
-
-def linear_baseline(rollout: Rollout, targets: Tensor, ridge: float = 1e-5) -> Tensor:
-    """Fit `targets` [K, T, E] task by task on features of observation and time; the fitted values [K, T, E].
-
-    The features are those of Duan et al. (2016, https://arxiv.org/abs/1604.06778): the observation (clipped to
-    [-10, 10]), its square, t, t^2, t^3 with t in hundreds of steps, and 1. Normal equations in float64, one
-    solve batched over tasks.
-
-    Of an image, which has more pixels than a task has steps to fit them to, the features are the mean brightness of
-    each channel in 4 x 4 fields, without squares.
-    """
-    K, T, E = rollout.mask.shape
-    chunks = task_chunks(K, T * E, rollout.mask.device)
-    return torch.cat(thread_map(lambda c: _fit(_features(rollout[c]), rollout.mask[c], targets[c], ridge), chunks))
-
-
-def _features(rollout: Rollout) -> Tensor:
-    """Of observation and time, float64 [K, T*E, F]."""
-    K, T, E, O = rollout.obs.shape
-    x = rollout.obs.reshape(K, T * E, O)
-    if rollout.image is None:
-        x = x.clamp(-10, 10).double()
-        x = torch.cat([x, x**2], -1)
-    else:
-        pooled = torch.nn.functional.adaptive_avg_pool2d(rollout.image.grid(x).flatten(0, 1), 4)
-        x = pooled.reshape(K, T * E, -1).double()
-    t = torch.arange(T, device=x.device, dtype=torch.float64).repeat_interleave(E) / 100
-    time = torch.stack([t, t**2, t**3, torch.ones_like(t)], -1).expand(K, T * E, 4)
-    return torch.cat([x, time], -1)
-
-
-@torch.no_grad()
-def _fit(features: Tensor, mask: Tensor, targets: Tensor, ridge: float) -> Tensor:
-    k, T, E = mask.shape
-    weighted = features * mask.reshape(k, T * E, 1)
-    gram = features.mT @ weighted
-    gram = gram + ridge * torch.eye(gram.shape[-1], dtype=torch.float64, device=features.device)
-    coefficients, _ = torch.linalg.solve_ex(gram, weighted.mT @ targets.reshape(k, T * E, 1).double())
-    return (features @ coefficients).reshape(k, T, E).to(targets.dtype)
 
 
 @dataclass(frozen=True)

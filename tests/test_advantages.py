@@ -1,5 +1,6 @@
 """Returns, generalised advantages, the baseline and the normalisation: by hand, limits and an independent solver."""
 
+import resource
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from metarl import parallel
+from metarl import baseline, parallel
 from metarl.advantages import (
     advantages,
     discounted_returns,
@@ -77,32 +78,92 @@ def test_gae_wants_one_value_more_than_rewards():
         gae(torch.zeros(1, 3, 1), torch.zeros(1, 3, 1), 0.9, 1.0)
 
 
-def ridge_regression(r: Rollout, targets: Tensor, k: int) -> np.ndarray:
-    """The fitted values [T, E] of task k, with the features written down once more and an orthogonal solver."""
-    T, E = r.rew.shape[1:]
-    obs = np.clip(r.obs[k].double().numpy(), -10, 10)
-    t = np.arange(T)[:, None, None] * np.ones((1, E, 1)) / 100
-    features = np.concatenate([obs, obs**2, t, t**2, t**3, np.ones_like(t)], -1)
+def ridge_regression(x: np.ndarray, r: Rollout, targets: Tensor, k: int, strength: float = 3.0) -> np.ndarray:
+    """The fitted values of task k's valid steps, with an orthogonal solver; x [n, F] standardised features."""
     valid = r.mask[k].bool().numpy()
-    rows = np.concatenate([features[valid], np.sqrt(1e-5) * np.eye(features.shape[-1])])
-    values = np.concatenate([targets[k].double().numpy()[valid], np.zeros(features.shape[-1])])
-    return features @ np.linalg.lstsq(rows, values, rcond=None)[0]
+    T, E = valid.shape
+    step = (np.arange(T)[:, None] * np.ones((1, E)))[valid]
+    t = 2 * step / max(1, step.max()) - 1
+    features = np.concatenate([x, t[:, None] ** np.arange(4)], 1)
+    n, F = len(step), int((x.std(0) > 0).sum())
+    penalty = np.diag(np.sqrt([max(1, F) * strength] * x.shape[1] + [1e-8 * n] * 4))
+    values = np.concatenate([targets[k].double().numpy()[valid], np.zeros(len(penalty))])
+    return features @ np.linalg.lstsq(np.concatenate([features, penalty]), values, rcond=None)[0]
+
+
+def standardised(x: np.ndarray) -> np.ndarray:
+    std = x.std(0)
+    return np.divide(x - x.mean(0), std, out=np.zeros_like(x), where=std > 1e-6 * np.abs(x.mean(0)))
+
+
+def vector_features(r: Rollout, k: int) -> np.ndarray:
+    x = standardised(r.obs[k][r.mask[k].bool()].double().numpy()).clip(-10, 10)
+    return np.concatenate([x, standardised(x**2)], 1)
 
 
 @pytest.mark.parametrize("k", range(3))
-def test_baseline_is_each_task_own_weighted_ridge_regression(k):
-    r = rollout(obs_scale=8.0)  # some observations lie outside [-10, 10]
+@pytest.mark.parametrize("E", [1, 2, 5, 40])
+@pytest.mark.parametrize("outlier", [1.0, 1e4])
+def test_baseline_is_each_task_own_ridge_regression_on_standardised_features(outlier, E, k):
+    r = rollout(E=E)
+    r.obs[:, 0, 0] *= outlier  # cut off at ten standard deviations, if there are enough steps for one to be so far away
     targets = discounted_returns(r.rew, 0.9)
-    np.testing.assert_allclose(linear_baseline(r, targets)[k].numpy(), ridge_regression(r, targets, k), atol=1e-5)
+    got = linear_baseline(r, targets)[k][r.mask[k].bool()]
+    np.testing.assert_allclose(got.numpy(), ridge_regression(vector_features(r, k), r, targets, k), atol=1e-6)
 
 
-def test_baseline_solves_in_float64_whatever_the_data():
-    # Observations near 5 are almost collinear with their squares and the constant: normal equations in float32 would
-    # be wrong by 7.
+@pytest.mark.parametrize("unit", [1e-6, 1e6])
+def test_baseline_does_not_depend_on_the_units_of_the_observations(unit):
     r = rollout()
-    r = replace(r, obs=5 + r.obs / 100)
     targets = discounted_returns(r.rew, 0.9)
-    np.testing.assert_allclose(linear_baseline(r, targets)[0].numpy(), ridge_regression(r, targets, 0), atol=1e-5)
+    torch.testing.assert_close(
+        linear_baseline(replace(r, obs=r.obs * unit + 5 * unit), targets), linear_baseline(r, targets),
+        atol=1e-4, rtol=1e-4,
+    )  # fmt: skip
+
+
+def test_a_fit_that_could_take_up_everything_does_not():
+    # 40 entries and their squares in 24 to 60 steps: without the ridge, returns and baseline would be the same.
+    g = torch.Generator().manual_seed(3)
+    r = rollout()
+    r = replace(r, obs=torch.randn(3, 12, 5, 40, generator=g) * r.mask[..., None])
+    left = {s: (r.rew - linear_baseline(r, r.rew, s)).mul(r.mask).norm() / r.rew.norm() for s in (1e-9, 3.0)}
+    assert left[1e-9] < 1e-3
+    assert left[3.0] > 0.4
+
+
+def test_what_returns_do_owe_to_the_observation_is_taken_up():
+    r = rollout(T=50, E=20)
+    targets = 3 + 2 * r.obs[..., 0] - r.obs[..., 1] ** 2
+    fit = linear_baseline(r, targets)
+    assert (fit - targets).mul(r.mask).norm() < 0.03 * targets.mul(r.mask).norm()
+
+
+def test_by_steps_and_by_features_it_is_the_same_fit(monkeypatch):
+    r = rollout()
+    mask, y = (x.double().flatten(1)[..., None] for x in (r.mask, r.rew))
+    obs, time = r.obs.flatten(1, 2), baseline._time(r.mask)
+    monkeypatch.setattr(baseline, "_BLOCK", 3 * 60)  # one entry at a time
+    one, other = (f(obs, mask, time, y, 3.0, True) * mask for f in (baseline._of_steps, baseline._of_features))
+    torch.testing.assert_close(one, other, atol=1e-7, rtol=0)
+
+
+def test_long_observations_take_memory_by_steps_not_by_features():
+    # 20,000 entries: normal equations for features would be 12.8 GB a task, all features of a task 8 MB.
+    r = rollout()
+    r = replace(r, obs=torch.randn(3, 12, 5, 20_000))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    fit = linear_baseline(r, r.rew)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000  # KiB
+    assert fit.isfinite().all()
+    assert (r.rew - fit).mul(r.mask).norm() > 0.3 * r.rew.norm()
+
+
+def test_neighbours_are_averaged_where_steps_and_entries_are_too_many(monkeypatch):
+    r = rollout()
+    blocks = replace(r, obs=r.obs.repeat_interleave(32, -1))
+    monkeypatch.setattr(baseline, "WIDE", 2)
+    torch.testing.assert_close(linear_baseline(blocks, r.rew), linear_baseline(r, r.rew), atol=1e-6, rtol=0)
 
 
 def test_baseline_is_not_fitted_across_tasks():
@@ -117,7 +178,7 @@ def test_baseline_leaves_no_residual_where_the_targets_are_a_cubic_of_time():
     r = rollout(T=200)
     t = torch.arange(200.0)[None, :, None].expand(3, 200, 5) / 100
     targets = 5 - 3 * t + 2 * t**2 + 40 * t**3
-    torch.testing.assert_close(linear_baseline(r, targets) * r.mask, targets * r.mask, atol=2e-4, rtol=0)
+    torch.testing.assert_close(linear_baseline(r, targets).float() * r.mask, targets * r.mask, atol=2e-4, rtol=0)
 
 
 def test_advantages_have_mean_zero_in_every_task():
@@ -278,18 +339,11 @@ def test_the_baseline_of_images_is_the_least_squares_fit_on_the_brightness_of_th
     for k in range(2):
         x = r.obs[k].reshape(80, -1).double().numpy().reshape(80, *shape)
         fields = x.mean(tuple(1 + a for a in axes)).reshape(80, 32)
-        t = np.repeat(np.arange(10), 8)[:, None] / 100
-        features = np.concatenate([fields, t, t**2, t**3, np.ones_like(t)], 1)
-        valid = r.mask[k].flatten().bool().numpy()
-        weights = np.linalg.solve(
-            features[valid].T @ features[valid] + 1e-5 * np.eye(36),
-            features[valid].T @ targets[k].flatten().double().numpy()[valid],
-        )
-        np.testing.assert_allclose(got[k].flatten().numpy(), features @ weights, atol=1e-4)
+        valid = r.mask[k].bool()
+        want = ridge_regression(standardised(fields[valid.flatten().numpy()]), r, targets, k)
+        np.testing.assert_allclose(got[k][valid].numpy(), want, atol=1e-6)
 
 
 def test_the_baseline_of_images_does_not_fit_everything():
-    # As many features as steps would take all of the advantage away.
     r, targets = images(), random(3, 2, 10, 8)
     assert (targets - linear_baseline(r, targets)).std() > 0.5
-    assert (targets - linear_baseline(replace(r, image=None), targets)).mul(r.mask).std() < 0.1

@@ -22,7 +22,7 @@ LAYERS = [
     },
     {"rollout", "trial", "check", "check_environments", "task_critic"}
     | {"supervised.losses", "supervised.networks", "supervised.sets"},
-    {"advantages", "natural", "settings", "trust_region", "unrolled"},
+    {"advantages", "baseline", "natural", "settings", "trust_region", "unrolled"},
     {"inner_loop", "outer"},
     {"algorithms", *(f"algorithms.{name}" for name in ALGORITHMS)}
     | {"supervised.maml", "supervised.methods", "supervised.sinusoid"},
