@@ -140,9 +140,9 @@ def exact(arms: int) -> dict[str, float]:
 
 
 def above(cell: str, best: float) -> bool:
-    """Whether a cell has a number above `best` that neither a published number nor given with its standard error."""
-    own = re.sub(r"\(.*?\)", "", cell)
-    return any(float(x) > best + 5e-4 for x in re.findall(r"(?<![\d.])\d+\.\d+(?!\d*\s*±)", re.sub(r"± [\d.]+", "±", own)))
+    """Whether a cell has a number above `best` that is neither in brackets nor given with its standard error."""
+    own = re.sub(r"± [\d.]+", "±", re.sub(r"\(.*?\)", "", cell))
+    return any(float(x) > best + 5e-4 for x in re.findall(r"(?<![\d.])\d+\.\d+(?!\d*\s*±)", own))
 
 
 def test_what_is_above_the_optimum_is_noticed():

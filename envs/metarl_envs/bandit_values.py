@@ -5,7 +5,7 @@ All probabilities are uniform in [0, 1], as in `BernoulliBandit`; every value is
 """
 
 import functools
-from collections import Counter
+from collections import Counter, defaultdict
 
 import numpy as np
 
@@ -24,7 +24,8 @@ def strategy_value(strategy: Strategy, arms: int, pulls: int) -> float:
     Raises:
         ValueError: the strategy draws random numbers (`thompson_value`, `pulls / 2` for `uniform`).
     """
-    wins, losses, weight, total = np.zeros((1, arms), np.int64), np.zeros((1, arms), np.int64), np.ones(1), 0.0
+    wins, losses, total = np.zeros((1, arms), np.int64), np.zeros((1, arms), np.int64), 0.0
+    weight: np.ndarray = np.ones(1)
     for t in range(pulls):
         seen = Seen(wins, losses, t)
         arm = strategy(seen, np.random.default_rng(0))
@@ -47,9 +48,10 @@ def thompson_value(arms: int, pulls: int) -> float:
     nodes, areas = np.polynomial.legendre.leggauss((pulls + arms) // 2 + 1)
     x, areas = (nodes + 1) / 2, areas / 2
     beliefs = functools.cache(lambda wins, losses: _beta(wins, losses, x))
-    now, total = {(): 1.0}, 0.0
+    total = 0.0
+    now: dict[State, float] = {(): 1.0}
     for _ in range(pulls):
-        after: Counter[State] = Counter()
+        after: defaultdict[State, float] = defaultdict(float)
         for seen, weight in now.items():
             counts = Counter([*seen, *[(0, 0)] * (arms - len(seen))])
             all_below = np.prod([beliefs(*arm)[1] ** n for arm, n in counts.items()], axis=0)
@@ -59,7 +61,7 @@ def thompson_value(arms: int, pulls: int) -> float:
                 total += share * mean
                 after[_with(seen, arm, (1, 0))] += share * mean
                 after[_with(seen, arm, (0, 1))] += share * (1 - mean)
-        now = dict(after)
+        now = after
     return total
 
 
