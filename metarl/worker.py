@@ -24,6 +24,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from metarl.survival import die_with, end_group
 from metarl.tasks import task_at
 
 START, RESET, OBSERVATION_TYPE, ACTION_TYPE, STEP, CLOSE = (bytes([code]) for code in b"SROAsC")
@@ -233,12 +234,17 @@ def _follow(parent: int) -> None:
     """End this process, and what its environments started, when the parent is gone."""
     while os.getppid() == parent:
         time.sleep(0.5)
-    os.killpg(os.getpid(), signal.SIGKILL)
+    end_group()
 
 
-def main(parent: int, index: int, command: int, reply: int, memory: int, messages: int, log: int) -> None:
-    """What a worker process runs: its own number and that of its parent, pipes and files."""
+def main(
+    parent: int, index: int, command: int, reply: int, memory: int, messages: int, log: int, dies: bool = False
+) -> None:
+    """What a worker process runs: its own number and that of its parent, pipes and files; whether the kernel is to end
+    it with the thread that started it (`metarl.survival`)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    if dies:
+        die_with(parent)
     for file in (command, reply, memory, messages, log):
         os.set_inheritable(file, False)
     faulthandler.enable(log)

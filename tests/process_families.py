@@ -1,5 +1,6 @@
 """Families for the tests of worker processes; importing this needs no torch, as a worker should not."""
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -195,6 +196,32 @@ class LeakyEnv(NoisyEnv):
         subprocess.Popen(["sleep", f"97{os.getppid()}"], close_fds=False, start_new_session=True)
         os.kill(os.getpid(), signal.SIGKILL)
         return super().step(action)
+
+
+class Stuck(Noisy):
+    """Starts a process, which stays in the worker's group, and then steps slowly or hangs."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.horizon = 100_000
+
+    def make(self, task: dict[str, np.ndarray]) -> gym.Env:
+        subprocess.Popen(["sleep", f"96{os.getppid()}"])
+        return StuckEnv(self, task)
+
+
+class StuckEnv(NoisyEnv):
+    family: Stuck
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        if self.family.how == "lock":
+            ctypes.PyDLL(None).sleep(1000)  # PyDLL keeps the interpreter's lock: no other thread runs
+        if self.family.how == "pipe":
+            os.closerange(3, 256)  # as a simulator that turns itself into a daemon does
+            time.sleep(1000)
+        time.sleep(0.01)
+        return self.observe(), 0.0, False, False, {}
 
 
 class Unpicklable(Noisy):

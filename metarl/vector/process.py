@@ -18,6 +18,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from metarl import worker
+from metarl.survival import Guardian, started_by_main_thread
 from metarl.tasks import Task, TaskFamily, Tasks, num_tasks, task_at
 from metarl.vector.loop import seed_list
 from metarl.vector.resets import reset_mask
@@ -26,6 +27,7 @@ TIMEOUT = 300.0
 """Seconds that importing the family, or one call of make, reset or step of one environment, may take."""
 
 _GRACE = 5.0  # seconds for environments to close
+_REAPING = 5.0  # seconds for a process to go that has been killed, or has closed its pipe
 _DOING = {worker.MAKE_PHASE: "make", worker.RESET_PHASE: "reset", worker.STEP_PHASE: "step"}
 
 
@@ -189,9 +191,11 @@ class _Pool:
         self.logs = [_nameless_file() for _ in range(sizes[1])]
         self.shared = worker.Shared(memory, *sizes)
         self.poll = select.poll()
+        self.guardian: Guardian | None = None
         try:
             for index in range(sizes[1]):
                 self._start(index)
+            self.guardian = Guardian([process.pid for process in self.processes])
         except BaseException:
             self.kill()
             raise
@@ -203,9 +207,9 @@ class _Pool:
         self.replies[self_reply] = index
         self.poll.register(self_reply, select.POLLIN)
         files = (command, reply, *self.shared_files, self.logs[index])
-        path = [str(entry) for entry in sys.path]
+        path, dies = [str(entry) for entry in sys.path], started_by_main_thread()
         code = (f"import sys; sys.path[:] = {path!r}; "
-                f"from metarl.worker import main; main{(self.owner, index, *files)}")  # fmt: skip
+                f"from metarl.worker import main; main{(self.owner, index, *files, dies)}")  # fmt: skip
         optimize = ["-" + "O" * sys.flags.optimize] if sys.flags.optimize else []
         one_thread = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}
         try:
@@ -246,8 +250,7 @@ class _Pool:
     def _failure(self, index: int, how: str) -> _Failure:
         process, log = self.processes[index], self.logs[index]
         if not how:
-            status = process.wait()
-            how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
+            how = _end_of(process)
         elif how != "raised":
             process.send_signal(signal.SIGUSR1)  # it writes its traceback
             end = time.monotonic() + 2.0
@@ -274,12 +277,28 @@ class _Pool:
         """End the workers and whatever their environments started, at once."""
         if self.owner == os.getpid():
             for process in self.processes:
-                with contextlib.suppress(ProcessLookupError):
+                with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS denies what is a zombie
                     os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            for process in self.processes:
+                with contextlib.suppress(subprocess.TimeoutExpired):  # one that the kernel holds ends when it lets go
+                    process.wait(_REAPING)
+            if self.guardian is not None:
+                self.guardian.dismiss()
+        elif self.guardian is not None:
+            self.guardian.leave()
+        self.guardian = None
         for file in (*self.commands, *self.replies, *self.logs, *self.shared_files):
             os.close(file)
         self.processes, self.commands, self.replies, self.logs, self.shared_files = [], [], {}, [], []
+
+
+def _end_of(process: subprocess.Popen) -> str:
+    """How a worker ended whose pipe is closed. One that goes on without a pipe is not waited for."""
+    try:
+        status = process.wait(_REAPING)
+    except subprocess.TimeoutExpired:
+        return "has closed its pipe to the parent and goes on"
+    return f"was ended by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
 
 
 def _nameless_file() -> int:
