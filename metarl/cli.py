@@ -1,10 +1,12 @@
 """The command line: `metarl train`, `evaluate`, `adapt`, `render`, `list`."""
 
+import contextlib
 import dataclasses
 import os
 import shlex
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +18,7 @@ import rich.table
 import rich.text
 import tyro
 
+from metarl.survival import STOPPING
 from metarl.tasks import did_you_mean
 
 T = TypeVar("T")
@@ -183,9 +186,10 @@ def _learn(learner: Any, iterations: int, out: Path, progress: bool, schedule: d
     try:
         learner.learn(iterations, run_dir=out, progress_bar=progress, **schedule)
     except KeyboardInterrupt:
-        _say(f"stopped after iteration {learner.state.iteration}, which is saved. Go on with:\n"
-             f"  metarl train --resume {shlex.quote(str(out))}")  # fmt: skip
-        return 130
+        with contextlib.suppress(OSError):  # a closed terminal takes no words
+            _say(f"stopped after iteration {learner.state.iteration}, which is saved. Go on with:\n"
+                 f"  metarl train --resume {shlex.quote(str(out))}")  # fmt: skip
+        return STOPPED
     finally:
         learner.close()
     _say(f"done: {learner.state.iteration} iterations, {learner.state.env_steps:,} environment steps. Next:\n"
@@ -446,16 +450,44 @@ def run(argv: Sequence[str]) -> int:
 
 def main() -> None:
     """The `metarl` command. METARL_TRACEBACK=1 shows where an error came from."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill saves the run, as Ctrl-C does
+    stop_on_signals()
     try:
-        sys.exit(run(sys.argv[1:]))
+        status = run(sys.argv[1:])
     except (ValueError, ImportError, OSError) as error:
         if os.environ.get("METARL_TRACEBACK"):
             raise
-        _say(" " + " ".join(str(error).split()), bold="error:", error=True)
-        sys.exit(2)
+        with contextlib.suppress(OSError):  # a closed terminal takes no words
+            _say(" " + " ".join(str(error).split()), bold="error:", error=True)
+        status = 2
     except KeyboardInterrupt:
-        sys.exit(130)
+        status = STOPPED
+    sys.exit(status)
+
+
+STOPPED = 130
+"""The exit status after SIGINT, SIGTERM or SIGHUP."""
+_ONE_REQUEST = 1.0
+"""Seconds within which signals are one and the same request: wrappers pass on what a terminal has sent already, and
+service managers send SIGHUP right after SIGTERM."""
+
+
+def stop_on_signals() -> None:
+    """From now on the first SIGINT, SIGTERM or SIGHUP raises KeyboardInterrupt, which saves a run; a second one ends
+    the process at once with status 130. Whatever is ignored already, as SIGHUP is under nohup, stays so."""
+    first: list[float] = []
+
+    def stop(number: int, frame: Any) -> None:
+        if not first:
+            first.append(time.monotonic())
+            raise KeyboardInterrupt
+        if time.monotonic() - first[0] > _ONE_REQUEST:
+            with contextlib.suppress(OSError):
+                os.write(2, b"\nstopped at once: the latest checkpoint is as it was last written\n")
+            os._exit(STOPPED)  # files are replaced whole, and workers notice that this process is gone
+
+    for number in STOPPING:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, stop)
 
 
 if __name__ == "__main__":

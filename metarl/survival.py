@@ -14,6 +14,9 @@ import sys
 import threading
 from collections.abc import Sequence
 
+STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""The signals that ask a run to end: Ctrl-C, a kill that may be caught, a terminal that was closed."""
+
 _PR_SET_PDEATHSIG = 1
 
 _GUARDIAN = """

@@ -16,6 +16,7 @@ import csv
 import importlib.metadata
 import importlib.util
 import io
+import math
 import numbers
 import platform
 import signal
@@ -31,6 +32,7 @@ from rich.console import Console
 from metarl.checkpoint import atomic_write, write_json
 from metarl.event_files import tensorboard_writer
 from metarl.health import Health
+from metarl.survival import STOPPING
 
 LATEST, BEST = "latest.safetensors", "best.safetensors"
 METRICS, CONFIG = "metrics.csv", "config.json"
@@ -174,7 +176,7 @@ def train(
                 if evaluate is not None and (done % eval_every == 0 or done == last):
                     stats |= evaluate(new)
                     display.evaluated(stats)
-                    if best is None or stats["eval/score"] > best:
+                    if math.isfinite(stats["eval/score"]) and (best is None or stats["eval/score"] > best):
                         score = stats["eval/score"]
                         if save is not None:
                             save(BEST, new, score)
@@ -205,7 +207,7 @@ def _warn(texts: list[str]) -> None:
 
 @contextlib.contextmanager
 def in_one_piece() -> Iterator[None]:
-    """Put Ctrl-C and a polite kill off until the block is done.
+    """Defer SIGINT, SIGTERM and SIGHUP until the block has finished.
 
     TensorBoard's writer counts what it has queued: interrupted in between, its `close` waits for ever.
     """
@@ -213,7 +215,7 @@ def in_one_piece() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # only the main thread is interrupted
         yield
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in STOPPING}
     mended = {number: handler for number, handler in before.items() if callable(handler)}
     for number in mended:
         signal.signal(number, lambda number, _: came.append(number))
@@ -245,7 +247,8 @@ class _Display:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.progress.stop()
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            self.progress.stop()
 
     def advance(self, stats: Stats) -> None:
         self.progress.update(self.bar, advance=1, description=self.describe(stats))
