@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metarl import distributions, losses, natural, normalize, optimizers, random
+from metarl import distributions, finite, losses, natural, normalize, optimizers, random
 from metarl.adapt import (
     NOISE,
     Direction,
@@ -274,6 +274,8 @@ def _adaptation(
         if stage < len(step_sizes):
             lr = step_sizes[stage] * unit
             new, memory = adapt(config, policy, params[-1], data[-1], lr, stage, state.learned, memory)
+            when = f" of iteration {iteration + 1}" if learning else ""
+            finite.check_finite(new, f"after inner step {stage} (step size {lr:g}){when}", finite.SMALLER_STEPS, True)
             params.append(new)
     return Experience(params, rollouts, data, seconds)
 
@@ -300,11 +302,18 @@ def evaluate(
 
 
 def advance(state: State, found: Experience, meta: Params, optimizer: Params | None = None) -> State:
-    """The state after a meta-iteration that saw `found` and made `meta` of the meta-parameters."""
+    """The state after a meta-iteration that saw `found` and made `meta` of the meta-parameters.
+
+    Raises:
+        NotFiniteError: a number of that state is not finite.
+    """
+    where = f"after the outer step of iteration {state.iteration + 1}"
+    finite.check_finite(meta | (optimizer or {}), where, finite.SMALLER_STEPS)
     params, learned = split(state.meta | meta)
     obs_stats = state.obs_stats
     for rollout in found.rollouts:
         obs_stats = normalize.update(obs_stats, rollout.raw_obs, rollout.mask)
+    finite.check_finite(obs_stats, "among the statistics of observations", "observations are too large: scale them")
     return replace(
         state, params=params, learned=learned, iteration=state.iteration + 1, obs_stats=obs_stats,
         env_steps=state.env_steps + found.steps, optimizer=state.optimizer if optimizer is None else optimizer,

@@ -11,6 +11,7 @@ from torch import Tensor
 from metarl import distributions, losses, optimizers
 from metarl.adapt import Params, StepSize, expand, split, step_size
 from metarl.distributions import Distribution
+from metarl.finite import SMALLER_STEPS, NotFiniteError
 from metarl.inner_loop import Batch, Experience, State, chunks, init, inner_loss_of, lr_unit, step
 from metarl.policies import MLPPolicy, Policy
 from metarl.settings import AdamSettings, GradientSettings, cosine
@@ -222,7 +223,7 @@ def adam_steps(
     """Lower the sum of `parts` by `steps` steps of Adam from `meta`. -> new parameters, Adam's memory, statistics.
 
     Raises:
-        ValueError: the gradient is not finite.
+        NotFiniteError: a gradient, or the loss after the last step.
     """
     factor = cosine(iteration, settings.anneal_over, settings.anneal_to)
     own, _ = split(meta)
@@ -232,11 +233,13 @@ def adam_steps(
         most = settings.max_grad_norm or math.inf
         gradient, norm = optimizers.clip_norm(gradient, most)
         if not math.isfinite(float(norm)):
-            raise ValueError(f"the meta-gradient of iteration {iteration + 1} has the norm {float(norm)}: the steps "
-                             "are too large, lower inner_lr or outer_lr")  # fmt: skip
+            raise NotFiniteError(f"the meta-gradient of iteration {iteration + 1} has the norm {float(norm)}: the "
+                                 "steps are too large, lower inner_lr or outer_lr")  # fmt: skip
         before = before or {"gradient_norm": float(norm), "loss_before": loss}
         direction, memory = optimizers.adam(gradient, memory)
         lr = {name: factor * (settings.outer_lr if name in own else settings.learned_outer_lr) for name in meta}
         meta = {name: value - lr[name] * direction[name] for name, value in meta.items()}
     loss, kl = value_and_kl(parts, meta)
+    if not math.isfinite(loss):
+        raise NotFiniteError(f"the outer loss after the step of iteration {iteration + 1} is {loss}: {SMALLER_STEPS}")
     return meta, memory, before | {"loss_after": loss, "kl": kl, "lr": factor * settings.outer_lr}

@@ -10,7 +10,7 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from metarl import distributions, normalize, random
+from metarl import distributions, finite, normalize, random
 from metarl.adapt import Params
 from metarl.distributions import Distribution, Gaussian
 from metarl.normalize import ObsStats
@@ -94,7 +94,7 @@ def collect(
         obs_stats: by which the policy's observations are normalised, if at all (see `metarl.normalize`).
 
     Raises:
-        ValueError: an environment returned a number that is not finite (names task, episode and step).
+        NotFiniteError: the environment or the policy gave a number that is not finite (names task, episode and step).
     """
     device = getattr(env, "device", torch.device("cpu"))
     with torch.no_grad(), threads_for(seeds.numel(), device):
@@ -141,9 +141,13 @@ def _collect(
             unscaled[:, t], x = x, scale(x)
         dist = policy.distribution(params, x)
         action = distributions.sample(dist, noise[:, :, t])
+        obs[:, t], act[:, t], heads[:, t], mask[:, t] = x, action, dist[0], alive
+        if device.type == "cpu" and finite.any_unusable(dist, action, alive):  # a GPU waits for the rollout's end
+            rest = (dist.log_std.unsqueeze(1),) if isinstance(dist, Gaussian) else ()
+            seen = obs if unscaled is None else unscaled
+            _check_finite(env, tasks, seen, type(dist)(heads, *rest), act, rew, mask)
         command = decode(action.flatten(0, 1))
         raw, reward, terminated, truncated, infos = env.step(command if tensors else command.numpy())
-        obs[:, t], act[:, t], heads[:, t], mask[:, t] = x, action, dist[0], alive
         rew[:, t] = torch.as_tensor(reward, device=device).reshape(K, E)
         if "success" in infos:
             now = alive & torch.as_tensor(infos["success"], device=device).reshape(K, E).bool()
@@ -155,27 +159,29 @@ def _collect(
     obs, heads = (torch.where(mask[..., None], x, 0.0) for x in (obs, heads))
     unscaled = None if unscaled is None else torch.where(mask[..., None], unscaled, 0.0)
     act = torch.where(mask if act.dim() == 3 else mask[..., None], act, torch.zeros_like(act))
-    _check_finite(env, tasks, rew, obs if unscaled is None else unscaled)  # scaled ones are cut off: none is infinite
     rest = (dist.log_std.unsqueeze(1),) if isinstance(dist, Gaussian) else ()
     dist = type(dist)(heads, *rest)
+    _check_finite(env, tasks, obs if unscaled is None else unscaled, dist, act, rew, mask)
     log_prob = distributions.log_prob(dist, act)
     return Rollout(obs, act, rew, mask.float(), log_prob, dist, success, spaces.image, unscaled)
 
 
-def _check_finite(env: VectorEnv, tasks: Tasks, rew: Tensor, obs: Tensor) -> None:
-    for what, bad in (("reward", ~torch.isfinite(rew)), ("observation", ~torch.isfinite(obs).all(-1))):
-        if bool(bad.any()):
-            k, t, e = (int(i) for i in bad.nonzero()[0])
-            value = rew[k, t, e].item() if what == "reward" else obs[k, t, e].tolist()
-            if isinstance(env, SingleEnv):
-                name, where = env.name, f"episode {env.episode}"
-            else:
-                name = getattr(getattr(env, "family", None), "id", None) or type(env).__name__
-                where = f"episode {e} of task {k} = {task_at(tasks, k)}"
-            raise ValueError(
-                f"{name} returned the {what} {value} in step {t} of {where}. Training stopped before this update; "
-                "mend the environment's arithmetic"
-            )
+def _check_finite(
+    env: VectorEnv, tasks: Tasks, obs: Tensor, dist: Distribution, act: Tensor, rew: Tensor, mask: Tensor
+) -> None:
+    """Raise for the first number that is not finite. obs before normalisation: scaled ones are cut off."""
+    obs = torch.where(mask[..., None], obs, 0.0)
+    fault = finite.first_fault(obs, finite.unusable(dist, act) & mask, torch.where(mask, rew, 0.0), mask)
+    if fault is None:
+        return
+    at = fault.k, fault.t, fault.e
+    value = {"observation": obs, "action": dist[0], "reward": rew}[fault.what][at].tolist()
+    if isinstance(env, SingleEnv):
+        name, where = env.name, f"episode {env.episode}"
+    else:
+        name = getattr(getattr(env, "family", None), "id", None) or type(env).__name__
+        where = f"episode {fault.e} of task {fault.k} = {task_at(tasks, fault.k)}"
+    raise finite.fault_error(fault, value, name, where)
 
 
 class Sampler:

@@ -13,7 +13,7 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from metarl import distributions, normalize, random
+from metarl import distributions, finite, normalize, random
 from metarl.adapt import Params
 from metarl.distributions import Distribution, Gaussian
 from metarl.normalize import ObsStats
@@ -188,7 +188,8 @@ def collect_trials(
     trial, task, trial) alone; the number of the episode takes the place of other algorithms' stage.
 
     Raises:
-        ValueError: an environment returned a number that is not finite (names task, trial, episode and step).
+        NotFiniteError: the environment or the policy gave a number that is not finite (names task, trial, episode and
+            step).
     """
     seeds = trial_seeds(seed, iteration, episodes, num_tasks(tasks), trials)
     if isinstance(sampler, EnvSampler):
@@ -283,20 +284,22 @@ class _Run:
             hidden = policy.step(self.params, x, self.memory.hidden)
             dist, value = policy.heads(self.params, hidden)
             action = distributions.sample(dist, noise[:, :, t])
+            at = start + t
+            self.x[:, at], self.act[:, at], self.out[:, at], self.mask[:, at] = x, action, dist[0], alive
+            if self.device.type == "cpu" and finite.any_unusable(dist, action, alive):  # a GPU waits for the end
+                self._check_finite(n, dist)
             command = self.decode(action.flatten(0, 1))
             tensors = hasattr(self.env, "device")
             raw, reward, terminated, truncated, infos = self.env.step(command if tensors else command.numpy())
             reward = torch.as_tensor(reward, dtype=torch.float32, device=self.device).reshape(K, E)
-            at = start + t
-            self.x[:, at], self.act[:, at], self.rew[:, at], self.mask[:, at] = x, action, reward, alive
-            self.out[:, at], self.value[:, at] = dist[0], value
+            self.rew[:, at], self.value[:, at] = reward, value
             after = policy.remember(hidden, obs, action_vector(spaces, action), reward)
             self.memory = after.where(alive, self.memory) if t else after  # every trial is in its first step
             self._note_success(n, alive, infos)
             alive = alive & ~torch.as_tensor(terminated | truncated, device=self.device).reshape(K, E)
             if self.device.type == "cpu" and not alive.any():
                 break
-        self._check_finite(n)
+        self._check_finite(n, dist)
 
     def _note_success(self, n: int, alive: Tensor, infos: dict[str, Any]) -> None:
         if "success" in infos:
@@ -306,19 +309,21 @@ class _Run:
                 self.success = torch.zeros(K, len(self.seeds), E, dtype=torch.bool, device=self.device)
             self.success[:, n] |= now
 
-    def _check_finite(self, n: int) -> None:
+    def _check_finite(self, n: int, dist: Distribution) -> None:
+        """Raise for the first number of episode n that is not finite."""
         now = slice(n * self.horizon, (n + 1) * self.horizon)
         obs = self.x[:, now, :, : self.policy.spaces.obs_dim] if self.raw is None else self.raw[:, now]
-        if bool(torch.isfinite(self.rew[:, now].sum() + obs.sum())):
+        mask, rew, out = self.mask[:, now], self.rew[:, now], self.out[:, now]
+        rest = (dist.log_std.unsqueeze(1),) if isinstance(dist, Gaussian) else ()
+        bad = finite.unusable(type(dist)(out, *rest), self.act[:, now]) & mask
+        obs = torch.where(mask[..., None], obs, 0.0)
+        fault = finite.first_fault(obs, bad, torch.where(mask, rew, 0.0), mask)
+        if fault is None:
             return
-        for what, values in (("reward", self.rew[:, now, :, None]), ("observation", obs)):
-            bad = (~torch.isfinite(values)).any(-1) & self.mask[:, now]
-            for k, t, e in bad.nonzero()[:1].tolist():
-                name = getattr(getattr(self.env, "family", None), "id", None) or type(self.env).__name__
-                raise ValueError(
-                    f"{name} returned the {what} {values[k, t, e].tolist()} in step {t} of episode {n} of trial {e} of "
-                    f"task {k} = {task_at(self.tasks, k)}. Mend the environment's arithmetic"
-                )
+        value = {"observation": obs, "action": out, "reward": rew}[fault.what][fault.k, fault.t, fault.e].tolist()
+        name = getattr(getattr(self.env, "family", None), "id", None) or type(self.env).__name__
+        where = f"episode {n} of trial {fault.e} of task {fault.k} = {task_at(self.tasks, fault.k)}"
+        raise finite.fault_error(fault, value, name, where)
 
 
 def _noise(spaces: Spaces, seeds: Tensor, horizon: int) -> Iterator[Tensor]:

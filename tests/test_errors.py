@@ -113,7 +113,7 @@ CASES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
         learn(Infinite(), n_tasks=3), ["StopsProbe-v0", "reward inf", "step 0 of episode 0 of task 1", "'steps'",
                                        "stopped before this update"]),
     "observation that is not finite": (
-        learn(Blind(), n_tasks=3), ["StopsProbe-v0", "observation [nan, nan]", "step 1 of episode 0 of task 1"]),
+        learn(Blind(), n_tasks=3), ["StopsProbe-v0", "observation [nan, nan]", "step 0 of episode 0 of task 1"]),
     "damaged checkpoint": (
         lambda directory: MetaLearner.load(damaged(directory)),
         ["latest.safetensors is damaged", "checksum", "Use another checkpoint"]),

@@ -340,7 +340,7 @@ def test_a_reward_that_is_no_number_is_named_with_task_episode_and_step(value):
 def test_an_observation_that_is_no_number_is_named():
     family = Stops()
     family.observation = lambda task, t: np.nan if (int(task["steps"]), t) == (4, 2) else 0.0
-    with pytest.raises(ValueError, match=r"StopsProbe-v0 .*observation .* step 2 of episode 0 of task 3 = .*steps.*4"):
+    with pytest.raises(ValueError, match=r"StopsProbe-v0 .*observation .* step 1 of episode 0 of task 3 = .*steps.*4"):
         roll(family)
 
 

@@ -9,10 +9,12 @@ One iteration, top to bottom:
     outer step                TRPO on the adapted policies' surrogate, differentiating through the S inner steps
 """
 
+import math
 import time
 from dataclasses import dataclass
 from typing import Any
 
+from metarl.finite import SMALLER_STEPS, NotFiniteError
 from metarl.inner_loop import State, advance, evaluate, experience, init, learned_statistics
 from metarl.outer import fisher_objectives, objectives, trained
 from metarl.parallel import threads_over_tasks
@@ -73,6 +75,11 @@ def iteration(
         trained(config, state), parts, config.max_kl, config.damping, config.cg_iterations, config.max_backtracks,
         config.backtrack, kept, fisher,
     )  # fmt: skip
+    if not math.isfinite(outer["gradient_norm"] + outer["loss_before"]):
+        raise NotFiniteError(
+            f"the meta-gradient of iteration {state.iteration + 1} has the norm "
+            f"{outer['gradient_norm']} at a loss of {outer['loss_before']}: {SMALLER_STEPS}"
+        )
     new = advance(state, found, meta)
     stats = found.statistics() | learned_statistics(new)
     stats |= {f"outer/{name}": value for name, value in outer.items()}

@@ -18,7 +18,7 @@ import torch
 from gymnasium.spaces import Dict
 from torch import Tensor
 
-from metarl import distributions, losses, normalize, optimizers, random
+from metarl import distributions, finite, losses, normalize, optimizers, random
 from metarl.adapt import Params
 from metarl.advantages import differ, discounted_returns, gae
 from metarl.normalize import ObsStats
@@ -251,7 +251,7 @@ def iteration(
         seen = critic_view(config, sampler, policy, state.params, tasks, data)
         data = replace(data, value=seen.values(state.critic))
         if not data.value.isfinite().all():
-            raise ValueError(
+            raise finite.NotFiniteError(
                 f"the task critic's values are not finite in iteration {state.iteration + 1}: lower critic_lr, or give "
                 "the parameters in task_space bounds, by which they are scaled"
             )
@@ -270,8 +270,8 @@ def iteration(
             grads, parts = gradient(now, policy, params, batch[part])
             grads, parts["gradient_norm"] = optimizers.clip_norm(grads, config.max_grad_norm)
             if not math.isfinite(norm := float(parts["gradient_norm"])):
-                raise ValueError(f"the gradient of iteration {state.iteration + 1} has the norm {norm}: the steps are "
-                                 "too large, lower outer_lr")  # fmt: skip
+                raise finite.NotFiniteError(f"the gradient of iteration {state.iteration + 1} has the norm {norm}: the "
+                                            "steps are too large, lower outer_lr")  # fmt: skip
             params, memory = adam_step(params, grads, memory, lr)
             losses_of.append(parts)
             if seen:
@@ -289,7 +289,18 @@ def iteration(
     stats |= {"time/rollout": in_rollouts, "time/update": time.perf_counter() - start - in_rollouts}
     steps = state.env_steps + trials.steps
     new = State(params, memory, units, state.iteration + 1, steps, obs_stats, critic, critic_memory)
+    check_state(new)
     return new, stats
+
+
+def check_state(state: State) -> None:
+    """Raise NotFiniteError for a number that is not finite, before the state is kept."""
+    where = f"after the outer step of iteration {state.iteration}"
+    finite.check_finite(state.params | state.optimizer, where, "the steps are too large, lower outer_lr")
+    critic = {f"critic/{name}": x for name, x in (state.critic | state.critic_optimizer).items()}
+    finite.check_finite(critic, where, "lower critic_lr")
+    environment = state.obs_stats | {"value_units": state.value_units}
+    finite.check_finite(environment, where, "the environment's rewards or observations are too large: scale them")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

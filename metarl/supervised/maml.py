@@ -23,6 +23,7 @@ from torch import Tensor
 
 from metarl import adapt, optimizers, random, settings
 from metarl.adapt import Direction, LearnedLr, Params, StepSize, expand, split
+from metarl.finite import NotFiniteError, check_finite
 from metarl.parallel import threads_for
 from metarl.printing import fields_text
 from metarl.supervised.losses import ACCURACIES, LOSSES
@@ -205,6 +206,7 @@ def iteration(
     rng = np.random.default_rng([seed, state.iteration])
     device = next(iter(state.params.values())).device
     sets = family.sample(config.n_tasks, rng, "train", config.shots, config.queries).to(device)
+    check_data(family, sets)
     drawn = time.perf_counter()
     with threads_for(sets.x_query.shape[0] * sets.x_query.shape[1], device):
         if config.outer == "adam":
@@ -212,7 +214,15 @@ def iteration(
         else:
             new, stats = _reptile(config, family, network, state, sets, rng)
     stats |= {"time/sampling": drawn - start, "time/update": time.perf_counter() - drawn}
+    where = f"after the outer step of iteration {state.iteration + 1}"
+    check_finite(new.params | new.learned | new.optimizer, where, "lower inner_lr or outer_lr")
     return replace(new, iteration=state.iteration + 1), stats
+
+
+def check_data(family: SetFamily, sets: Sets) -> None:
+    """Raise NotFiniteError for examples that are not finite, naming the family and the task."""
+    data = {name: getattr(sets, name) for name in ("x_support", "y_support", "x_query", "y_query")}
+    check_finite(data, f"in what {family.id} drew", "fix its sample", per_task=True)
 
 
 def _adam(
@@ -224,8 +234,8 @@ def _adam(
     grads = torch.autograd.grad(loss, list(meta.values()), materialize_grads=True)
     gradient, norm = optimizers.clip_norm(dict(zip(meta, grads, strict=True)), config.max_grad_norm or math.inf)
     if not math.isfinite(float(norm)):
-        raise ValueError(f"the meta-gradient of iteration {state.iteration + 1} has the norm {float(norm)}: the steps "
-                         "are too large, lower inner_lr or outer_lr")  # fmt: skip
+        raise NotFiniteError(f"the meta-gradient of iteration {state.iteration + 1} has the norm {float(norm)}: the "
+                             "steps are too large, lower inner_lr or outer_lr")  # fmt: skip
     direction, memory = optimizers.adam(gradient, state.optimizer)
     lr = {name: now.outer_lr if name in state.params else now.learned_outer_lr for name in meta}
     moved = {name: value.detach() - lr[name] * direction[name] for name, value in meta.items()}
@@ -261,8 +271,8 @@ def _reptile(
         params = {name: value + lr * (adapted[name] - value).mean(0) for name, value in params.items()}
     length = torch.stack([(params[name] - value).norm() for name, value in state.params.items()]).norm()
     if not math.isfinite(float(length)):
-        raise ValueError(f"Reptile's step in iteration {state.iteration + 1} has the length {float(length)}: the inner "
-                         "steps are too large, lower inner_lr")  # fmt: skip
+        raise NotFiniteError(f"Reptile's step in iteration {state.iteration + 1} has the length {float(length)}: the "
+                             "inner steps are too large, lower inner_lr")  # fmt: skip
     stats = {"loss/query": torch.cat(losses).mean().item(), "outer/step_norm": length.item(), "outer/lr": lr}
     return State(params, state.iteration), stats
 
@@ -299,6 +309,7 @@ def evaluate(
     config: Config, family: SetFamily, network: Network, state: State, sets: Sets, step_sizes: Sequence[float]
 ) -> Adaptation:  # fmt: skip
     """Adapt to `sets` by one inner step on the support set for each of `step_sizes`."""
+    check_data(family, sets)
     params, memory = expand(state.params, sets.n_tasks), Params()
     losses, accuracies = [], []
     with threads_for(sets.x_query.shape[0] * sets.x_query.shape[1], sets.x_query.device):
@@ -311,4 +322,6 @@ def evaluate(
             if i < len(step_sizes):
                 lr = adapt.step_size(state.learned, step_sizes[i], i, config.moving(params))
                 params, memory = step(config, family, network, params, sets.x_support, sets.y_support, lr, memory)
+                where = f"after inner step {i} (step size {step_sizes[i]:g})"
+                check_finite(params, where, "lower the step sizes", per_task=True)
     return Adaptation(params, torch.stack(losses, 1), torch.stack(accuracies, 1) if accuracies else None)
