@@ -76,7 +76,9 @@ class AdaptedPolicy:
             ValueError: an observation that is none of the policy's (see `metarl.observations`).
         """
         obs, single = batch_of(self.policy.spaces, observation)
-        x = self._scale(self.policy.spaces.encode(obs))[None]
+        spaces = self.policy.spaces
+        kind = spaces.raw_dtype if self.obs_stats else torch.float32
+        x = self._scale(spaces.encode(obs, dtype=kind))[None]
         dist = self.policy.distribution(self._stacked, x)
         if deterministic:
             action = distributions.mode(dist)[0]

@@ -242,6 +242,23 @@ class Experience(Adaptation):
         return stats
 
 
+def surveyed(config: GradientSettings, sampler: Sampler, policy: Policy, state: State, seed: int) -> State:
+    """The state to act with: where observations are normalised and none has been seen yet, with the statistics of one
+    rollout of the untrained policy. Its steps count as environment steps; nothing else is learned from them.
+
+    Otherwise the first iteration would act on raw observations, and all that it learned would be about another scale.
+    """
+    if not state.obs_stats or state.obs_stats["count"] > 0:
+        return state
+    tasks = sampler.tasks(config.n_tasks, seed, state.iteration)
+    rollout = sampler.collect(
+        tasks, config.episodes, policy, expand(state.params, num_tasks(tasks)), seed, state.iteration,
+        normalize.SURVEY, state.obs_stats,
+    )  # fmt: skip
+    stats = normalize.update(state.obs_stats, rollout.raw_obs, rollout.mask)
+    return replace(state, obs_stats=stats, env_steps=state.env_steps + rollout.steps)
+
+
 def experience(
     config: GradientSettings, sampler: Sampler, policy: Policy, state: State, seed: int, only: int | None = None
 ) -> Experience:

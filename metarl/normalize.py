@@ -1,9 +1,9 @@
-"""Running mean and variance of observations, and observations made even by them.
+"""Running mean and variance of observations, and observations normalised by them.
 
 Statistics are data like parameters: a dict of float64 tensors, `count` [], `mean` [O] and `m2` [O] (the sum of squared
 differences from the mean), which an algorithm carries in its state. The empty dict means no normalisation. To use it:
 
-    rollout = sampler.collect(..., obs_stats=state.obs_stats)                              # the policy sees even ones
+    rollout = sampler.collect(..., obs_stats=state.obs_stats)                          # the policy sees normalised ones
     obs_stats = normalize.update(state.obs_stats, rollout.raw_obs, rollout.mask)           # for the next iteration
 """
 
@@ -19,8 +19,10 @@ from metarl.spaces import Spaces
 ObsStats = dict[str, Tensor]
 
 CLIP = 10.0
-"""Even observations are cut off there, as in stable-baselines3's VecNormalize."""
-_LEAST_STD = 1e-8
+"""Normalised observations are cut off there, as in stable-baselines3's VecNormalize."""
+SURVEY = 0x50B7E7
+"""The stage (in `rl2`, the iteration) whose keys the episodes have that are rolled out for the first statistics."""
+_LEAST_VARIANCE = 1e-8  # added to the variance, as there
 
 
 def start(spaces: Spaces, device: torch.device | str = "cpu") -> ObsStats:
@@ -39,17 +41,25 @@ def start(spaces: Spaces, device: torch.device | str = "cpu") -> ObsStats:
 
 
 def scaler(stats: ObsStats | None, device: torch.device | str = "cpu") -> Callable[[Tensor], Tensor]:
-    """The function from raw observations [..., O] to those with mean 0 and standard deviation 1.
+    """The function from raw observations [..., O], float32 or float64, to float32 ones with mean 0 and standard
+    deviation 1. The mean is taken off in float64: of times in seconds since 1970, say, little would be left in float32.
 
     Before the first data it only cuts off; without statistics it changes nothing.
     """
     if not stats:
         return lambda obs: obs
-    variance = stats["m2"] / stats["count"].clamp_min(1)
-    std = variance.sqrt().clamp_min(_LEAST_STD)
-    inverse = torch.where(stats["count"] > 0, 1 / std, torch.ones_like(std))
-    mean, inverse = (x.to(device, torch.float32) for x in (stats["mean"], inverse))
-    return lambda obs: ((obs - mean) * inverse).clamp(-CLIP, CLIP)
+    mean, variance = stats["mean"].to(device), (stats["m2"] / stats["count"].clamp_min(1)).to(device)
+    seen = stats["count"].to(device) > 0
+    inverse = {kind: torch.where(seen, 1 / _std(mean, variance, kind), 1.0) for kind in (torch.float32, torch.float64)}
+    return lambda obs: ((obs.double() - mean) * inverse[obs.dtype]).clamp(-CLIP, CLIP).float()
+
+
+def _std(mean: Tensor, variance: Tensor, kind: torch.dtype) -> Tensor:
+    """What observations of this type are divided by. An entry that was constant, up to rounding, has no scale of its
+    own: whatever it drifts by later would be far off. It is given a thousand times the rounding of its type."""
+    rounding = torch.finfo(kind).eps * mean.abs()
+    least = torch.where(variance.sqrt() <= rounding, 1000 * rounding, 0.0)
+    return torch.maximum((variance + _LEAST_VARIANCE).sqrt(), least)
 
 
 @torch.no_grad()

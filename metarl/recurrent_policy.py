@@ -104,7 +104,7 @@ class RecurrentPolicy:
         """
         spaces = self.policy.spaces
         obs, single = batch_of(spaces, observation)
-        x = self._scale(spaces.encode(obs))
+        x = self._scale(spaces.encode(obs, dtype=spaces.raw_dtype if self.obs_stats else torch.float32))
         memory, n = self._memory(state, len(x)), len(x)
         flags = state is None if episode_start is None else episode_start
         first = torch.from_numpy(np.broadcast_to(np.asarray(flags, np.float32), (n,)).copy())

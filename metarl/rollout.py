@@ -122,7 +122,7 @@ def _collect(
 
     raw, _ = env.reset(seed=seeds.reshape(-1), options={"tasks": tasks})  # type: ignore[arg-type]  # one for each
     obs = torch.zeros(K, T, E, spaces.obs_dim, device=device)
-    unscaled = torch.zeros_like(obs) if obs_stats else None
+    unscaled = torch.zeros_like(obs, dtype=spaces.raw_dtype) if obs_stats else None
     act = torch.zeros(
         noise.shape[0],
         T,
@@ -136,7 +136,7 @@ def _collect(
     alive = torch.ones(K, E, dtype=torch.bool, device=device)
     success: Tensor | None = None
     for t in range(T):
-        x = spaces.encode(raw, device).reshape(K, E, -1)
+        x = spaces.encode(raw, device, spaces.raw_dtype if obs_stats else torch.float32).reshape(K, E, -1)
         if unscaled is not None:
             unscaled[:, t], x = x, scale(x)
         dist = policy.distribution(params, x)

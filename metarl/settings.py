@@ -39,7 +39,8 @@ class SamplingSettings:
     only episode everything."""
     normalize_obs: bool = False
     """Give the policy observations with mean 0 and standard deviation 1 (cut off at 10), by running statistics of the
-    training data before this meta-iteration: for vectors whose entries have different scales."""
+    training data before this meta-iteration: for vectors whose entries have different scales. The first iteration rolls
+    the untrained policy out once more for its first statistics."""
 
     def __post_init__(self) -> None:
         check_whole(self, n_tasks=1, episodes=1)

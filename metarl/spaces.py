@@ -93,8 +93,14 @@ class Spaces:
         """Of a MultiDiscrete or MultiBinary action: how many values each of its D choices has. None for others."""
         return _choices(self.action) if isinstance(self.action, MultiDiscrete | MultiBinary) else None
 
-    def encode(self, obs: Any, device: torch.device | str = "cpu") -> Tensor:
-        """Raw observations of N environments -> float32 [N, O].
+    @functools.cached_property
+    def raw_dtype(self) -> torch.dtype:
+        """The type that holds raw observations without loss: float64 for boxes of float64 or of long integers."""
+        wide = isinstance(self.observation, Box) and self.observation.dtype in (np.float64, np.int32, np.int64)
+        return torch.float64 if wide else torch.float32
+
+    def encode(self, obs: Any, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Tensor:
+        """Raw observations of N environments -> [N, O], float32 unless `dtype` (`raw_dtype`, say) is another.
 
         A Discrete one becomes a one-hot vector, a MultiDiscrete one several, one after the other; images are scaled
         to [0, 1] and flattened, other boxes flattened.
@@ -104,8 +110,8 @@ class Spaces:
             sizes = _choices(space)
             index = x.reshape(-1, len(sizes)).long() - torch.as_tensor(lowest(space), device=device)
             hot = [torch.nn.functional.one_hot(index[:, d], n) for d, n in enumerate(sizes)]
-            return torch.cat(hot, -1).float()
-        x = x.reshape(x.shape[0], self.obs_dim).float()
+            return torch.cat(hot, -1).to(dtype)
+        x = x.reshape(x.shape[0], self.obs_dim).to(dtype)
         return x / 255 if self.image is not None else x
 
     def decoder(self, device: torch.device | str = "cpu") -> Callable[[Tensor], Tensor]:

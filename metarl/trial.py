@@ -246,7 +246,8 @@ class _Run:
         L = N * horizon
         kind = torch.int64 if spaces.discrete else torch.float32
         self.x = torch.zeros(K, L, E, policy.input_dim, device=device)
-        self.raw = torch.zeros(K, L, E, spaces.obs_dim, device=device) if obs_stats else None
+        self.raw_dtype = spaces.raw_dtype if obs_stats else torch.float32
+        self.raw = torch.zeros(K, L, E, spaces.obs_dim, device=device, dtype=self.raw_dtype) if obs_stats else None
         self.act = torch.zeros(K, L, E, *spaces.action_shape, device=device, dtype=kind)
         self.rew, self.value = torch.zeros(K, L, E, device=device), torch.zeros(K, L, E, device=device)
         self.mask = torch.zeros(K, L, E, dtype=torch.bool, device=device)
@@ -277,7 +278,7 @@ class _Run:
         raw, _ = self.env.reset(seed=self.seeds[n].reshape(-1), options=options)  # type: ignore[arg-type]
         alive = torch.ones(K, E, dtype=torch.bool, device=self.device)
         for t in range(self.horizon):
-            obs = spaces.encode(raw, self.device).reshape(K, E, -1)
+            obs = spaces.encode(raw, self.device, self.raw_dtype).reshape(K, E, -1)
             if self.raw is not None:
                 self.raw[:, start + t], obs = obs, self.scale(obs)
             x = policy.inputs(obs, self.memory, float(t == 0))

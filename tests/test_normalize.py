@@ -1,5 +1,6 @@
 """Observation normalisation: statistics against NumPy, what a policy sees, and that it goes wherever a policy goes."""
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -70,7 +71,7 @@ def test_normalised_data_has_mean_zero_and_standard_deviation_one():
     stats = normalize.update(normalize.start(VECTOR), obs, torch.ones(obs.shape[:-1]))
     x = normalize.scaler(stats)(obs).reshape(-1, 3)
     torch.testing.assert_close(x.mean(0), torch.zeros(3), atol=1e-3, rtol=0)
-    torch.testing.assert_close(x.std(0), torch.ones(3), atol=1e-3, rtol=0)
+    torch.testing.assert_close(x.std(0), torch.tensor([1.0, 0.995, 1.0]), atol=1e-3, rtol=0)  # 1e-8 beside 1e-6
 
 
 def test_scaling_by_hand():
@@ -189,9 +190,14 @@ def test_statistics_are_those_of_all_training_data_and_constant_within_an_iterat
         states.append(iteration(RUN, sampler, policy, states[-1], 0)[0])
         maml_trpo.evaluate(RUN, Sampler(Drift()), policy, states[-1], sampler.tasks(3, 5, 0, "test"), 1, 4, [0.1])
     assert_stats(states[-1].obs_stats, [(r.raw_obs, r.mask) for r in sampler.rollouts])
-    for i, given in enumerate(sampler.given):
-        assert same_params(given, states[i // 2].obs_stats)
-    assert int(states[1].obs_stats["count"]) > 0
+    first, *given = sampler.given  # the survey's
+    assert same_params(first, state.obs_stats)
+    assert_stats(given[0], [(sampler.rollouts[0].raw_obs, sampler.rollouts[0].mask)])
+    assert same_params(given[1], given[0])
+    assert len(given) == 6
+    for i in range(2, 6):
+        assert same_params(given[i], states[i // 2].obs_stats)
+    assert states[1].env_steps == sum(r.steps for r in sampler.rollouts[:3])
 
 
 def test_evaluation_uses_the_statistics():
@@ -280,6 +286,107 @@ def test_pictures_show_the_observations_as_they_were(learner):
     for path in shown:
         assert np.abs(path[0]).max() == 0, "paths start at the origin"
         assert np.abs(np.diff(path, axis=0)).max() <= family.max_step + 1e-6
+
+
+ALGORITHMS = {name: {"n_tasks": 3, "episodes": 3, "hidden": (6,)} for name in
+              ("maml_trpo", "maml_ppo", "maml_vpg", "promp", "reptile", "e_maml")}  # fmt: skip
+ALGORITHMS["reptile, serial"] = ALGORITHMS["reptile"] | {"serial": True}
+ALGORITHMS["rl2"] = {"n_tasks": 3, "trials": 2, "minibatches": 2, "hidden": 6}
+
+
+class Watching(Drift):
+    """Far from zero in one entry; notes what it observed."""
+
+    def __init__(self):
+        super().__init__()
+        self.rollouts = 0
+
+    def observe(self, state, task):
+        self.rollouts += bool((state["t"] == 0).all())
+        return state["x"] + torch.tensor([1000.0, 0.0])
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_the_first_iteration_acts_on_normalised_observations_already(name, monkeypatch):
+    seen: list[ObsStats] = []
+    scaler = normalize.scaler
+    monkeypatch.setattr(normalize, "scaler", lambda stats, device="cpu": seen.append(stats) or scaler(stats, device))
+    settings = ALGORITHMS[name] | {"normalize_obs": True}
+    learner = MetaLearner(name.split(",")[0], Watching(), device="cpu", **settings).learn(1, eval_every=0)
+    survey, *later = seen
+    assert int(survey["count"]) == 0
+    assert later
+    for stats in later:
+        assert int(stats["count"]) > 0
+        assert abs(float(stats["mean"][0]) - 1000) < 2
+    assert learner.state.env_steps == int(learner.state.obs_stats["count"])  # the survey's steps are among both
+
+
+def test_there_is_no_second_survey():
+    learner = MetaLearner("maml_trpo", Watching(), device="cpu", normalize_obs=True, n_tasks=2, episodes=2)
+    rollouts = []
+    for _ in range(2):
+        before = learner.family.rollouts
+        learner.learn(1, eval_every=0)
+        rollouts.append(learner.family.rollouts - before)
+    assert rollouts == [3, 2]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Entries that were constant, and large numbers
+
+
+def stats_of(x: Tensor) -> ObsStats:
+    return normalize.update(normalize.start(Spaces(Box(-np.inf, np.inf, x.shape[-1:], np.float32), Discrete(2))),
+                            x.reshape(1, -1, 1, x.shape[-1]), torch.ones(1, len(x), 1))  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+@pytest.mark.parametrize("constant", [0.0, 0.1, 1.0, -7.3, 1e3, 1e7])
+def test_an_entry_that_was_constant_does_not_blow_rounding_up(constant, kind):
+    scale = normalize.scaler(stats_of(torch.full((50, 1), constant, dtype=kind)))
+    at = torch.tensor([constant], dtype=kind)
+    drift = max(1e-7, float(torch.nextafter(at, torch.tensor(torch.inf, dtype=kind)) - at))
+    assert float((scale(at + drift) - scale(at)).abs()) < 0.01
+    assert abs(float(scale(at))) < 1e-9
+
+
+def test_the_deviation_is_that_of_stable_baselines3():
+    x = torch.tensor([[1e-4], [-1e-4], [3e-4], [5e-4]])
+    want = (x - x.mean()) / (x.double().var(correction=0) + 1e-8).sqrt()
+    torch.testing.assert_close(normalize.scaler(stats_of(x))(x), want.float())
+
+
+@pytest.mark.parametrize("name", ["maml_trpo", "rl2"])
+def test_times_since_1970_are_told_apart(name):
+    """Seconds around 1.7e9, where the next float32 is 128 away."""
+
+    class Clock(gym.Env):
+        observation_space = Box(-np.inf, np.inf, (2,), np.float64)
+        action_space = Box(-1, 1, (1,), np.float32)
+
+        def __init__(self, gain: float = 1.0):
+            self.gain = gain
+
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            self.t = 0
+            return self.observation(), {}
+
+        def observation(self):
+            return np.array([1.7e9 + self.t, self.np_random.normal()])
+
+        def step(self, action):
+            self.t += 1
+            return self.observation(), self.gain * float(action[0]), False, False, {}
+
+    family = metarl.from_gymnasium(Clock, {"gain": Box(0.5, 2.0)}, horizon=20)
+    learner = MetaLearner(name, family, device="cpu", normalize_obs=True, **ALGORITHMS[name]).learn(1, eval_every=0)
+    policy = learner.adapt({"gain": 1.0}, steps=1)
+    found = learner.evaluate(2, steps=1, details=True).details.rollouts[0]
+    torch.testing.assert_close(found.obs[0, :, 0, 0], (torch.arange(20.0) - 9.5) / 33.25**0.5, atol=1e-3, rtol=0)
+    early, late = (policy.predict(np.array([1.7e9 + t, 0.0]), deterministic=True)[0] for t in (0, 19))
+    assert abs(early - late) > 0
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from metarl import losses
-from metarl.inner_loop import State, advance, evaluate, experience, learned_statistics
+from metarl.inner_loop import State, advance, evaluate, experience, learned_statistics, surveyed
 from metarl.outer import Outer, adam_init, adam_steps, objectives, trained
 from metarl.parallel import threads_over_tasks
 from metarl.policies import Policy
@@ -48,7 +48,7 @@ def iteration(
     config: Config, sampler: Sampler, policy: Policy, state: State, seed: int
 ) -> tuple[State, dict[str, Any]]:
     """One meta-iteration, from `seed` and `state` alone. -> the next state and statistics (see docs/logging.md)."""
-    start = time.perf_counter()
+    start, state = time.perf_counter(), surveyed(config, sampler, policy, state, seed)
     found = experience(config, sampler, policy, state, seed)
     parts = objectives(config, policy, found.data, state, Outer(partial(losses.clipped_surrogate, clip=config.clip)))
     meta, memory, outer = adam_steps(

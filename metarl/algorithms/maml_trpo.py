@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from metarl.finite import SMALLER_STEPS, NotFiniteError
-from metarl.inner_loop import State, advance, evaluate, experience, init, learned_statistics
+from metarl.inner_loop import State, advance, evaluate, experience, init, learned_statistics, surveyed
 from metarl.outer import fisher_objectives, objectives, trained
 from metarl.parallel import threads_over_tasks
 from metarl.policies import Policy
@@ -65,7 +65,7 @@ def iteration(
     config: Config, sampler: Sampler, policy: Policy, state: State, seed: int
 ) -> tuple[State, dict[str, Any]]:
     """One meta-iteration, from `seed` and `state` alone. -> the next state and statistics (see docs/logging.md)."""
-    start = time.perf_counter()
+    start, state = time.perf_counter(), surveyed(config, sampler, policy, state, seed)
     found = experience(config, sampler, policy, state, seed)
     parts, fisher = objectives(config, policy, found.data, state), None
     if config.fisher_stride > 1:

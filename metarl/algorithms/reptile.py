@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any
 
-from metarl.inner_loop import Experience, State, advance, evaluate, experience, init
+from metarl.inner_loop import Experience, State, advance, evaluate, experience, init, surveyed
 from metarl.parallel import threads_over_tasks
 from metarl.policies import Policy
 from metarl.rollout import Sampler
@@ -63,7 +63,7 @@ def iteration(
     config: Config, sampler: Sampler, policy: Policy, state: State, seed: int
 ) -> tuple[State, dict[str, Any]]:
     """One meta-iteration, from `seed` and `state` alone. -> the next state and statistics (see docs/logging.md)."""
-    start = time.perf_counter()
+    start, state = time.perf_counter(), surveyed(config, sampler, policy, state, seed)
     lr = config.outer_lr * cosine(state.iteration, config.anneal_over, config.anneal_to)
     here, found = state, list[Experience]()
     rounds: list[int | None] = list(range(config.n_tasks)) if config.serial else [None]

@@ -116,7 +116,8 @@ class Config:
     lose half of it in every step."""
     normalize_obs: bool = False
     """Give the policy observations with mean 0 and standard deviation 1 (cut off at 10), by running statistics of the
-    training data before this meta-iteration: for vectors whose entries have different scales."""
+    training data before this meta-iteration: for vectors whose entries have different scales. The first iteration rolls
+    the untrained policy out once more for its first statistics."""
 
     task_critic: bool = False
     """Take advantages with the values of a network that is told what the task is, and what the policy remembers.
@@ -238,8 +239,8 @@ def iteration(
     config: Config, sampler: Sampler, policy: GRUPolicy, state: State, seed: int
 ) -> tuple[State, dict[str, Any]]:
     """One meta-iteration, from `seed` and `state` alone. -> the next state and statistics (see docs/logging.md)."""
-    start = time.perf_counter()
-    tasks = sampler.tasks(config.n_tasks, seed, state.iteration)
+    start, tasks = time.perf_counter(), sampler.tasks(config.n_tasks, seed, state.iteration)
+    state = surveyed(config, sampler, policy, state, seed, tasks)
     trials = collect_trials(
         sampler, tasks, config.trials, config.trial_episodes, policy, state.params, seed, state.iteration,
         state.obs_stats,
@@ -305,6 +306,19 @@ def check_state(state: State) -> None:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The parts of the outer step
+
+
+def surveyed(config: Config, sampler: Sampler, policy: GRUPolicy, state: State, seed: int, tasks: Tasks) -> State:
+    """The state to act with, as `metarl.inner_loop.surveyed`: first statistics of observations, where they are
+    normalised, come from trials of their own, which count as environment steps."""
+    if not state.obs_stats or state.obs_stats["count"] > 0:
+        return state
+    trials = collect_trials(
+        sampler, tasks, config.trials, config.trial_episodes, policy, state.params, seed, normalize.SURVEY,
+        state.obs_stats,
+    )  # fmt: skip
+    stats = normalize.update(state.obs_stats, trials.raw_obs, trials.mask)
+    return replace(state, obs_stats=stats, env_steps=state.env_steps + trials.steps)
 
 
 def trial_advantages(config: Config, rew: Tensor, values: Tensor, mask: Tensor) -> Tensor:
