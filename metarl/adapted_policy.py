@@ -1,6 +1,7 @@
 """AdaptedPolicy: what adaptation gives, with stable-baselines3's `predict`."""
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,13 @@ from torch import nn
 
 from metarl import checkpoint, distributions, normalize
 from metarl.adapt import Params, expand
-from metarl.checkpoint import CheckpointError
+from metarl.checkpoint import CheckpointError, check_values, own_memory, reading
 from metarl.normalize import ObsStats
 from metarl.observations import batch_of
 from metarl.policies import MLPPolicy, ModulePolicy, Policy
 from metarl.policies_cnn import CNNPolicy
 from metarl.printing import curve_text
-from metarl.spaces import spaces_from_json, spaces_to_json
+from metarl.spaces import Spaces, spaces_from_json, spaces_to_json
 from metarl.torch_defaults import torch_defaults
 
 _STATS = "obs_stats/"
@@ -35,7 +36,7 @@ class AdaptedPolicy:
         success_rates: np.ndarray | None = None,
         obs_stats: ObsStats | None = None,
     ):
-        self.policy, self.params = policy, params
+        self.policy, self.params = policy, {name: own_memory(value) for name, value in params.items()}
         self.returns = returns
         """Mean return before and after each inner step of the adaptation."""
         self.success_rates = success_rates
@@ -121,23 +122,8 @@ class AdaptedPolicy:
         if meta.get("kind") != "policy":
             other = "RecurrentPolicy" if meta.get("kind") == "recurrent policy" else "MetaLearner"
             raise CheckpointError(f"{path} holds a {meta.get('kind')}, not a policy: use {other}.load")
-        spaces, saved = spaces_from_json(meta["spaces"]), meta["policy"]
-        policy: Policy
-        if saved["type"] in (MLPPolicy.__name__, CNNPolicy.__name__):
-            rest = tuple(saved["hidden"]), saved["activation"], saved["init_std"], saved["min_std"]
-            convolutional = saved["type"] == CNNPolicy.__name__
-            policy = CNNPolicy(spaces, tuple(saved["channels"]), *rest) if convolutional else MLPPolicy(spaces, *rest)
-        elif module is None:
-            raise CheckpointError(f"{path} holds the parameters of a module of your own: pass it as module=")
-        else:
-            policy = ModulePolicy(spaces, copy.deepcopy(module), saved["init_std"], saved["min_std"])
-        stats = {name.removeprefix(_STATS): x for name, x in tensors.items() if name.startswith(_STATS)}
-        tensors = {name: x for name, x in tensors.items() if not name.startswith(_STATS)}
-        expected = policy.init(torch.Generator())
-        if {n: x.shape for n, x in expected.items()} != {n: x.shape for n, x in tensors.items()}:
-            raise CheckpointError(f"{path} holds the parameters {sorted(tensors)}, the policy has {sorted(expected)}")
-        returns = None if meta["returns"] is None else np.array(meta["returns"])
-        return cls(policy, {name: tensors[name] for name in expected}, returns, obs_stats=stats)
+        with reading(path, tensors):
+            return cls(*_parts(path, tensors, meta, module))
 
 
 def policy_text(policy: Any) -> str:
@@ -160,6 +146,41 @@ def with_functions(policy: Any, state: dict[str, Any]) -> torch.Generator:
     generator = torch.Generator()
     generator.set_state(state["_generator"])
     return generator
+
+
+def _parts(path: Path, tensors: Params, meta: dict[str, Any], module: nn.Module | None) -> tuple[Any, ...]:
+    """The arguments of `AdaptedPolicy`, from a file."""
+    spaces, saved = spaces_from_json(meta["spaces"]), meta["policy"]
+    policy: Policy
+    if saved["type"] in (MLPPolicy.__name__, CNNPolicy.__name__):
+        rest = tuple(saved["hidden"]), saved["activation"], saved["init_std"], saved["min_std"]
+        convolutional = saved["type"] == CNNPolicy.__name__
+        policy = CNNPolicy(spaces, tuple(saved["channels"]), *rest) if convolutional else MLPPolicy(spaces, *rest)
+    elif module is None:
+        raise CheckpointError(f"{path} holds the parameters of a module of your own: pass it as module=")
+    else:
+        policy = ModulePolicy(spaces, copy.deepcopy(module), saved["init_std"], saved["min_std"])
+    stats = {name.removeprefix(_STATS): x for name, x in tensors.items() if name.startswith(_STATS)}
+    tensors = {name: x for name, x in tensors.items() if not name.startswith(_STATS)}
+    expected = policy.init(torch.Generator())
+    if {n: x.shape for n, x in expected.items()} != {n: x.shape for n, x in tensors.items()}:
+        raise CheckpointError(f"{path} holds the parameters {sorted(tensors)}, the policy has {sorted(expected)}")
+    check_values(tensors, expected)
+    return policy, {name: tensors[name] for name in expected}, read_returns(meta), 0, None, read_stats(stats, spaces)
+
+
+def read_stats(stats: ObsStats, spaces: Spaces) -> ObsStats:
+    """Statistics of observations from a file. Raises CheckpointError where they are not those of the spaces."""
+    expected = normalize.start(spaces, "cpu") if stats else {}
+    if {n: x.shape for n, x in stats.items()} != {n: x.shape for n, x in expected.items()}:
+        raise CheckpointError(f"it holds the statistics {sorted(stats)}, which are not those of its observations")
+    check_values(stats, expected)
+    return stats
+
+
+def read_returns(meta: Mapping[str, Any]) -> np.ndarray | None:
+    """The returns from a file's header."""
+    return None if meta["returns"] is None else np.array([float(x) for x in meta["returns"]])
 
 
 def with_suffix(path: Path | str) -> Path:

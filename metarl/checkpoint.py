@@ -2,14 +2,20 @@
 
 A checkpoint is one safetensors file: tensors, and in its header a JSON text with everything else. One file can be
 replaced in one atomic step; loading it runs no code. A checksum over both finds damage that the format does not.
-Equal states make equal files.
+Equal states make equal files. A checksum is no signature: whoever writes a file can compute one, so what a header says
+is checked before it is acted on (`reading`, `limited_to`; `metarl.saved_family` for what it may import).
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import os
+import re
+import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,9 +23,15 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 FORMAT = 1
 _HEADER = "metarl"
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{32}")
+_ABANDONED = 3600.0
+"""Seconds after which a temporary file beside a file that is written counts as one that a killed process left."""
+_MUCH = 2**26
+"""Numbers that loading may allocate beyond what the file holds (256 MB in float32)."""
 S = TypeVar("S")
 
 
@@ -27,9 +39,22 @@ class CheckpointError(ValueError):
     """A file that is not a whole checkpoint of the right kind."""
 
 
+class DamagedError(CheckpointError):
+    """A file whose content cannot be used at all, so that an older one has to do."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Writing
+
+
 def atomic_write(path: Path, data: bytes) -> None:
-    """Write a file that is either old or new, never half: temporary file, sync, rename."""
+    """Write a file that is either old or new, never half: temporary file, sync, rename.
+
+    Raises:
+        OSError: the disk is full, or there is no permission; the message names `path`, which keeps its old content.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    remove_temporaries(path.parent, {path.name}, older_than=_ABANDONED)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         with temporary.open("xb") as file:
@@ -37,14 +62,67 @@ def atomic_write(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        _discard(temporary)
+        kept = "what it held before is intact" if path.exists() else "nothing was written"
+        raise OSError(error.errno, f"cannot write {path}: {error.strerror or error}; {kept}") from error
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        _discard(temporary)
         raise
+
+
+def _discard(temporary: Path) -> None:
+    with contextlib.suppress(OSError):  # whatever broke the writing is what counts
+        temporary.unlink(missing_ok=True)
+
+
+def remove_temporaries(directory: Path, names: set[str], older_than: float = 0.0) -> None:
+    """Delete what killed processes left beside the files `names` while they were writing them."""
+    with os.scandir(directory) as entries:
+        found = [(e.path, m["name"]) for e in entries if (m := _TEMPORARY.fullmatch(e.name))]
+    for path, name in found:
+        with contextlib.suppress(OSError):  # gone already, or somebody else's
+            if name in names and time.time() - os.stat(path).st_mtime >= older_than:
+                os.unlink(path)
+
+
+def keep_previous(path: Path, previous: Path) -> None:
+    """Give the file at `path`, about to be replaced, the name `previous` as well; `path` is there all the time."""
+    if not path.exists():
+        return
+    temporary = path.with_name(f".{previous.name}.{uuid.uuid4().hex}")
+    try:
+        os.link(path, temporary)
+    except OSError:  # a filesystem without hard links
+        atomic_write(previous, path.read_bytes())
+        return
+    os.replace(temporary, previous)
+    _discard(temporary)  # a rename between two names of one file does nothing
 
 
 def write_json(path: Path, value: Any) -> None:
     """Readable JSON, atomically."""
     atomic_write(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def save(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+    """Write `tensors` and the JSON-able `meta` to one file.
+
+    Raises:
+        CheckpointError: a tensor has values that are not finite; nothing is written then.
+        OSError: see `atomic_write`.
+    """
+    if (name := not_finite(tensors)) is not None:
+        kept = "; what it held before is kept" if Path(path).exists() else ""
+        raise CheckpointError(f"{path} was not written: {name!r} has values that are not finite{kept}")
+    tensors = {name: value.detach().to("cpu").contiguous() for name, value in tensors.items()}
+    text = json.dumps({"format": FORMAT, **meta}, sort_keys=True)
+    header = {_HEADER: f"{_digest(tensors, text)} {text}"}  # one entry: safetensors mixes several by hash
+    atomic_write(Path(path), safetensors.torch.save(tensors, metadata=header))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
 
 
 def read_json(path: Path) -> Any:
@@ -53,20 +131,12 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist; is {path.parent} the directory of a run?") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from None
-
-
-def save(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-    """Write `tensors` and the JSON-able `meta` to one file."""
-    tensors = {name: value.detach().to("cpu").contiguous() for name, value in tensors.items()}
-    text = json.dumps({"format": FORMAT, **meta}, sort_keys=True)
-    header = {_HEADER: f"{_digest(tensors, text)} {text}"}  # one entry: safetensors mixes several by hash
-    atomic_write(Path(path), safetensors.torch.save(tensors, metadata=header))
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"{path} is damaged: {error}") from None
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the `meta` that `save` wrote.
+    """The tensors and the `meta` that `save` wrote, the tensors in memory of their own.
 
     Raises:
         CheckpointError: no such file, damaged, not a checkpoint of this package, or of a newer format.
@@ -77,24 +147,63 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} is damaged or is no checkpoint: {error}. Use another checkpoint of the run"
-        ) from None
+            # A copy starts at an aligned address, as a tensor that was computed does; a view of the file starts
+            # anywhere, and products of the same numbers then round differently.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except Exception as error:  # what the library raises depends on where the damage is
+        reason = str(error) or type(error).__name__
+        raise DamagedError(f"{path} is damaged or is no checkpoint: {reason}. Use another checkpoint") from None
     if _HEADER not in header:
-        raise CheckpointError(f"{path} is a safetensors file, but no checkpoint of metarl")
+        raise DamagedError(f"{path} is a safetensors file, but no checkpoint of metarl")
     digest, _, text = header[_HEADER].partition(" ")
     try:
         meta = json.loads(text)
         newer = meta["format"] > FORMAT
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged: {error!r}. Use another checkpoint of the run") from None
+        checked = digest == _digest(tensors, text)
+    except Exception as error:
+        raise DamagedError(f"{path} is damaged: {error!r}. Use another checkpoint of the run") from None
     if newer:
         raise CheckpointError(f"{path} has format {meta['format']}, this version reads up to {FORMAT}: upgrade metarl")
-    if digest != _digest(tensors, text):
-        raise CheckpointError(f"{path} is damaged: its checksum does not match. Use another checkpoint of the run")
+    if not checked:
+        raise DamagedError(f"{path} is damaged: its checksum does not match. Use another checkpoint of the run")
     return tensors, meta
+
+
+@contextlib.contextmanager
+def reading(path: Path, tensors: dict[str, Tensor]) -> Iterator[None]:
+    """Make what the file at `path` says: whatever its header lacks or misstates ends in one error that names the file,
+    and nothing much larger than its `tensors` is allocated on its word."""
+    try:
+        with limited_to(sum(value.numel() for value in tensors.values())):
+            yield
+    except KeyError as error:
+        raise DamagedError(f"{path} is damaged: its header lacks {error}") from error
+    except Exception as error:
+        if isinstance(error, CheckpointError) and str(path) in str(error):
+            raise
+        kind = type(error) if isinstance(error, CheckpointError) else DamagedError
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise kind(f"{path} does not fit: {reason}") from error
+
+
+class limited_to(TorchDispatchMode):
+    """Within it, tensors made of a given size may have `numbers` numbers together, with a margin.
+
+    A header that claims layers of a billion units is refused before memory is asked for.
+    """
+
+    def __init__(self, numbers: int):
+        super().__init__()
+        self.left = _MUCH + 4 * numbers
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        at = 1 if func.overloadpacket.__name__.startswith("new_") else 0
+        size = args[at] if len(args) > at and isinstance(args[at], list | tuple) else ()
+        if all(isinstance(n, int) for n in size):
+            self.left -= math.prod(size)
+            if self.left < 0:
+                raise DamagedError(f"the header claims tensors like {tuple(size)}, far larger than the file's own")
+        return func(*args, **(kwargs or {}))
 
 
 def _digest(tensors: dict[str, Tensor], text: str) -> str:
@@ -104,6 +213,42 @@ def _digest(tensors: dict[str, Tensor], text: str) -> str:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# States
+
+
+def not_finite(tensors: dict[str, Tensor]) -> str | None:
+    """The name of the first tensor with NaN or infinite values, None if there is none."""
+    return next((n for n, x in tensors.items() if x.is_floating_point() and not bool(x.isfinite().all())), None)
+
+
+def not_finite_in(state: Any) -> str | None:
+    """Likewise, of a state."""
+    return not_finite(pack_state(state)[0]) if dataclasses.is_dataclass(state) else None
+
+
+def in_own_memory(state: S) -> S:
+    """The same state with no tensor that is a view into another.
+
+    Products round differently for the same numbers at another alignment. A loaded state has its own memory, so the
+    one that was never saved needs it too, for both to go on with the same bits.
+    """
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(state):  # type: ignore[arg-type]
+        value = getattr(state, field.name)
+        if isinstance(value, Tensor):
+            values[field.name] = own_memory(value)
+        elif isinstance(value, dict):
+            values[field.name] = {name: own_memory(x) for name, x in value.items()}
+    return dataclasses.replace(state, **values)  # type: ignore[type-var]
+
+
+def own_memory(value: Tensor) -> Tensor:
+    """The tensor itself, or a copy where it is a view into another."""
+    whole = value.is_contiguous() and value.storage_offset() == 0
+    return value if whole else value.clone(memory_format=torch.contiguous_format)
 
 
 def pack_state(state: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -142,7 +287,7 @@ def unpack_state(
         like: a state of the right shapes.
 
     Raises:
-        CheckpointError: the tensors are not those of `like`.
+        CheckpointError: the tensors are not those of `like`, or not finite.
     """
     expected, counters = pack_state(like)
     if rest.keys() != counters.keys():
@@ -153,6 +298,10 @@ def unpack_state(
         differing = sorted(n for n in {*shapes, *wanted} if shapes.get(n) != wanted.get(n))
         got, want = ({n: s.get(n) for n in differing} for s in (shapes, wanted))
         raise CheckpointError(f"the checkpoint holds tensors of the shapes {got}, this learner needs {want}")
+    check_values(tensors, expected)
+    for name, start in counters.items():
+        if type(start) is int and (type(rest[name]) is not int or rest[name] < 0):
+            raise DamagedError(f"the checkpoint says {name}={rest[name]!r}, which is no count")
     values: dict[str, Any] = dict(rest)
     for field in dataclasses.fields(like):  # type: ignore[arg-type]
         prefix = field.name + "/"
@@ -163,3 +312,12 @@ def unpack_state(
             named = {n: tensors[n].to(device) for n in expected if n.startswith(prefix)}
             values[field.name] = {name.removeprefix(prefix): value for name, value in named.items()}
     return kind(**values)
+
+
+def check_values(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Raise DamagedError for tensors of other types than the `expected` ones of the same names, or not finite ones."""
+    for name, value in tensors.items():
+        if value.dtype != expected[name].dtype:
+            raise DamagedError(f"{name!r} holds {value.dtype}, which should be {expected[name].dtype}")
+    if (bad := not_finite(tensors)) is not None:
+        raise DamagedError(f"{bad!r} has values that are not finite")

@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -35,6 +35,10 @@ OVERVIEW = """metarl: policies that learn to adapt
 Each takes --help; `metarl train ALGORITHM --help` lists the algorithm's settings."""
 
 
+SCHEDULE = ("eval_every", "eval_tasks", "eval_step_sizes", "checkpoint_every")
+"""What a run keeps of the arguments of `learn` besides the iterations."""
+
+
 class UsageError(ValueError):
     """A command line that makes no sense."""
 
@@ -55,6 +59,8 @@ class TrainOptions:
     """Together with the settings this determines every number of the run."""
     start_from: Path | None = None
     """A run (its best state) or a checkpoint whose policy and learned step sizes training starts from."""
+    trust: bool = False
+    """Import whatever package that checkpoint names, and pass on whatever arguments it has for its family."""
     out: Path | None = None
     """Run directory, new or empty; by default runs/FAMILY-ALGORITHM-seedSEED."""
     device: str = "auto"
@@ -93,6 +99,10 @@ class ResumeOptions:
     """Processes for environments without a batched form; 0 is none. By default as many as pay, at most --threads."""
     progress: bool = True
     """Show progress."""
+    family: str | None = None
+    """The task family, where a shared checkpoint names one of a package that it may not import by itself."""
+    trust: bool = False
+    """Import whatever package the checkpoint names, and pass on whatever arguments it has for its family."""
 
 
 def train_command(argv: Sequence[str]) -> int:
@@ -151,29 +161,63 @@ def _train(name: str, options: TrainOptions, config: Any) -> int:
     settings = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     learner = MetaLearner(name, family, seed=options.seed, device=options.device, workers=options.workers, **settings)
     if options.start_from is not None:
-        with warnings.catch_warnings(record=True) as told:
-            warnings.simplefilter("always", UserWarning)
-            learner.start_from(options.start_from)
-        for warning in told:
-            _say(f" {warning.message}", bold="note:", error=True)
-    schedule = {k: getattr(options, k) for k in ("eval_every", "eval_tasks", "eval_step_sizes", "checkpoint_every")}
+        with _notes():
+            learner.start_from(options.start_from, trust=options.trust)
+    schedule = {k: getattr(options, k) for k in SCHEDULE}
     return _learn(learner, options.iterations, out, options.progress, schedule)
 
 
 def _resume(options: ResumeOptions) -> int:
-    from metarl.checkpoint import read_json
     from metarl.learner import MetaLearner
-    from metarl.train import CONFIG
 
     _set_threads(options.threads)
-    settings = read_json(options.resume / CONFIG)
-    learner = MetaLearner.load(options.resume, device=options.device, workers=options.workers)
-    total = settings["iterations"] if options.iterations is None else options.iterations
+    total, schedule = _planned(options)
+    with _notes():
+        learner = MetaLearner.load(options.resume, options.family, device=options.device, workers=options.workers,
+                                   trust=options.trust)  # fmt: skip
     remaining = total - learner.state.iteration
     if remaining <= 0:
         _say(f"{options.resume} has done its {learner.state.iteration} iterations; --iterations sets a new total")
         return 0
-    return _learn(learner, remaining, options.resume, options.progress, settings["schedule"])
+    return _learn(learner, remaining, options.resume, options.progress, schedule)
+
+
+def _planned(options: ResumeOptions) -> tuple[int, dict[str, Any]]:
+    """The total of iterations and the schedule of a run; without a sound config.json, --iterations says it."""
+    from metarl.checkpoint import CheckpointError
+    from metarl.run_directory import LATEST, read_config
+
+    try:
+        settings = read_config(options.resume)
+        schedule = settings["schedule"]
+        if unknown := schedule.keys() - set(SCHEDULE):
+            raise CheckpointError(f"{options.resume}/config.json has the schedule {sorted(unknown)}, which this "
+                                  f"version does not know: upgrade metarl, or take it out")  # fmt: skip
+        return settings["iterations"] if options.iterations is None else options.iterations, schedule
+    except CheckpointError as error:
+        if not (options.resume / LATEST).exists() or "upgrade metarl" in str(error):
+            raise
+        if options.iterations is None:
+            raise CheckpointError(f"{error}. The checkpoint beside it has all settings but the number of iterations: "
+                                  f"go on with metarl train --resume {shlex.quote(str(options.resume))} --iterations "
+                                  "TOTAL, which writes it anew") from None  # fmt: skip
+        return options.iterations, {}
+
+
+@contextlib.contextmanager
+def _notes() -> Iterator[None]:
+    """Print warnings that are for users as notes, where Python would show a line of source."""
+
+    def say(message: Warning | str, category: type[Warning], *where: Any, **rest: Any) -> None:
+        if issubclass(category, UserWarning):
+            _say(f" {message}", bold="note:", error=True)
+        else:
+            shown(message, category, *where, **rest)
+
+    with warnings.catch_warnings():
+        shown = warnings.showwarning
+        warnings.showwarning = say
+        yield
 
 
 def _learn(learner: Any, iterations: int, out: Path, progress: bool, schedule: dict[str, Any]) -> int:
@@ -184,7 +228,8 @@ def _learn(learner: Any, iterations: int, out: Path, progress: bool, schedule: d
     _say(f": {iterations} iterations of {config.n_tasks} tasks, {episodes}, {family.horizon} steps, "
          f"on {learner.device}, in {out}", bold=f"{learner.algorithm} on {family.id}")  # fmt: skip
     try:
-        learner.learn(iterations, run_dir=out, progress_bar=progress, **schedule)
+        with _notes():
+            learner.learn(iterations, run_dir=out, progress_bar=progress, **schedule)
     except KeyboardInterrupt:
         with contextlib.suppress(OSError):  # a closed terminal takes no words
             _say(f"stopped after iteration {learner.state.iteration}, which is saved. Go on with:\n"
@@ -252,6 +297,10 @@ class EvaluateOptions:
     """Where the results go; by default evaluation/ in the run directory."""
     figures: bool = True
     """Draw the picture as well (needs matplotlib)."""
+    family: str | None = None
+    """The task family, where a shared checkpoint names one of a package that it may not import by itself."""
+    trust: bool = False
+    """Import whatever package the checkpoint names, and pass on whatever arguments it has for its family."""
 
 
 def evaluate_command(argv: Sequence[str]) -> int:
@@ -260,7 +309,7 @@ def evaluate_command(argv: Sequence[str]) -> int:
     from metarl.train import RunDirectory
 
     _set_threads(options.threads)
-    learner = _load(options.run, options.checkpoint, options.device, options.workers)
+    learner = _load(options, options.device, options.workers)
     directory = options.run if options.run.is_dir() else options.run.parent
     out = options.out or directory / "evaluation"
     with rich.console.Console().status(f"adapting to {options.tasks} test tasks"):
@@ -308,13 +357,17 @@ class AdaptOptions:
     """Of the episodes."""
     out: Path = Path("policy")
     """File for the adapted policy; .safetensors is added."""
+    family: str | None = None
+    """The task family, where a shared checkpoint names one of a package that it may not import by itself."""
+    trust: bool = False
+    """Import whatever package the checkpoint names, and pass on whatever arguments it has for its family."""
 
 
 def adapt_command(argv: Sequence[str]) -> int:
     options = _parse(AdaptOptions, "metarl adapt", argv)
     from metarl.tasks import parse_task
 
-    learner = _load(options.run, options.checkpoint, "cpu")
+    learner = _load(options, "cpu")
     task = parse_task(learner.family, options.task)
     policy = learner.adapt(
         task, steps=options.steps, step_sizes=options.step_sizes or None, episodes=options.episodes, seed=options.seed
@@ -350,6 +403,10 @@ class RenderOptions:
     """Draw actions from the policy instead of taking their mean."""
     out: Path | None = None
     """An .mp4 or .gif file; by default adaptation.mp4 in the run directory."""
+    family: str | None = None
+    """The task family, where a shared checkpoint names one of a package that it may not import by itself."""
+    trust: bool = False
+    """Import whatever package the checkpoint names, and pass on whatever arguments it has for its family."""
 
 
 def render_command(argv: Sequence[str]) -> int:
@@ -357,7 +414,7 @@ def render_command(argv: Sequence[str]) -> int:
     from metarl.render import film
     from metarl.tasks import parse_task, task_at
 
-    learner = _load(options.run, options.checkpoint, "cpu")
+    learner = _load(options, "cpu")
     directory = options.run if options.run.is_dir() else options.run.parent
     if options.task:
         task = parse_task(learner.family, options.task)
@@ -379,17 +436,17 @@ def render_command(argv: Sequence[str]) -> int:
     return 0
 
 
-def _load(run: Path, checkpoint: str, device: str, workers: int | None = None) -> Any:
+def _load(options: EvaluateOptions | AdaptOptions | RenderOptions, device: str, workers: int | None = None) -> Any:
     from metarl.learner import MetaLearner
-    from metarl.train import BEST, LATEST
+    from metarl.train import BEST
 
-    if not run.is_dir():
-        return MetaLearner.load(run, device=device, workers=workers)
-    files = {"best": BEST, "latest": LATEST}
-    if checkpoint not in files:
-        raise UsageError(f"--checkpoint must be one of {list(files)}, got {checkpoint!r}")
-    path = run / files[checkpoint]
-    return MetaLearner.load(path if path.exists() else run / LATEST, device=device, workers=workers)
+    path = options.run
+    if path.is_dir():
+        if options.checkpoint not in ("best", "latest"):
+            raise UsageError(f"--checkpoint must be one of ['best', 'latest'], got {options.checkpoint!r}")
+        path = path / BEST if options.checkpoint == "best" and (path / BEST).exists() else path
+    with _notes():
+        return MetaLearner.load(path, options.family, device=device, workers=workers, trust=options.trust)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,9 @@
 """TensorBoard's event files of a run that may have been killed and resumed."""
 
+import contextlib
+import time
+import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +20,25 @@ def tensorboard_writer(path: Path, up_to_iteration: int) -> Any:
     class Resumed(TensorBoardOutputFormat):
         def __init__(self) -> None:
             again = any(path.glob("events.out.tfevents.*"))
-            self.writer = SummaryWriter(str(path), purge_step=up_to_iteration + 1 if again else None)
+            with _nameless_host():
+                self.writer = SummaryWriter(str(path), purge_step=up_to_iteration + 1 if again else None)
             self._is_closed = False
 
     return Resumed()
+
+
+@contextlib.contextmanager
+def _nameless_host() -> Iterator[None]:
+    """Keep the machine's name out of the name of the file that is made within: runs are shared.
+
+    TensorBoard reads files in the order of their names, which begin with the second; nanoseconds stand in the place of
+    the host, so that a run that was killed and resumed within a second is read in order too.
+    """
+    from tensorboard.summary.writer import event_file_writer as module
+
+    before = module.socket
+    module.socket = types.SimpleNamespace(gethostname=lambda: f"{time.time_ns() % 10**9:09d}")
+    try:
+        yield
+    finally:
+        module.socket = before

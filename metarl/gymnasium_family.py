@@ -89,6 +89,8 @@ def from_gymnasium(
     for name, value in dicts.items():
         if value is not None and not isinstance(value, Mapping):
             raise ValueError(f"{name} must be a dict, got {value!r}")
+    if id is not None and (not isinstance(id, str) or not id):
+        raise ValueError(f"id is the family's name, like 'HeavyPendulum-v0', got {id!r}")
     for name, functions in (("wrappers", listed("wrappers", wrappers, "functions")), ("configure", [configure])):
         for function in functions:
             if function is not None and not callable(function):

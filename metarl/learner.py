@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from metarl import algorithms, checkpoint
+from metarl import algorithms, checkpoint, saved_learner
 from metarl.adapted_policy import AdaptedPolicy
 from metarl.arguments import positive_sizes, whole, yes_or_no
 from metarl.checkpoint import CheckpointError
@@ -23,7 +23,17 @@ from metarl.policies import ModulePolicy, Policy, without_context
 from metarl.policies_gru import GRUPolicy, Memory
 from metarl.recurrent_policy import RecurrentPolicy
 from metarl.rollout import EnvSampler, Sampler
-from metarl.saved_family import load_family, signature
+from metarl.run_directory import (
+    BEST,
+    CONFIG,
+    LATEST,
+    PREVIOUS,
+    RunDirectory,
+    check_same_settings,
+    read_config,
+    versions,
+)
+from metarl.saved_family import signature
 from metarl.spaces import Spaces, check_same_spaces, spaces_of
 from metarl.tasks import (
     TaskFamily,
@@ -37,7 +47,7 @@ from metarl.tasks import (
     validate_task,
 )
 from metarl.torch_defaults import torch_defaults
-from metarl.train import BEST, CONFIG, LATEST, RunDirectory, Stats, in_one_piece, train, versions
+from metarl.train import Stats, in_one_piece, train
 from metarl.trial import shown_episodes
 from metarl.warm_start import (
     check_same_activation,
@@ -143,9 +153,11 @@ class MetaLearner:
         self.state = self._module.init(self.config, self.policy, self.seed, self.device, **extra)
         if start is not None:
             self.state = with_policy(self.state, start, self.device)
+        self.state = checkpoint.in_own_memory(self.state)
         self.sampler = Sampler(self.family, self.device, workers)
         self._best_score: float | None = None
         self._run_dir: Path | None = None  # the run that this learner is the state of
+        self._latest_is_damaged = False  # in that run, so that this is its previous state
         self._started_from: dict[str, Any] | None = None  # the learner that this one started from, described
 
     def __repr__(self) -> str:
@@ -166,7 +178,7 @@ class MetaLearner:
         restore(self, state)
 
     @torch_defaults
-    def start_from(self, other: "MetaLearner | Path | str") -> "MetaLearner":
+    def start_from(self, other: "MetaLearner | Path | str", *, trust: bool = False) -> "MetaLearner":
         """Take over what another learner has learned: the policy's parameters, the statistics of observations, and of
         the inner loop (step sizes, noise, mask, discount) what both learn; then `learn` goes on from there.
 
@@ -177,6 +189,7 @@ class MetaLearner:
         Args:
             other: a learner with the same network and the same spaces; or its run's directory (the best state) or
                 checkpoint.
+            trust: as in `load`, of a run or checkpoint.
 
         Raises:
             ValueError: this learner has trained already, or the two do not fit.
@@ -189,7 +202,7 @@ class MetaLearner:
             raise ValueError(f"this learner has trained for {self.state.iteration} iterations, which start_from would "
                              "throw away: call it on a new one")  # fmt: skip
         path = None if isinstance(other, MetaLearner) else Path(other)
-        found = other if isinstance(other, MetaLearner) else _best_of(Path(other))
+        found = other if isinstance(other, MetaLearner) else _best_of(Path(other), yes_or_no("trust", trust))
         name = f"{found.algorithm} on {found.family.id}"
         check_same_spaces(name, found.policy.spaces, self.family)
         try:
@@ -199,7 +212,8 @@ class MetaLearner:
             raise ValueError(f"cannot start from {path or name}: {error}") from None
         if unused:
             warnings.warn(unused_warning(unused, name, self.algorithm), UserWarning, stacklevel=2)
-        self._started_from = {"path": None if path is None else str(path), "iteration": found.state.iteration,
+        shown = None if path is None else path.name if path.is_absolute() else str(path)  # nothing of the machine
+        self._started_from = {"path": shown, "iteration": found.state.iteration,
                               **found.describe()}  # fmt: skip
         return self
 
@@ -282,10 +296,12 @@ class MetaLearner:
 
         def keep(state: Any, best: float | None) -> None:
             self.state, self._best_score = state, best
+            if run is not None:
+                run.check()
 
         def save(name: str, state: Any, best: float | None) -> None:
             assert run is not None
-            self._write(run.path / name, state, best)
+            run.write(name, *self._packed(state, best))
 
         try:
             if hooks is not None:
@@ -317,16 +333,28 @@ class MetaLearner:
         if self._started_from is not None:
             settings["started_from"] = self._started_from
         path = run.path / CONFIG
-        if self._run_dir == run.path.resolve() and path.exists():
-            found, own = checkpoint.read_json(path), json.loads(json.dumps(self.describe()))
-            # An earlier version knew fewer settings; loading gave those it did not know their defaults.
-            now = {**found, "config": {**own["config"], **found.get("config", {})}}
-            if all(now.get(key) == value for key, value in own.items()):
-                checkpoint.write_json(path, {**now, **{key: settings[key] for key in ("iterations", "schedule")}})
-                return run
-        run.create(settings)
-        self._run_dir = run.path.resolve()
+        if self._run_dir != run.path.resolve() or not any((run.path / n).exists() for n in (CONFIG, LATEST, PREVIOUS)):
+            run.create(settings)
+            self._run_dir = run.path.resolve()
+            return run
+        found, own = self._recorded(path), json.loads(json.dumps(self.describe()))
+        check_same_settings(path, found, own)
+        # An earlier version knew fewer settings; loading gave those it did not know their defaults.
+        now = {**settings, **found, **own, "iterations": settings["iterations"], "schedule": schedule}
+        run.reopen(now, self._latest_is_damaged)
+        self._latest_is_damaged = False
         return run
+
+    @staticmethod
+    def _recorded(path: Path) -> dict[str, Any]:
+        """config.json as it is, or nothing where it is damaged or gone: the checkpoint has all that it takes."""
+        try:
+            return read_config(path.parent)
+        except CheckpointError as error:
+            warnings.warn(f"{error}. It is written anew from the checkpoint", UserWarning, stacklevel=5)
+            if path.exists():
+                path.replace(path.with_name("config.damaged.json"))
+            return {}
 
     # -----------------------------------------------------------------------------------------------------------------
     # Evaluation and adaptation
@@ -465,11 +493,11 @@ class MetaLearner:
     @torch_defaults
     def save(self, path: Path | str) -> None:
         """Write a checkpoint: one file, replaced atomically."""
-        self._write(Path(path), self.state, self._best_score)
+        checkpoint.save(Path(path), *self._packed(self.state, self._best_score))
 
-    def _write(self, path: Path, state: Any, best: float | None) -> None:
+    def _packed(self, state: Any, best: float | None) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         tensors, rest = checkpoint.pack_state(state)
-        checkpoint.save(path, tensors, {"kind": "learner", **self.describe(), "state": rest, "best_score": best})
+        return tensors, {"kind": "learner", **self.describe(), "state": rest, "best_score": best}
 
     @classmethod
     @torch_defaults
@@ -481,46 +509,39 @@ class MetaLearner:
         device: str | torch.device = "auto",
         policy: nn.Module | AdaptedPolicy | None = None,
         workers: int | None = None,
+        trust: bool = False,
     ) -> "MetaLearner":
         """The learner as it was saved; training goes on bit for bit.
+
+        A file runs no code by itself, but it names the family it needs. Families of this package, registered ones and
+        those of packages that are imported already are made from its word, with plain arguments; any other package,
+        and a file's path or an address among the arguments, only if `family` names it or `trust` allows it.
 
         Args:
             path: a checkpoint, or a run's directory (its latest state).
             family: needed unless the learner's family came from `metarl.make`. One that `metarl.make` made with other
-                arguments, in other spaces, is refused; in the same spaces a UserWarning has both.
+                arguments, in other spaces, is refused; in the same spaces a UserWarning has both. The id of a
+                Gymnasium environment (`"gym:package:Name-v0"`), where the checkpoint has the same, allows importing
+                its package; the arguments are the checkpoint's.
             policy: needed if the learner had a module of its own, alone or in the policy that it started from.
             workers: processes that step environments, as in a new learner.
+            trust: import whatever package the file names, and pass on whatever arguments it has.
 
         Raises:
-            CheckpointError: a damaged file, or a checkpoint of another family or policy.
+            CheckpointError: a damaged file, a checkpoint of another family or policy, or one that is not trusted.
             ValueError: a device that is not there.
+
+        Warns:
+            UserWarning: the latest state of a run is damaged, and the previous one is used.
         """
-        found_device = resolve_device(device)
-        path = Path(path)
-        path = path / LATEST if path.is_dir() else path
-        tensors, meta = checkpoint.load(path)
-        if meta.get("kind") != "learner":
-            raise CheckpointError(f"{path} holds a {meta.get('kind')}, not a learner")
-        if (policy is None) == (meta["policy"] == ModulePolicy.__name__):
-            remedy = "pass that module as policy=" if policy is None else "leave policy= out"
-            raise CheckpointError(f"{path} was saved by a learner with a policy of type {meta['policy']}: {remedy}")
-        own = load_family(path, meta["family"], family)
-        try:
-            name, seed = meta["algorithm"], meta["seed"]
-            learner = cls(name, own, seed=seed, device=found_device, policy=policy, workers=workers, **meta["config"])
-            like = learner.state
-            learner.state = checkpoint.unpack_state(type(like), tensors, meta["state"], like, learner.device)
-        except ValueError as error:
-            raise CheckpointError(f"{path} does not fit: {error}") from None
-        learner._best_score = meta["best_score"]
-        learner._run_dir = path.parent.resolve()
-        return learner
+        trust = yes_or_no("trust", trust)
+        return saved_learner.load(cls, Path(path), family, resolve_device(device), policy, workers, trust)
 
 
-def _best_of(path: Path) -> MetaLearner:
+def _best_of(path: Path, trust: bool) -> MetaLearner:
     """The learner of a checkpoint, or of a run: its best state, or its latest where none is chosen."""
     try:
-        return MetaLearner.load(path / BEST if (path / BEST).exists() else path, device="cpu")
+        return MetaLearner.load(path / BEST if (path / BEST).exists() else path, device="cpu", trust=trust)
     except CheckpointError as error:
         if not path.exists():
             raise

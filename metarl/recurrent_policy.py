@@ -9,8 +9,8 @@ from torch import Tensor
 
 from metarl import checkpoint, distributions, normalize
 from metarl.adapt import Params
-from metarl.adapted_policy import policy_text, with_functions, with_suffix, without_functions
-from metarl.checkpoint import CheckpointError
+from metarl.adapted_policy import policy_text, read_returns, read_stats, with_functions, with_suffix, without_functions
+from metarl.checkpoint import CheckpointError, check_values, own_memory, reading
 from metarl.normalize import ObsStats
 from metarl.observations import batch_of
 from metarl.policies_gru import GRUPolicy, Memory, action_vector
@@ -51,8 +51,8 @@ class RecurrentPolicy:
         success_rates: np.ndarray | None = None,
         obs_stats: ObsStats | None = None,
     ):
-        self.policy, self.params = policy, params
-        self.memory = policy.blank() if memory is None else memory
+        self.policy, self.params = policy, {name: own_memory(value) for name, value in params.items()}
+        self.memory = Memory(*map(own_memory, policy.blank() if memory is None else memory))
         """What it starts from, without leading axes; by default nothing, as at the start of a trial."""
         self.returns = returns
         """Mean return of each episode of the trials that adapted it."""
@@ -159,16 +159,23 @@ class RecurrentPolicy:
         tensors, meta = checkpoint.load(path)
         if meta.get("kind") != KIND:
             raise CheckpointError(f"{path} holds a {meta.get('kind')}, not a {KIND}")
-        kind = meta["policy"] | {"channels": tuple(meta["policy"].get("channels", ()))}
-        policy = GRUPolicy(spaces_from_json(meta["spaces"]), **kind)
-        stats = {name.removeprefix(_STATS): x for name, x in tensors.items() if name.startswith(_STATS)}
-        blank: dict[str, Tensor] = policy.blank()._asdict()
-        kept = {_MEMORY + name: x for name, x in blank.items() if x.numel()}
-        expected = policy.init(torch.Generator()) | kept
-        found = {name: x for name, x in tensors.items() if not name.startswith(_STATS)}
-        if {n: x.shape for n, x in expected.items()} != {n: x.shape for n, x in found.items()}:
-            raise CheckpointError(f"{path} holds the tensors {sorted(found)}, the policy has {sorted(expected)}")
-        memory = Memory(**{name: found.get(_MEMORY + name, x) for name, x in blank.items()})
-        returns = None if meta["returns"] is None else np.array(meta["returns"])
-        params = {name: found[name] for name in expected if name not in kept}
-        return cls(policy, params, memory, returns, obs_stats=stats)
+        with reading(path, tensors):
+            return cls(*_parts(path, tensors, meta))
+
+
+def _parts(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> tuple[Any, ...]:
+    """The arguments of `RecurrentPolicy`, from a file."""
+    kind = meta["policy"] | {"channels": tuple(meta["policy"].get("channels", ()))}
+    spaces = spaces_from_json(meta["spaces"])
+    policy = GRUPolicy(spaces, **kind)
+    stats = {name.removeprefix(_STATS): x for name, x in tensors.items() if name.startswith(_STATS)}
+    blank: dict[str, Tensor] = policy.blank()._asdict()
+    kept = {_MEMORY + name: x for name, x in blank.items() if x.numel()}
+    expected = policy.init(torch.Generator()) | kept
+    found = {name: x for name, x in tensors.items() if not name.startswith(_STATS)}
+    if {n: x.shape for n, x in expected.items()} != {n: x.shape for n, x in found.items()}:
+        raise CheckpointError(f"{path} holds the tensors {sorted(found)}, the policy has {sorted(expected)}")
+    memory = Memory(**{name: found.get(_MEMORY + name, x) for name, x in blank.items()})
+    check_values(found, expected)
+    params = {name: found[name] for name in expected if name not in kept}
+    return policy, params, memory, read_returns(meta), 0, None, read_stats(stats, spaces)

@@ -1,12 +1,28 @@
-"""What a checkpoint says of its family, and the family that a checkpoint needs."""
+"""What a checkpoint says of its family, and the family that a checkpoint needs.
+
+Whoever shares a checkpoint chooses what its header says. Making the family that it names imports a package and calls
+a constructor, so only what is imported already, or what the user has named, is made from its word alone.
+"""
 
 import json
+import re
+import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
+
 from metarl.checkpoint import CheckpointError
-from metarl.tasks import FamilySpec, TaskFamily, make
+from metarl.tasks import GYMNASIUM, VISIBLE, FamilySpec, TaskFamily, entry_point_module, is_registered, make
+
+OWN_PACKAGES = ("metarl", "metarl_envs", "gymnasium")
+"""Importing these runs no code that a header could choose."""
+MANY = 10**7
+"""Whole numbers beyond it, among the arguments that a header gives, could ask for all of the memory."""
+_WORD = re.compile(r"[\w +-]*")
+_OF_FILES = re.compile(r"(^|_)(file|path|dir|directory|folder|url|uri|xml|filename)s?($|_)", re.IGNORECASE)
 
 
 def signature(family: TaskFamily) -> dict[str, Any]:
@@ -21,20 +37,17 @@ def signature(family: TaskFamily) -> dict[str, Any]:
     return {"id": family.id, "made": made, "horizon": family.horizon, **spaces}
 
 
-def load_family(path: Path, saved: dict[str, Any], given: str | TaskFamily | None) -> TaskFamily:
+def load_family(path: Path, saved: dict[str, Any], given: str | TaskFamily | None, trust: bool = False) -> TaskFamily:
     """The family with the signature `saved` in the checkpoint `path`; `given`, if that is not None.
 
     Raises:
-        CheckpointError: none can be made, or the one that is given has other spaces or another horizon.
+        CheckpointError: none can be made, it would import or open what the user did not name, or the one that is given
+            has other spaces or another horizon.
     """
-    if given is None and saved["made"] is None:
-        raise CheckpointError(f"{path} was saved by a learner that was given an object as its family, "
-                              f"{saved['id']!r}: pass the same one as family=")  # fmt: skip
-    if given is None:
-        try:
-            family = make(saved["made"]["id"], **saved["made"]["kwargs"])
-        except ValueError as error:
-            raise CheckpointError(f"{path} needs the family {saved['id']!r}; pass it as family=. ({error})") from None
+    made = saved["made"]
+    named = made is not None and isinstance(given, str) and given == made["id"]
+    if given is None or named:
+        family = _from_header(path, saved, named, trust)
     else:
         family = make(given) if isinstance(given, str) else given
     found = signature(family)
@@ -42,10 +55,75 @@ def load_family(path: Path, saved: dict[str, Any], given: str | TaskFamily | Non
     if differing:
         was, now = ({key: of[key] for key in differing} for of in (saved, found))
         raise CheckpointError(f"{path} is a checkpoint of another family: it was saved with {was}, this one has {now}")
-    if saved["made"] and found["made"] and saved["made"] != (own := json.loads(json.dumps(found["made"]))):
-        of = saved["made"]["kwargs"], own["kwargs"]
+    if made and found["made"] and made != (own := json.loads(json.dumps(found["made"]))):
+        of = made["kwargs"], own["kwargs"]
         other = sorted(name for name in {*of[0], *of[1]} if of[0].get(name) != of[1].get(name))
         was, now = ({name: kwargs[name] for name in other if name in kwargs} for kwargs in of)
         warnings.warn(f"{path} was saved with {saved['id']} made with {was}, this one was made with {now}: training "
-                      "and evaluation go on with this one", UserWarning, stacklevel=3)  # fmt: skip
+                      "and evaluation go on with this one", UserWarning, stacklevel=5)  # fmt: skip
     return family
+
+
+def _from_header(path: Path, saved: dict[str, Any], named: bool, trust: bool) -> TaskFamily:
+    if saved["made"] is None:
+        raise CheckpointError(f"{path} was saved by a learner that was given an object as its family, "
+                              f"{saved['id']!r}: pass the same one as family=")  # fmt: skip
+    id, kwargs = saved["made"]["id"], saved["made"]["kwargs"]
+    if not trust:
+        if not named and (package := unnamed_package(id)) is not None:
+            raise CheckpointError(
+                f"{path} asks to import {package!r}, for its family {id!r}. If you trust the file, import {package} "
+                f"before loading it, or pass family={id!r} or trust=True; on the command line --family {id} or --trust"
+            )
+        if (found := untrusted_argument(kwargs)) is not None:
+            raise CheckpointError(
+                f"{path} asks to make its family {id!r} with {found}. If you trust the file, pass trust=True, or the "
+                "family itself as family=; on the command line --trust"
+            )
+    try:
+        return make(id, **kwargs)
+    except (ValueError, MemoryError) as error:
+        raise CheckpointError(f"{path} needs the family {saved['id']!r}; pass it as family=. ({error})") from None
+
+
+def unnamed_package(id: str) -> str | None:
+    """The package that making the family `id` would import although nobody has named it yet, None if there is none."""
+    prefix, _, rest = id.partition(":")
+    if prefix == VISIBLE and rest:
+        return unnamed_package(rest)
+    if prefix == GYMNASIUM and rest:
+        module, colon, name = rest.rpartition(":")
+        if colon:
+            return None if module in sys.modules else module
+        known = gym.registry.get(name)
+        entry = None if known is None else known.entry_point
+        module = entry.partition(":")[0] if isinstance(entry, str) else ""
+    else:
+        module = "" if is_registered(id) else entry_point_module(id) or ""
+    top = module.partition(".")[0]
+    return None if not module or module in sys.modules or top in OWN_PACKAGES or _registers(top) else module
+
+
+def _registers(package: str) -> bool:
+    """Whether a package that is imported already announced its own modules."""
+    found = sys.modules.get(package)
+    return found is not None and getattr(found, "__file__", None) is not None  # no namespace that others share
+
+
+def untrusted_argument(kwargs: Any, name: str = "") -> str | None:
+    """The first argument that could name a file or an address, or is a huge number, described; None if none is."""
+    if isinstance(kwargs, Mapping):
+        for key, value in kwargs.items():
+            if key == "id" and not name:  # only a name for the family
+                continue
+            if isinstance(value, str) and value and _OF_FILES.search(key):
+                return f"the file or address {key}={value!r}"
+            if (found := untrusted_argument(value, key)) is not None:
+                return found
+    elif isinstance(kwargs, list):
+        return next((x for value in kwargs if (x := untrusted_argument(value, name)) is not None), None)
+    elif isinstance(kwargs, str) and not _WORD.fullmatch(kwargs):
+        return f"the file or address {name}={kwargs!r}"
+    elif isinstance(kwargs, int) and abs(kwargs) > MANY:
+        return f"the number {name}={kwargs!r}"
+    return None

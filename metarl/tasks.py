@@ -195,6 +195,17 @@ def _entry_points() -> dict[str, importlib.metadata.EntryPoint]:
     return {point.name: point for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)}
 
 
+def is_registered(id: str) -> bool:
+    """Whether `register` was called with this id in this process."""
+    return id in _registry
+
+
+def entry_point_module(id: str) -> str | None:
+    """The module that the family `id` of an installed package would be imported from, None if no package has it."""
+    point = _entry_points().get(id)
+    return None if point is None else point.module
+
+
 def registered() -> dict[str, str]:
     """Every known family: id -> one line about it."""
     out = {}
@@ -224,7 +235,7 @@ def _gymnasium_factory(env_id: str) -> Callable[..., TaskFamily]:
     return functools.partial(importlib.import_module("metarl.gymnasium_family").from_gymnasium, env_id)
 
 
-def make(id: str, **kwargs: Any) -> TaskFamily:
+def make(id: str = "", /, **kwargs: Any) -> TaskFamily:
     """Build the family registered as `id`.
 
     `gym:ID` makes a Gymnasium environment's, `kwargs` being the arguments of `metarl.from_gymnasium`; `visible:ID`
@@ -233,6 +244,7 @@ def make(id: str, **kwargs: Any) -> TaskFamily:
     Raises:
         ValueError: no family has this id (the message names the nearest), or it refuses `kwargs`.
     """
+    id = id or kwargs.pop("id", "")  # after another id, `id=` is an argument: the name that a family is given
     if not isinstance(id, str):
         raise ValueError(f"a family's id is a word like 'PointNavigation-v0', got {id!r}")
     prefix, _, rest = id.partition(":")

@@ -1,132 +1,29 @@
 """Repeat, log, checkpoint, evaluate. Nothing of any algorithm.
 
-A run is a directory:
-
-    config.json            everything needed to start the run again, and the versions it ran with
-    metrics.csv            one row per meta-iteration; events.out.tfevents.*: the same for TensorBoard
-    latest.safetensors     the state after the newest checkpointed iteration
-    best.safetensors       the state with the best periodic evaluation
-    evaluation/            what `metarl evaluate` wrote
-
-What each logged number means stands in docs/logging.md.
+The files are those of `metarl.run_directory`; what each logged number means stands in docs/logging.md.
 """
 
 import contextlib
-import csv
-import importlib.metadata
-import importlib.util
-import io
+import dataclasses
 import math
-import numbers
-import platform
 import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, TypeVar
 
 import rich.progress
 from rich.console import Console
 
-from metarl.checkpoint import atomic_write, write_json
-from metarl.event_files import tensorboard_writer
+from metarl.checkpoint import CheckpointError, in_own_memory, not_finite_in
 from metarl.health import Health
+from metarl.run_directory import BEST, CONFIG, LATEST, METRICS, PREVIOUS, RunDirectory, versions
 from metarl.survival import STOPPING
 
-LATEST, BEST = "latest.safetensors", "best.safetensors"
-METRICS, CONFIG = "metrics.csv", "config.json"
+__all__ = ["BEST", "CONFIG", "LATEST", "METRICS", "PREVIOUS", "RunDirectory", "in_one_piece", "train", "versions"]
 
 Stats = dict[str, Any]
 S = TypeVar("S")
-
-
-def versions() -> dict[str, str]:
-    """The versions that a result depends on."""
-    names = ("metarl-torch", "torch", "gymnasium", "numpy", "stable-baselines3")
-    return {"python": platform.python_version(), **{n: importlib.metadata.version(n) for n in names}}
-
-
-class RunDirectory:
-    """The files of one run."""
-
-    def __init__(self, path: Path | str):
-        self.path = Path(path)
-
-    def create(self, config: dict[str, Any]) -> None:
-        """Start a new run. Raises ValueError if the directory holds something already."""
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise ValueError(
-                f"{self.path} is not empty. Continue the run in it with `metarl train --resume {self.path}`, or choose "
-                "another directory"
-            )
-        write_json(self.path / CONFIG, config)
-
-    def open_logger(self, up_to_iteration: int) -> Any:
-        """A stable-baselines3 Logger to CSV and TensorBoard that goes on after `up_to_iteration`."""
-        from stable_baselines3.common.logger import KVWriter, Logger
-
-        rows = [row for row in self.metrics() if row["iteration"] <= up_to_iteration]
-        formats: list[KVWriter] = [_metrics_writer(self.path / METRICS, rows)]
-        if importlib.util.find_spec("tensorboard"):
-            formats.append(tensorboard_writer(self.path, up_to_iteration))
-        return Logger(str(self.path), formats)
-
-    def metrics(self) -> list[dict[str, Any]]:
-        """The logged rows; numbers as int or float, None where a row has no value."""
-        path = self.path / METRICS
-        if not path.exists():
-            return []
-        with path.open(newline="") as file:
-            whole = [row for row in csv.DictReader(file) if None not in row.values()]  # a power cut tears the last
-        return [{key: _number(text) for key, text in row.items()} for row in whole]
-
-
-def _number(text: str) -> int | float | None:
-    if text == "":
-        return None
-    try:
-        return int(text)
-    except ValueError:
-        return float(text)
-
-
-def _metrics_writer(path: Path, rows: list[dict[str, Any]]) -> Any:
-    from stable_baselines3.common.logger import KVWriter
-
-    class MetricsFile(KVWriter):
-        """CSV with the columns in the order in which they first came up. (Stable-baselines3's own orders them by
-        hash, differently in every run, and rewrites the file in place when one is added.)"""
-
-        def __init__(self) -> None:
-            self.start(rows)
-
-        def start(self, rows: list[dict[str, Any]]) -> None:
-            self.columns = list(dict.fromkeys(key for row in rows for key in row))
-            text = io.StringIO()
-            writer = csv.DictWriter(text, self.columns, lineterminator="\n")
-            if rows:
-                writer.writeheader()
-            writer.writerows(rows)
-            atomic_write(path, text.getvalue().encode())
-            self.file = path.open("a", newline="")
-
-        def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
-            # Callbacks may log pictures and words, and at other times.
-            key_values = {key: value for key, value in key_values.items() if isinstance(value, numbers.Real)}
-            if "iteration" not in key_values:
-                return
-            if key_values.keys() - set(self.columns):
-                self.file.close()
-                self.start([*RunDirectory(path.parent).metrics(), dict(key_values)])
-                return
-            csv.DictWriter(self.file, self.columns, lineterminator="\n").writerow(key_values)
-            self.file.flush()
-
-        def close(self) -> None:
-            self.file.close()
-
-    return MetricsFile()
 
 
 def train(
@@ -166,12 +63,14 @@ def train(
         UserWarning: the numbers say that nothing is learned, or that training gets worse (see `metarl.health`).
     """
     last, health = start + iterations, Health()
+    state = in_own_memory(state) if dataclasses.is_dataclass(state) else state
     with _Display(last, start, progress_bar, describe or _returns_and_speed, measure) as display:
         try:
             if save is not None:
                 save(LATEST, state, best)  # from now on the run can be resumed, whatever kills it
             for done in range(start + 1, last + 1):
                 new, stats = step(state)
+                new = _checked(new, done)
                 stats, score = {"iteration": done, **stats}, best
                 if evaluate is not None and (done % eval_every == 0 or done == last):
                     stats |= evaluate(new)
@@ -203,6 +102,17 @@ def train(
 def _warn(texts: list[str]) -> None:
     for text in texts:
         warnings.warn(text, UserWarning, stacklevel=5)  # the line that calls `learn`
+
+
+def _checked(state: S, iteration: int) -> S:
+    """The state after `iteration`, in memory of its own. Raises CheckpointError before one that is not finite counts,
+    so that it cannot take the place of the last good one."""
+    if not dataclasses.is_dataclass(state):
+        return state
+    if (name := not_finite_in(state)) is not None:
+        raise CheckpointError(f"iteration {iteration} made {name!r} not finite (NaN or infinity), so it does not "
+                              "count: take smaller steps, or look at the rewards")  # fmt: skip
+    return in_own_memory(state)
 
 
 @contextlib.contextmanager

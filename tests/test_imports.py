@@ -27,6 +27,7 @@ LAYERS = [
     {"algorithms", *(f"algorithms.{name}" for name in ALGORITHMS)}
     | {"supervised.maml", "supervised.methods", "supervised.sinusoid"},
     {"evaluate", "figures", "checkpoint", "train", "adapted_policy", "recurrent_policy", "callbacks", "render"}
+    | {"run_directory", "metrics_file", "saved_learner"}
     | {
         "warm_start",
         "saved_family",

@@ -20,7 +20,7 @@ import torch
 from tiny_runs import TINY, point, same_params
 
 import metarl
-from metarl import AdaptedPolicy, MetaLearner, checkpoint, cli, figures, learner, rollout
+from metarl import AdaptedPolicy, MetaLearner, checkpoint, cli, figures, learner, rollout, saved_learner
 from metarl.algorithms import maml_trpo, rl2
 from metarl.recurrent_policy import RecurrentPolicy
 from metarl.tasks import num_tasks
@@ -68,7 +68,8 @@ ENVIRONMENT = type(point().make({"goal": np.zeros(2, np.float32)}))
 RECORDED: tuple[tuple[Any, str, str], ...] = (
     (maml_trpo, "iteration", "iteration"), (maml_trpo, "evaluate", "evaluate"), (rl2, "evaluate", "evaluate"),
     (rollout.Sampler, "tasks", "tasks"), (rollout, "make_vector", "make_vector"),
-    (learner, "resolve_device", "resolve_device"), (torch, "set_num_threads", "set_num_threads"),
+    (saved_learner, "load_family", "load_family"), (learner, "resolve_device", "resolve_device"),
+    (torch, "set_num_threads", "set_num_threads"),
     (checkpoint, "save", "save"), (rich.progress.Progress, "__init__", "progress"),
     (AdaptedPolicy, "predict", "predict"), (RecurrentPolicy, "predict", "predict"), (ENVIRONMENT, "reset", "reset"),
 )  # fmt: skip
@@ -242,6 +243,20 @@ def tasks(expected: int) -> Claim:
     return evaluated(lambda x: num_tasks(x["tasks"]) == expected)
 
 
+def trusted(outcome: Outcome) -> bool:
+    return [x["trust"] for x in outcome.of("load_family")] == [True]
+
+
+def named(outcome: Outcome) -> bool:
+    return [x["given"] for x in outcome.of("load_family")] == ["PointNavigation-v0"]
+
+
+NAMED: dict[str, tuple[Words, Claim]] = {
+    "family": ({"--family": ("PointNavigation-v0",)}, named),
+    "trust": ({"--trust": ()}, trusted),
+}
+"""What the commands that load a checkpoint have in common."""
+
 CASES: dict[str, dict[str, tuple[Words, Claim]]] = {
     "train": {
         "family": ({"family": ("PointNavigationSparse-v0",)},
@@ -249,6 +264,7 @@ CASES: dict[str, dict[str, tuple[Words, Claim]]] = {
         "iterations": ({"--iterations": ("3",)}, iterations(3)),
         "seed": ({"--seed": (str(SEED),)}, starts_from_initial_b),
         "start_from": ({"--start-from": ("b",)}, starts_from("b", BEST)),
+        "trust": ({"--start-from": ("b",), "--trust": ()}, trusted),
         "out": ({"--out": ("elsewhere",)}, exists("elsewhere/latest.safetensors")),
         "device": ({"--device": ("cpu",)}, on_cpu),
         "threads": ({"--threads": ("2",)}, two_threads),
@@ -261,7 +277,7 @@ CASES: dict[str, dict[str, tuple[Words, Claim]]] = {
         "checkpoint_every": ({"--checkpoint-every": ("1",)}, lambda o: 1 in saved_iterations(o)),
         "progress": ({"--no-progress": None}, shown),
     },
-    "resume": {
+    "resume": NAMED | {
         "resume": ({"--resume": ("b",)}, resumes_from("b")),
         "iterations": ({"--iterations": ("5",)}, iterations(3)),
         "device": ({"--device": ("cpu",)}, on_cpu),
@@ -269,7 +285,7 @@ CASES: dict[str, dict[str, tuple[Words, Claim]]] = {
         "workers": ({"--workers": ("0",)}, vector_workers),
         "progress": ({"--no-progress": None}, shown),
     },
-    "evaluate": {
+    "evaluate": NAMED | {
         "run": ({"run": ("b",)}, starts_from_best("b")),
         "checkpoint": ({"--checkpoint": ("latest",)}, starts_from("a", LATEST, "evaluate")),
         "tasks": ({"--tasks": ("3",)}, tasks(3)),
@@ -283,7 +299,7 @@ CASES: dict[str, dict[str, tuple[Words, Claim]]] = {
         "out": ({"--out": ("elsewhere",)}, exists("elsewhere/adaptation.json")),
         "figures": ({"--no-figures": None}, exists("a/evaluation/adaptation.png")),
     },
-    "adapt": {
+    "adapt": NAMED | {
         "run": ({"run": ("b",)}, starts_from_best("b")),
         "task": ({"--task": ("goal=-0.1,0.4",)}, goal),
         "checkpoint": ({"--checkpoint": ("latest",)}, starts_from("a", LATEST, "evaluate")),
@@ -293,7 +309,7 @@ CASES: dict[str, dict[str, tuple[Words, Claim]]] = {
         "seed": ({"--seed": (str(SEED),)}, evaluated(lambda x: x["seed"] == SEED)),
         "out": ({"--out": ("elsewhere",)}, exists("elsewhere.safetensors")),
     },
-    "render": {
+    "render": NAMED | {
         "run": ({"run": ("b",)}, starts_from_best("b")),
         "task": ({"--task": ("goal=-0.1,0.4",)}, goal),
         "checkpoint": ({"--checkpoint": ("latest",)}, starts_from("a", LATEST, "evaluate")),

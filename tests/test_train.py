@@ -400,14 +400,14 @@ def test_a_run_of_a_version_that_knew_fewer_settings_goes_on(tmp_path):
     assert json.loads(path.read_text())["config"]["fisher_stride"] == 1
     before["config"]["gamma"] = 0.5  # negative control: a setting that is another
     path.write_text(json.dumps(before))
-    with pytest.raises(ValueError, match="is not empty"):
+    with pytest.raises(ValueError, match=r"config.json says gamma=0.5, the checkpoint beside it 0.99"):
         MetaLearner.load(tmp_path / "run", device="cpu").learn(1, run_dir=tmp_path / "run")
 
 
 def test_a_run_is_not_continued_by_a_state_of_another_run(tmp_path):
     tiny().learn(1, run_dir=tmp_path, eval_every=0)
     tiny(seed=1).save(tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match="is not empty"):
+    with pytest.raises(ValueError, match=r"config.json says seed=0, the checkpoint beside it 1"):
         MetaLearner.load(tmp_path / "other.safetensors").learn(1, run_dir=tmp_path)
 
 

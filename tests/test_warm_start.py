@@ -41,7 +41,9 @@ def test_another_algorithm_starts_where_the_first_one_ended(algorithm):
     other, own = trained(), point(algorithm, seed=1)
     before = curve(own)
     assert own.start_from(other) is own
-    assert np.array_equal(curve(own), curve(other)) and not np.allclose(before, curve(other))
+    # ProMP's inner gradient is the same number in another order of operations.
+    assert np.allclose(curve(own), curve(other), rtol=0, atol=0 if algorithm != "promp" else 1e-5)
+    assert not np.allclose(before, curve(other))
     assert own.state.iteration == own.state.env_steps == 0 and own.seed == 1
 
 
@@ -148,7 +150,7 @@ def test_a_run_or_a_checkpoint_is_started_from_by_its_path(tmp_path):
     assert np.array_equal(curve(point().start_from(str(tmp_path / "other.safetensors"))), curve(other))
     own.learn(1, run_dir=tmp_path / "next", eval_every=0)
     said = json.loads((tmp_path / "next" / "config.json").read_text())["started_from"]
-    assert said["path"] == str(tmp_path / "run") and said["iteration"] == best.state.iteration
+    assert said["path"] == "run" and said["iteration"] == best.state.iteration
     assert said["algorithm"] == "maml_trpo" and said["family"]["id"] == FAMILY
     again = MetaLearner.load(tmp_path / "next", device="cpu")
     again.learn(1, run_dir=tmp_path / "next", eval_every=0)

@@ -14,10 +14,12 @@ from torch import nn
 from metarl import checkpoint
 from metarl.adapt import Params
 from metarl.arguments import whole, yes_or_no
-from metarl.checkpoint import CheckpointError
+from metarl.checkpoint import CheckpointError, reading
 from metarl.evaluate import FINAL, PERIODIC, checked_step_sizes, evaluation_seed
 from metarl.learner import portable, resolve_device, restore
 from metarl.printing import curve_text
+from metarl.run_directory import CONFIG, LATEST, PREVIOUS, RunDirectory, check_same_settings, versions
+from metarl.saved_learner import checked_score, of_run
 from metarl.supervised import maml
 from metarl.supervised.evaluation import FewShotEvaluation
 from metarl.supervised.maml import Config, State
@@ -25,7 +27,7 @@ from metarl.supervised.networks import MLPNetwork, ModuleNetwork, Network
 from metarl.supervised.sets import SetFamily, Sets, as_tensor, check_family, check_sets
 from metarl.tasks import did_you_mean
 from metarl.torch_defaults import torch_defaults
-from metarl.train import CONFIG, LATEST, RunDirectory, Stats, in_one_piece, train, versions
+from metarl.train import Stats, in_one_piece, train
 
 _CHUNK = 100
 """Test tasks that are adapted side by side."""
@@ -102,9 +104,10 @@ class FewShotLearner:
             self.network = MLPNetwork(shape, family.outputs, self.config.hidden, self.config.activation)
         else:
             self.network = ModuleNetwork(network, shape, family.outputs)
-        self.state = maml.init(self.config, self.network, self.seed, self.device)
+        self.state = checkpoint.in_own_memory(maml.init(self.config, self.network, self.seed, self.device))
         self._best_score: float | None = None
         self._run_dir: Path | None = None  # the run that this learner is the state of
+        self._latest_is_damaged = False  # in that run, so that this is its previous state
 
     def __repr__(self) -> str:
         return (f"FewShotLearner({self.family.id!r}, seed={self.seed}, device={str(self.device)!r}): "
@@ -163,9 +166,11 @@ class FewShotLearner:
 
         def keep(state: State, best: float | None) -> None:
             self.state, self._best_score = state, best
+            if run_dir is not None:
+                run.check()
 
         def save(name: str, state: State, best: float | None) -> None:
-            self._write(run.path / name, state, best)
+            run.write(name, *self._packed(state, best))
 
         try:
             train(
@@ -185,10 +190,13 @@ class FewShotLearner:
         settings = {"iterations": self.state.iteration + iterations, **self.describe(), "device": str(self.device),
                     "versions": versions()}  # fmt: skip
         path = run.path / CONFIG
-        if self._run_dir == run.path.resolve() and path.exists():
-            checkpoint.write_json(path, settings)
+        there = any((run.path / name).exists() for name in (CONFIG, LATEST, PREVIOUS))
+        if self._run_dir == run.path.resolve() and there:
+            check_same_settings(path, _recorded(path), json.loads(json.dumps(self.describe())))
+            run.reopen(settings, self._latest_is_damaged)
+            self._latest_is_damaged = False
             return run
-        if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
+        if not run.is_free:
             remedy = f"FewShotLearner.load({str(run.path)!r}, family).learn(...)"
             raise ValueError(f"{run.path} is not empty. Continue its run with {remedy}, or choose another directory")
         run.create(settings)
@@ -281,12 +289,11 @@ class FewShotLearner:
     @torch_defaults
     def save(self, path: Path | str) -> None:
         """Write a checkpoint: one file, replaced atomically."""
-        self._write(Path(path), self.state, self._best_score)
+        checkpoint.save(Path(path), *self._packed(self.state, self._best_score))
 
-    def _write(self, path: Path, state: State, best: float | None) -> None:
+    def _packed(self, state: State, best: float | None) -> tuple[Params, dict[str, Any]]:
         tensors, rest = checkpoint.pack_state(state)
-        meta = {"kind": "few-shot learner", **self.describe(), "state": rest, "best_score": best}
-        checkpoint.save(path, tensors, meta)
+        return tensors, {"kind": "few-shot learner", **self.describe(), "state": rest, "best_score": best}
 
     @classmethod
     @torch_defaults
@@ -304,26 +311,45 @@ class FewShotLearner:
         Raises:
             CheckpointError: a damaged file, or a checkpoint of another family or network.
         """
+
+        def from_file(file: Path) -> FewShotLearner:
+            tensors, meta = checkpoint.load(file)
+            if meta.get("kind") != "few-shot learner":
+                raise CheckpointError(f"{file} holds a {meta.get('kind')}, not a few-shot learner")
+            with reading(file, tensors):
+                return cls._made(file, tensors, meta, family, network, device)
+
         path = Path(path)
-        path = path / LATEST if path.is_dir() else path
-        tensors, meta = checkpoint.load(path)
-        if meta.get("kind") != "few-shot learner":
-            raise CheckpointError(f"{path} holds a {meta.get('kind')}, not a few-shot learner")
+        if path.is_dir():
+            return of_run(path, from_file)
+        learner = from_file(path)
+        learner._run_dir = path.parent.resolve()
+        return learner
+
+    @classmethod
+    def _made(
+        cls, path: Path, tensors: Params, meta: dict[str, Any], family: SetFamily, network: nn.Module | None,
+        device: str | torch.device,
+    ) -> "FewShotLearner":  # fmt: skip
         if (network is None) == (meta["network"] == ModuleNetwork.__name__):
             remedy = "pass that module as network=" if network is None else "leave network= out"
             raise CheckpointError(f"{path} was saved by a learner with a network of type {meta['network']}: {remedy}")
         found = json.loads(json.dumps(_signature(family)))
         if found != meta["family"]:
             raise CheckpointError(f"{path} was trained on the family {meta['family']}, this one is {found}")
-        try:
-            learner = cls(family, network=network, seed=meta["seed"], device=device, **meta["config"])
-            like = learner.state
-            learner.state = checkpoint.unpack_state(State, tensors, meta["state"], like, learner.device)
-        except CheckpointError as error:
-            raise CheckpointError(f"{path} does not fit: {error}") from None
-        learner._best_score = meta["best_score"]
-        learner._run_dir = path.parent.resolve()
+        learner = cls(family, network=network, seed=meta["seed"], device=device, **meta["config"])
+        learner.state = checkpoint.unpack_state(State, tensors, meta["state"], learner.state, learner.device)
+        learner._best_score = checked_score(meta["best_score"])
         return learner
+
+
+def _recorded(path: Path) -> dict[str, Any]:
+    """config.json as it is, or nothing where it is damaged: the checkpoint has all that it takes."""
+    try:
+        found = checkpoint.read_json(path)
+    except CheckpointError:
+        found = None
+    return found if isinstance(found, dict) and isinstance(found.get("config"), dict) else {}
 
 
 def make_config(values: Mapping[str, Any]) -> Config:

@@ -1,0 +1,119 @@
+"""How a `MetaLearner` comes back: from one checkpoint, or from a run's directory, where an older one may have to do."""
+
+import math
+import numbers
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metarl import checkpoint
+from metarl.adapted_policy import AdaptedPolicy
+from metarl.checkpoint import CheckpointError, DamagedError, reading
+from metarl.policies import ModulePolicy
+from metarl.run_directory import BEST, CONFIG, LATEST, PREVIOUS, RunDirectory, read_config
+from metarl.saved_family import load_family
+from metarl.tasks import TaskFamily
+
+KIND = "learner"
+
+
+def load(
+    kind: Any,
+    path: Path,
+    family: str | TaskFamily | None,
+    device: torch.device,
+    policy: nn.Module | AdaptedPolicy | None,
+    workers: int | None,
+    trust: bool,
+) -> Any:
+    """What `MetaLearner.load` returns, which documents the arguments; `kind` is that class."""
+
+    def from_file(file: Path) -> Any:
+        tensors, meta = checkpoint.load(file)
+        if meta.get("kind") != KIND:
+            raise CheckpointError(f"{file} holds a {meta.get('kind')}, not a learner")
+        return _made(kind, file, tensors, meta, family, device, policy, workers, trust)
+
+    if not path.is_dir():
+        learner = from_file(path)
+        learner._run_dir = path.parent.resolve()
+        return learner
+    if _without_checkpoint(path):
+        learner = _made(kind, path / CONFIG, {}, _start_of(path), family, device, policy, workers, trust)
+        learner._run_dir = path.resolve()
+        return learner
+    return of_run(path, from_file)
+
+
+def of_run(path: Path, from_file: Callable[[Path], Any]) -> Any:
+    """The learner of a run's latest checkpoint, or of the previous one where that is damaged, with a UserWarning."""
+    latest, previous = path / LATEST, path / PREVIOUS
+    try:
+        learner = from_file(latest)
+    except CheckpointError as error:
+        if not previous.exists() or not (isinstance(error, DamagedError) or not latest.exists()):
+            raise
+        try:
+            learner = from_file(previous)
+        except CheckpointError:
+            raise error from None
+        warnings.warn(f"{error}. Instead of it {previous} is used, of iteration {learner.state.iteration}",
+                      UserWarning, stacklevel=4)  # fmt: skip
+        learner._latest_is_damaged = True
+    learner._run_dir = path.resolve()
+    return learner
+
+
+def _without_checkpoint(path: Path) -> bool:
+    """Whether a run at `path` was killed before its first checkpoint."""
+    if any((path / name).exists() for name in (LATEST, PREVIOUS, BEST)) or not (path / CONFIG).exists():
+        return False
+    return not RunDirectory(path).metrics()
+
+
+def _start_of(path: Path) -> dict[str, Any]:
+    """What a checkpoint of iteration 0 would say, from config.json."""
+    found = read_config(path)
+    if "started_from" in found:
+        raise CheckpointError(f"{path} has no checkpoint yet, and its run was to start from what another learner has "
+                              "learned: start it again with the command it was started with")  # fmt: skip
+    return {**found, "state": None, "best_score": None}
+
+
+def _made(
+    kind: Any,
+    path: Path,
+    tensors: dict[str, Tensor],
+    meta: dict[str, Any],
+    family: str | TaskFamily | None,
+    device: torch.device,
+    policy: nn.Module | AdaptedPolicy | None,
+    workers: int | None,
+    trust: bool,
+) -> Any:
+    """The learner that the file at `path` describes."""
+    with reading(path, tensors):
+        if (policy is None) == (meta["policy"] == ModulePolicy.__name__):
+            remedy = "pass that module as policy=" if policy is None else "leave policy= out"
+            raise CheckpointError(f"{path} was saved by a learner with a policy of type {meta['policy']}: {remedy}")
+        own = load_family(path, meta["family"], family, trust)
+        learner = kind(meta["algorithm"], own, seed=meta["seed"], device=device, policy=policy, workers=workers,
+                       **meta["config"])  # fmt: skip
+        like = learner.state
+        if meta["state"] is not None:
+            learner.state = checkpoint.unpack_state(type(like), tensors, meta["state"], like, learner.device)
+        learner._best_score = checked_score(meta["best_score"])
+    return learner
+
+
+def checked_score(value: Any) -> float | None:
+    """The best score so far. Raises DamagedError for what is no number."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+        raise DamagedError(f"its best_score is {value!r}, which is no number")
+    return float(value)
