@@ -28,7 +28,7 @@ def new_figure(columns: int, width: float = 4.2, height: float = 3.6) -> tuple["
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise MissingExtraError("figures need matplotlib: pip install 'metarl-torch[plot]'") from None
+        raise MissingExtraError("figures need matplotlib: pip install matplotlib") from None
     figure = Figure(figsize=(width * columns, height), dpi=150, layout="constrained")
     axes = figure.subplots(1, columns, squeeze=False)[0]
     for ax in axes:

@@ -129,7 +129,7 @@ def _import_imageio() -> Any:
         import imageio.v3
         import imageio_ffmpeg  # noqa: F401  # imageio's own message about it is less clear
     except ImportError as error:
-        raise MissingExtraError(f"videos need imageio ({error}): pip install 'metarl-torch[video]'") from None
+        raise MissingExtraError(f"videos need imageio ({error}): pip install imageio imageio-ffmpeg pillow") from None
     return imageio.v3
 
 

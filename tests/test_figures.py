@@ -156,7 +156,7 @@ def test_paths_are_those_before_the_first_and_after_the_last_step():
 
 def test_without_matplotlib_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(MissingExtraError, match=r"figures need matplotlib: pip install 'metarl-torch\[plot\]'"):
+    with pytest.raises(MissingExtraError, match=r"figures need matplotlib: pip install matplotlib$"):
         figures.new_figure(1)
 
 

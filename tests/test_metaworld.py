@@ -51,13 +51,13 @@ def push(mw: Any) -> Any:
 @pytest.mark.parametrize("id", ["MetaWorld-ML1-v0", "MetaWorld-ML10-v0", "MetaWorld-ML45-v0"])
 def test_without_the_package_the_remedy_is_named(id, monkeypatch):
     monkeypatch.setitem(sys.modules, "metaworld", None)
-    with pytest.raises(ImportError, match=r"pip install 'metarl-torch\[metaworld\]'"):
+    with pytest.raises(ImportError, match=r"pip install metaworld==3.1.1"):
         metarl.make(id)
 
 
 def test_without_mujoco_the_remedy_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "mujoco", None)
-    with pytest.raises(ImportError, match=r"needs MuJoCo .*pip install 'metarl-torch\[metaworld\]'"):
+    with pytest.raises(ImportError, match=r"needs MuJoCo .*pip install metaworld==3.1.1"):
         metarl.make("MetaWorld-ML1-v0")
 
 

@@ -1,9 +1,15 @@
 """What is in the wheel and the source archive, and that what is installed from them works without the repository."""
 
 import importlib.util
+import os
+import re
+import shlex
 import subprocess
 import sys
+import sysconfig
 import tarfile
+import tomllib
+import venv
 import zipfile
 from pathlib import Path
 
@@ -44,6 +50,57 @@ def the(dist: Path, pattern: str) -> Path:
 def files_of(wheel: Path) -> dict[str, bytes]:
     with zipfile.ZipFile(wheel) as archive:
         return {name: archive.read(name) for name in archive.namelist() if not name.endswith("/RECORD")}
+
+
+def readme_lines() -> list[str]:
+    """The commands with which the README installs metarl outside a clone."""
+    blocks = re.findall(r"^```bash\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    (lines,) = [block.splitlines() for block in blocks if "/path/to/clone" in block]
+    return lines
+
+
+@pytest.fixture
+def empty_venv(tmp_path: Path) -> Path:
+    """A virtual environment that holds nothing, but imports what metarl depends on from this interpreter's."""
+    path = tmp_path / "venv"
+    venv.create(path, with_pip=True)
+    site = Path(sysconfig.get_path("purelib", vars={"base": str(path)}))
+    (site / "dependencies.pth").write_text(f"import sys; sys.path.append({sysconfig.get_path('purelib')!r})\n")
+    return path
+
+
+def test_the_readme_installs_metarl_outside_a_clone(empty_venv, tmp_path):
+    """From the clone, and from a wheel of it; without a network, so without dependencies."""
+    offline = {"PIP_NO_INDEX": "1", "PIP_NO_DEPS": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_CONFIG_FILE": os.devnull,
+               "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PATH": f"{empty_venv / 'bin'}:{os.environ['PATH']}"}  # fmt: skip
+    environment = {name: x for name, x in os.environ.items() if name != "PYTHONPATH"} | offline
+    site = Path(sysconfig.get_path("purelib", vars={"base": str(empty_venv)}))
+
+    def shell(line: str) -> None:
+        done = subprocess.run(["bash", "-ec", line], cwd=tmp_path, env=environment, capture_output=True, text=True,
+                              timeout=300)  # fmt: skip
+        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+
+    direct, build, wheel = (line.replace("/path/to/clone", str(ROOT)) for line in readme_lines())
+    assert not (site / "metarl").exists()  # negative control
+    for lines in ([direct], [build, wheel]):
+        for line in lines:
+            shell(line)
+        shell(f"python -I -c {shlex.quote(PROBE)} {shlex.quote(str(site))}")
+        shell("pip uninstall --yes --quiet metarl-torch")
+        assert not (site / "metarl").exists()
+
+
+def test_no_remedy_names_a_distribution_that_is_not_on_the_index():
+    """What errors tell users to install are packages of the extras, by their own names."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    known = {re.split(r"[\[<>=]", x)[0] for extra in project["optional-dependencies"].values() for x in extra}
+    sources = [*(ROOT / "metarl").rglob("*.py"), *(ROOT / "envs").rglob("*.py")]
+    remedies = [(path, found) for path in sources
+                for found in re.findall(r"pip install '?((?:[a-z][\w.=-]*[ \w.=-]*)+)", path.read_text())]  # fmt: skip
+    named = {re.split(r"[\[<>=]", word)[0] for _, found in remedies for word in found.split(" beside ")[0].split()}
+    assert {"matplotlib", "mujoco", "scikit-learn", "imageio", "metaworld"} <= named  # they are found
+    assert named <= known and "metarl-torch" not in named, named - known
 
 
 def test_the_wheel_holds_every_module_and_nothing_else(dist):

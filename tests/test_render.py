@@ -100,7 +100,7 @@ def test_no_opengl_is_one_clear_error_and_leaves_no_file(learner, policies, tmp_
 
 def test_without_imageio_the_extra_is_named(learner, policies, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
-    with pytest.raises(MissingExtraError, match=r"metarl-torch\[video\]"):
+    with pytest.raises(MissingExtraError, match=r"pip install imageio imageio-ffmpeg pillow"):
         render.film(learner.family, {"goal": np.zeros(2)}, policies, tmp_path / "a.gif")
 
 

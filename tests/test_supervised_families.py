@@ -151,7 +151,7 @@ def test_turned_digits_are_classes_of_their_own_in_training_only():
 
 def test_without_scikit_learn_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(ImportError, match=r"pip install 'metarl-torch\[digits\]'"):
+    with pytest.raises(ImportError, match=r"pip install scikit-learn$"):
         digits()
 
 

@@ -170,7 +170,7 @@ def test_more_examples_than_faces_is_an_error():
 def test_without_matplotlib_the_error_says_what_to_install(monkeypatch):
     letters._drawn.cache_clear()
     monkeypatch.setitem(sys.modules, "matplotlib.ft2font", None)
-    with pytest.raises(ImportError, match=r"pip install 'metarl-torch\[plot\]'"):
+    with pytest.raises(ImportError, match=r"pip install matplotlib$"):
         glyphs()
 
 

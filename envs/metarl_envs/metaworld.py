@@ -18,7 +18,7 @@ from gymnasium.spaces import Box, Discrete
 from metarl.tasks import Task, Tasks, did_you_mean, split_rng, validate_task
 from metarl.vector import LoopVectorEnv
 
-REMEDY = "pip install 'metarl-torch[metaworld]', in an environment of its own: it needs mujoco==3.3.0"
+REMEDY = "pip install metaworld==3.1.1 beside metarl in an environment of its own: it needs mujoco==3.3.0"
 
 
 def package() -> Any:

@@ -113,7 +113,7 @@ def digits(
         from sklearn.datasets import load_digits
     except ImportError:
         raise MissingExtraError(
-            "the digits come with scikit-learn, which is missing: pip install 'metarl-torch[digits]'"
+            "the digits come with scikit-learn, which is missing: pip install scikit-learn"
         ) from None
     data = load_digits()
     x, y = (data.images / 16.0)[:, None], data.target

@@ -84,9 +84,7 @@ def _font(face: str) -> "FT2Font":
         from matplotlib import get_data_path
         from matplotlib.ft2font import FT2Font
     except ImportError:
-        raise MissingExtraError(
-            "the letters come with matplotlib, which is missing: pip install 'metarl-torch[plot]'"
-        ) from None
+        raise MissingExtraError("the letters come with matplotlib, which is missing: pip install matplotlib") from None
     return FT2Font(str(Path(get_data_path(), "fonts", "ttf", f"{face}.ttf")))
 
 

@@ -46,7 +46,7 @@ def import_mujoco() -> ModuleType:
     except ImportError as error:
         raise ImportError(
             f"this task family runs on MuJoCo, which cannot be imported ({error}); "
-            "install it with: pip install metarl-torch[mujoco]"
+            "install it with: pip install mujoco imageio packaging"
         ) from error
     return mujoco
 
