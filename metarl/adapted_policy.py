@@ -11,6 +11,7 @@ from torch import nn
 
 from metarl import checkpoint, distributions, normalize
 from metarl.adapt import Params, expand
+from metarl.arguments import file_path, yes_or_no
 from metarl.checkpoint import CheckpointError, check_values, own_memory, reading
 from metarl.normalize import ObsStats
 from metarl.observations import batch_of
@@ -76,6 +77,7 @@ class AdaptedPolicy:
         Raises:
             ValueError: an observation that is none of the policy's (see `metarl.observations`).
         """
+        deterministic = yes_or_no("deterministic", deterministic)
         obs, single = batch_of(self.policy.spaces, observation)
         spaces = self.policy.spaces
         kind = spaces.raw_dtype if self.obs_stats else torch.float32
@@ -185,5 +187,5 @@ def read_returns(meta: Mapping[str, Any]) -> np.ndarray | None:
 
 def with_suffix(path: Path | str) -> Path:
     """`path` with the suffix that policies are saved with."""
-    path = Path(path)
+    path = file_path("path", path)
     return path if path.suffix == ".safetensors" else path.with_name(path.name + ".safetensors")

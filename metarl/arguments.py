@@ -6,6 +6,8 @@ NumPy's numbers become Python's, which JSON can hold. A bool is no number and no
 
 import math
 import numbers
+import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,3 +57,18 @@ def positive_sizes(name: str, values: Any) -> tuple[float, ...]:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def file_path(name: str, value: Any) -> Path:
+    """`value` as a path. Raises ValueError for what is none: no word, no `pathlib.Path`."""
+    if not isinstance(value, str | os.PathLike) or not str(value):
+        raise ValueError(f"{name} must be a path, as a word or a pathlib.Path, got {value!r}")
+    return Path(value)
+
+
+def new_file(name: str, value: Any) -> Path:
+    """`value` as the path of a file to write. Raises ValueError for what is no path, or a directory."""
+    path = file_path(name, value)
+    if path.is_dir():
+        raise ValueError(f"{name} must be a file, and {str(path)!r} is a directory: name a file in it")
+    return path

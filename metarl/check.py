@@ -17,6 +17,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from metarl.arguments import whole, yes_or_no
 from metarl.check_environments import TASKS, Finding, check_environments, raised
 from metarl.spaces import SUPPORTED
 from metarl.tasks import SPLITS, Task, TaskFamily, Tasks, task_at, validate_task
@@ -50,8 +51,10 @@ def check_family(family: TaskFamily, *, n_tasks: int = 50, seed: int = 0, raise_
         FamilyError: there is a finding and `raise_problems` is set.
         ValueError: `n_tasks` is below 2.
     """
-    if n_tasks < 2:
-        raise ValueError(f"n_tasks must be at least 2, got {n_tasks}")
+    n_tasks, seed = whole("n_tasks", n_tasks, 2), whole("seed", seed, 0)
+    raise_problems = yes_or_no("raise_problems", raise_problems)
+    if isinstance(family, str):
+        raise ValueError(f"check_family takes a family, not its id: metarl.make({family!r}) makes it")
     findings = list(_check_members(family))
     if not findings:
         drawn: dict[str, Tasks] = {}

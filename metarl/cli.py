@@ -18,8 +18,8 @@ import rich.table
 import rich.text
 import tyro
 
+from metarl.suggestions import did_you_mean, setting_hint
 from metarl.survival import STOPPING
-from metarl.tasks import did_you_mean
 
 T = TypeVar("T")
 
@@ -145,7 +145,8 @@ def _reject_unknown(argv: Sequence[str], names: Sequence[str]) -> None:
     for word in argv:
         option = word.lstrip("-").partition("=")[0].replace("_", "-")
         if word.startswith("--") and option not in known:
-            raise UsageError(f"there is no option --{option}{did_you_mean(option, sorted(known - {'h'}))}")
+            hint = setting_hint(option, sorted(known - {"h"}), command_line=True)
+            raise UsageError(f"there is no option --{option}{hint}")
 
 
 def _train(name: str, options: TrainOptions, config: Any) -> int:

@@ -15,7 +15,7 @@ from torch import nn
 
 from metarl import algorithms, checkpoint, saved_learner
 from metarl.adapted_policy import AdaptedPolicy
-from metarl.arguments import positive_sizes, whole, yes_or_no
+from metarl.arguments import file_path, new_file, positive_sizes, whole, yes_or_no
 from metarl.checkpoint import CheckpointError
 from metarl.evaluate import FINAL, PERIODIC, Evaluation, checked_step_sizes, evaluation_seed
 from metarl.parallel import keep_freed_memory
@@ -35,11 +35,11 @@ from metarl.run_directory import (
 )
 from metarl.saved_family import signature
 from metarl.spaces import Spaces, check_same_spaces, spaces_of
+from metarl.suggestions import known_arguments, setting_hint
 from metarl.tasks import (
     TaskFamily,
     Tasks,
     check_is_family,
-    did_you_mean,
     make,
     num_tasks,
     stack_tasks,
@@ -100,7 +100,8 @@ def make_config(algorithm: str, values: Mapping[str, Any]) -> Any:
     known = [field.name for field in dataclasses.fields(kind)]
     for name in values:
         if name not in known:
-            raise ValueError(f"{algorithm} has no setting {name!r}{did_you_mean(name, known)}")
+            raise ValueError(f"{algorithm} has no setting {name!r}{setting_hint(name, known)}; "
+                             f"`metarl train {algorithm} --help` lists all")  # fmt: skip
     return kind(**values)
 
 
@@ -201,7 +202,7 @@ class MetaLearner:
         if self.state.iteration:
             raise ValueError(f"this learner has trained for {self.state.iteration} iterations, which start_from would "
                              "throw away: call it on a new one")  # fmt: skip
-        path = None if isinstance(other, MetaLearner) else Path(other)
+        path = None if isinstance(other, MetaLearner) else file_path("start_from's learner", other)
         found = other if isinstance(other, MetaLearner) else _best_of(Path(other), yes_or_no("trust", trust))
         name = f"{found.algorithm} on {found.family.id}"
         check_same_spaces(name, found.policy.spaces, self.family)
@@ -236,6 +237,7 @@ class MetaLearner:
     # -----------------------------------------------------------------------------------------------------------------
     # Training
 
+    @known_arguments
     @torch_defaults
     def learn(
         self,
@@ -265,6 +267,10 @@ class MetaLearner:
         iterations, eval_tasks = whole("iterations", iterations), whole("eval_tasks", eval_tasks, 1)
         checkpoint_every, eval_every = whole("checkpoint_every", checkpoint_every), whole("eval_every", eval_every)
         progress_bar = yes_or_no("progress_bar", progress_bar)
+        if not (callback is None or callable(callback) or isinstance(callback, list | tuple)
+                or hasattr(callback, "init_callback")):  # fmt: skip
+            raise ValueError("callback is a function of an iteration's statistics, a callback of stable-baselines3 or "
+                             f"a list of these, got {callback!r}")  # fmt: skip
         if iterations < 0:
             raise ValueError(f"iterations must not be negative, got {iterations}")
         if checkpoint_every < 1 or eval_every < 0:
@@ -281,7 +287,11 @@ class MetaLearner:
 
             hooks = Hooks(self, callback)
             step, callback = hooks.around(self._step), hooks.after_iteration
-        run = None if run_dir is None else self._open_run(RunDirectory(run_dir), iterations, schedule)
+        run = (
+            None
+            if run_dir is None
+            else self._open_run(RunDirectory(file_path("run_dir", run_dir)), iterations, schedule)
+        )
         logger = None if run is None else run.open_logger(self.state.iteration)
 
         def evaluate(state: Any) -> Stats:
@@ -359,6 +369,7 @@ class MetaLearner:
     # -----------------------------------------------------------------------------------------------------------------
     # Evaluation and adaptation
 
+    @known_arguments
     @torch_defaults
     def evaluate(
         self,
@@ -384,6 +395,7 @@ class MetaLearner:
         """
         sizes = self._step_sizes(steps, step_sizes, self._default_steps(3, 3))
         episodes = self.config.episodes if episodes is None else whole("episodes", episodes, 1)
+        details = yes_or_no("details", details)
         n_tasks = whole("n_tasks", n_tasks if tasks is None else num_tasks(tasks), 1)
         keep_freed_memory()
         seed = evaluation_seed(self.seed, FINAL) if seed is None else _checked_seed(seed)
@@ -396,6 +408,7 @@ class MetaLearner:
         rates = None if found.success_rates is None else found.success_rates.cpu().double().numpy()
         return Evaluation(returns, sizes, episodes, tasks, seed, found if details else None, rates)
 
+    @known_arguments
     @torch_defaults
     def adapt(
         self,
@@ -493,7 +506,7 @@ class MetaLearner:
     @torch_defaults
     def save(self, path: Path | str) -> None:
         """Write a checkpoint: one file, replaced atomically."""
-        checkpoint.save(Path(path), *self._packed(self.state, self._best_score))
+        checkpoint.save(new_file("path", path), *self._packed(self.state, self._best_score))
 
     def _packed(self, state: Any, best: float | None) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         tensors, rest = checkpoint.pack_state(state)
@@ -535,7 +548,7 @@ class MetaLearner:
             UserWarning: the latest state of a run is damaged, and the previous one is used.
         """
         trust = yes_or_no("trust", trust)
-        return saved_learner.load(cls, Path(path), family, resolve_device(device), policy, workers, trust)
+        return saved_learner.load(cls, file_path("path", path), family, resolve_device(device), policy, workers, trust)
 
 
 def _best_of(path: Path, trust: bool) -> MetaLearner:

@@ -10,6 +10,7 @@ from torch import Tensor
 from metarl import checkpoint, distributions, normalize
 from metarl.adapt import Params
 from metarl.adapted_policy import policy_text, read_returns, read_stats, with_functions, with_suffix, without_functions
+from metarl.arguments import yes_or_no
 from metarl.checkpoint import CheckpointError, check_values, own_memory, reading
 from metarl.normalize import ObsStats
 from metarl.observations import batch_of
@@ -103,6 +104,7 @@ class RecurrentPolicy:
                 number of them.
         """
         spaces = self.policy.spaces
+        deterministic = yes_or_no("deterministic", deterministic)
         obs, single = batch_of(spaces, observation)
         x = self._scale(spaces.encode(obs, dtype=spaces.raw_dtype if self.obs_stats else torch.float32))
         memory, n = self._memory(state, len(x)), len(x)

@@ -5,10 +5,10 @@ process. `Tasks` is the batched form, every value with the task axis K in front.
 """
 
 import dataclasses
-import difflib
 import functools
 import importlib
 import importlib.metadata
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,6 +16,7 @@ import gymnasium as gym
 import numpy as np
 
 from metarl.arguments import whole
+from metarl.suggestions import did_you_mean
 
 Task = dict[str, np.ndarray]
 """The parameters of one environment; each value has the shape of its entry in `task_space`."""
@@ -65,7 +66,12 @@ class TaskFamily(Protocol):
 def check_is_family(family: Any) -> None:
     """Raise ValueError for what lacks a member that every family has; `metarl.check_family` looks deeper."""
     if isinstance(family, type):
+        if issubclass(family, gym.Env):
+            raise ValueError(f"{family.__name__} is a class of environments: metarl.from_gymnasium({family.__name__}, "
+                             "{...}) makes a family of it")  # fmt: skip
         raise ValueError(f"{family.__name__} is a class: pass a family made of it, {family.__name__}()")
+    if isinstance(family, str):
+        raise ValueError(f"{family!r} is a word, and a task family is wanted: metarl.make({family!r}) makes it")
     missing = [name for name in (*TaskFamily.__annotations__, "sample", "make") if not hasattr(family, name)]
     if missing:
         hint = "metarl.from_gymnasium makes one of an environment" if isinstance(family, gym.Env) else (
@@ -106,6 +112,8 @@ def split_rng(rng: np.random.Generator, split: str) -> np.random.Generator:
     Without it `sample(n, default_rng(0), "test")` would return the very tasks of `sample(n, default_rng(0), "train")`,
     and whoever evaluates with the training seed would test on the training tasks.
     """
+    if not isinstance(rng, np.random.Generator):
+        raise ValueError(f"rng must be a numpy.random.Generator, like numpy.random.default_rng(0), got {rng!r}")
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
     return np.random.default_rng([int(rng.integers(2**63)), SPLITS.index(split)])
@@ -115,7 +123,8 @@ def validate_task(family: TaskFamily, task: Mapping[str, Any]) -> Task:
     """`task` as arrays of the family's types. Raises ValueError naming the entry, its value and what is allowed."""
     spaces = family.task_space.spaces
     if not isinstance(task, Mapping):
-        raise ValueError(f"a task of {family.id} is a dict with the keys {list(spaces)}, got {task!r}")
+        raise ValueError(f"a task of {family.id} is a dict with the keys {list(spaces)}, like "
+                         f"{{{next(iter(spaces), '')!r}: ...}}, got {task!r}")  # fmt: skip
     for name in task:
         if name not in spaces:
             raise ValueError(f"{family.id} has no task parameter {name!r}{did_you_mean(name, spaces)}")
@@ -184,8 +193,13 @@ def register(id: str, factory: Callable[..., TaskFamily]) -> None:
     A package announces its families without being imported through entry points of the group `metarl.families`.
 
     Raises:
-        ValueError: another factory has this id already.
+        ValueError: another factory has this id already, the id is no word, or the factory cannot be called.
     """
+    if not isinstance(id, str):
+        raise ValueError(f"a family's id is a word like 'PointNavigation-v0', got {id!r}")
+    if not callable(factory):
+        raise ValueError(f"the factory of {id!r} must be a function or a class that makes the family, got {factory!r}; "
+                         f"a family that is made already is registered with lambda: family")  # fmt: skip
     if _registry.get(id, factory) is not factory:
         raise ValueError(f"a family {id!r} is registered already; give this one another name or version")
     _registry[id] = factory
@@ -223,11 +237,21 @@ def _factory(id: str) -> Callable[..., TaskFamily]:
         return _registry[id]
     points = _entry_points()
     if id not in points:
-        known = sorted({*_registry, *points})
-        hint = did_you_mean(id, known)
-        raise ValueError(f"no task family is called {id!r}{hint}{' ' if hint.endswith('?') else '. '}"
-                         "`metarl list` shows all of them")  # fmt: skip
+        raise ValueError(f"no task family is called {id!r}{_family_hint(id, sorted({*_registry, *points}))}")
     return points[id].load()
+
+
+def _family_hint(id: str, known: Iterable[str]) -> str:
+    """What was probably meant by an unknown family's id, and where to look."""
+    names = importlib.import_module("metarl.algorithms").ALGORITHMS  # by name: it is above this module
+    if id.lower().replace("-", "_") in names:
+        return f"; it is an algorithm, and the family comes after it: {id} PointNavigation-v0"
+    hint = did_you_mean(id, known)
+    where = f"{hint}{' ' if hint.endswith('?') else '. '}`metarl list` shows all of them"
+    if id in gym.registry or "/" in id:
+        return (f"{where}; a Gymnasium environment is a family as 'gym:{id}' with the parameters that vary, in Python "
+                f"metarl.from_gymnasium({id!r}, {{...}})")  # fmt: skip
+    return where
 
 
 def _gymnasium_factory(env_id: str) -> Callable[..., TaskFamily]:
@@ -252,6 +276,12 @@ def make(id: str = "", /, **kwargs: Any) -> TaskFamily:
         return importlib.import_module("metarl.visible_family").visible(make(rest, **kwargs))
     gymnasium = prefix == GYMNASIUM and bool(rest)
     factory = _gymnasium_factory(rest) if gymnasium else _factory(id)
+    parameters = inspect.signature(factory).parameters
+    if not any(p.kind == inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        for name in kwargs:
+            if name not in parameters:
+                hint = did_you_mean(name, parameters)
+                raise ValueError(f"{id} cannot be made with {kwargs}: it has no argument {name!r}{hint}")
     try:
         family = factory(**kwargs)
     except TypeError as error:
@@ -260,11 +290,3 @@ def make(id: str = "", /, **kwargs: Any) -> TaskFamily:
         return family
     object.__setattr__(family, "spec", FamilySpec(id, kwargs))
     return family
-
-
-def did_you_mean(word: object, known: Iterable[str]) -> str:
-    """The end of an error message about an unknown name: the nearest known one, or all of them."""
-    known = list(known)
-    lower = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(str(word).lower(), lower, n=1, cutoff=0.5)
-    return f"; did you mean {lower[close[0]]!r}?" if close else f"; known are {known}"

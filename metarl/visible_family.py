@@ -17,7 +17,7 @@ from gymnasium.vector import VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from metarl.tasks import VISIBLE, FamilySpec, Task, TaskFamily, Tasks
+from metarl.tasks import VISIBLE, FamilySpec, Task, TaskFamily, Tasks, check_is_family
 from metarl.torch_defaults import torch_defaults
 
 
@@ -32,6 +32,7 @@ def visible(family: TaskFamily) -> "VisibleFamily":
     Raises:
         ValueError: the family is visible already, or its observations or parameters are neither numbers nor choices.
     """
+    check_is_family(family)
     return VisibleFamily(family)
 
 

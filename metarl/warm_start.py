@@ -84,8 +84,11 @@ def module_of(policy: nn.Module | AdaptedPolicy | None) -> nn.Module | None:
     if isinstance(policy, AdaptedPolicy):
         return policy.policy.module if isinstance(policy.policy, ModulePolicy) else None
     if policy is not None and not isinstance(policy, nn.Module):
+        remedy = (
+            ": leave it out, the network follows from hidden, activation and network" if isinstance(policy, str) else ""
+        )
         raise ValueError(f"policy is a torch.nn.Module from observations to actions, or a policy to start from, got "
-                         f"{policy!r}")  # fmt: skip
+                         f"{policy!r}{remedy}")  # fmt: skip
     return policy
 
 

@@ -68,7 +68,7 @@ CASES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "unknown family": (
         learn("PointNavigation-v1"), ["'PointNavigation-v1'", "did you mean 'PointNavigation-v0'?", "`metarl list`"]),
     "unknown family, like none": (
-        learn("Chess"), ["'Chess'", "known are", "'TabularMDP-v0'"]),
+        learn("Chess"), ["'Chess'", "`metarl list` shows all of them"]),
     "unknown algorithm": (
         lambda directory: MetaLearner("mamltrpo", point()), ["'mamltrpo'", "did you mean 'maml_trpo'?"]),
     "unknown setting": (

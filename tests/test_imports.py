@@ -14,7 +14,7 @@ ROOT = Path(metarl.__file__).parent
 
 LAYERS = [
     {"distributions", "tasks", "random", "adapt", "losses", "optimizers", "parallel", "worker", "arguments"}
-    | {"torch_defaults", "printing", "finite", "survival"},
+    | {"torch_defaults", "suggestions", "printing", "finite", "survival"},
     {"spaces", "mlp", "modules", "normalize", "places", "priors", "visible_family", "observations"},
     {
         *("policies", "policies_cnn", "policies_gru", "gymnasium_family", "vector", "vector.automatic", "vector.loop"),

@@ -3,7 +3,7 @@
 import importlib
 from types import ModuleType
 
-from metarl.tasks import did_you_mean
+from metarl.suggestions import algorithm_hint
 
 ALGORITHMS = (
     "maml_trpo", "maml_ppo", "maml_vpg", "promp", "e_maml", "fomaml", "reptile", "meta_sgd", "maml_plus_plus", "anil",
@@ -14,5 +14,5 @@ ALGORITHMS = (
 def get(name: str) -> ModuleType:
     """The algorithm's module. Raises ValueError, with the nearest name, if there is none."""
     if name not in ALGORITHMS:
-        raise ValueError(f"no algorithm is called {name!r}{did_you_mean(name, ALGORITHMS)}")
+        raise ValueError(f"no algorithm is called {name!r}{algorithm_hint(name, ALGORITHMS)}")
     return importlib.import_module(f"metarl.algorithms.{name}")

@@ -8,6 +8,7 @@ Choices have the same logits here and there, except for bits: ours have two each
 
 import copy
 import math
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
+from stable_baselines3.common.save_util import load_from_pkl
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
 from stable_baselines3.common.vec_env import VecNormalize, VecTransposeImage, is_vecenv_wrapped
 from stable_baselines3.td3.policies import TD3Policy
@@ -244,7 +246,7 @@ def _choose_bits(A: int) -> Tensor:
 def _ours_from(spaces: Spaces, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """Their last layer, weight [out, in] and bias [out], in policy units: [A, in] and [A]."""
     centre, scale = _scale(spaces)
-    weight, bias = weight.detach().cpu() / scale[:, None], (bias.detach().cpu() - centre) / scale
+    weight, bias = weight.detach().cpu().float() / scale[:, None], (bias.detach().cpu().float() - centre) / scale
     if isinstance(spaces.action, MultiBinary):  # logits 0 and theirs
         weight, bias = (torch.stack([0 * x, x], 1).flatten(0, 1) for x in (weight, bias))
     return weight, bias
@@ -261,7 +263,7 @@ def from_sb3(
     env: TaskFamily | gym.Env | None = None,
     algorithm: str | type[BaseAlgorithm] = "ppo",
     std: float | None = None,
-    vec_normalize: VecNormalize | None = None,
+    vec_normalize: VecNormalize | Path | str | None = None,
 ) -> AdaptedPolicy:
     """The policy of a stable-baselines3 model, with the same action distributions.
 
@@ -277,15 +279,17 @@ def from_sb3(
         algorithm: of the model at a path: `"ppo"`, `"a2c"`, `"td3"`, `"ddpg"` or a class.
         std: standard deviation for every action, in policy units, instead of the model's (a converged one explores
             little). TD3 and DDPG have none of their own and need it.
-        vec_normalize: the wrapper that normalised the model's observations, if the model was loaded without its
-            environment. It is taken into the first layer; only its clipping (of observations beyond `clip_obs`
-            standard deviations) is not.
+        vec_normalize: the wrapper that normalised the model's observations, or the path where its `save` wrote it
+            (read as a pickle: only from those you trust), if the model was loaded without its environment. It is
+            taken into the first layer; only its clipping (of observations beyond `clip_obs` standard deviations) is
+            not.
 
     Raises:
         ValueError: a model that cannot be expressed, with the reason.
     """
     if isinstance(model, str | Path):
         model = _algorithm(algorithm, READABLE).load(model, device="cpu")
+    vec_normalize = _normalisation(vec_normalize)
     if isinstance(model, BaseAlgorithm):
         vec_normalize = vec_normalize or model.get_vec_normalize_env()
     theirs = model.policy if isinstance(model, BaseAlgorithm) else model
@@ -315,6 +319,19 @@ def from_sb3(
     hidden = tuple(params[f"b{i}"].shape[0] for i in range(len(params) // 2 - 1))
     policy = MLPPolicy(spaces, hidden, _activation(net.mlp_extractor.policy_net) or "tanh", min_std=floor)
     return AdaptedPolicy(policy, params if log_std is None else params | {"log_std": log_std})
+
+
+def _normalisation(given: Any) -> VecNormalize | None:
+    """The wrapper `given`, read from its file if it is a path."""
+    found = given
+    if isinstance(given, str | Path):
+        try:
+            found = load_from_pkl(given)
+        except (OSError, pickle.UnpicklingError, EOFError, AttributeError, ImportError) as error:
+            raise ValueError(f"vec_normalize={str(given)!r} is no file that VecNormalize.save wrote: {error}") from None
+    if found is not None and not isinstance(found, VecNormalize):
+        raise ValueError(f"vec_normalize must be a VecNormalize or the path where its save wrote it, got {found!r}")
+    return found
 
 
 def _check_expressible(theirs: Any) -> None:
@@ -348,7 +365,7 @@ def _our_spaces(theirs: BasePolicy, env: Any) -> Spaces:
 
 def _log_std(theirs: Any, spaces: Spaces, std: float | None) -> Tensor:
     if std is None:
-        return theirs.log_std.detach().cpu() - _scale(spaces)[1].log()
+        return theirs.log_std.detach().cpu().float() - _scale(spaces)[1].log()
     if not std > 0:
         raise ValueError(f"std must be positive, got {std}")
     return torch.full((spaces.act_dim,), math.log(std))
@@ -365,7 +382,10 @@ def _mlp_params(theirs: Any, spaces: Spaces) -> Params | None:
         return None
     params: Params = {}
     for i, layer in enumerate(linear):
-        params |= {f"w{i}": layer.weight.detach().cpu().T.contiguous(), f"b{i}": layer.bias.detach().cpu().clone()}
+        params |= {
+            f"w{i}": layer.weight.detach().cpu().float().T.contiguous(),
+            f"b{i}": layer.bias.detach().cpu().float().clone(),
+        }
     weight, bias = _ours_from(spaces, last.weight, last.bias)
     return params | {f"w{len(linear)}": weight.T.contiguous(), f"b{len(linear)}": bias}
 

@@ -13,19 +13,19 @@ from torch import nn
 
 from metarl import checkpoint
 from metarl.adapt import Params
-from metarl.arguments import whole, yes_or_no
+from metarl.arguments import file_path, new_file, whole, yes_or_no
 from metarl.checkpoint import CheckpointError, reading
 from metarl.evaluate import FINAL, PERIODIC, checked_step_sizes, evaluation_seed
 from metarl.learner import portable, resolve_device, restore
 from metarl.printing import curve_text
 from metarl.run_directory import CONFIG, LATEST, PREVIOUS, RunDirectory, check_same_settings, versions
 from metarl.saved_learner import checked_score, of_run
+from metarl.suggestions import known_arguments, setting_hint
 from metarl.supervised import maml
 from metarl.supervised.evaluation import FewShotEvaluation
 from metarl.supervised.maml import Config, State
 from metarl.supervised.networks import MLPNetwork, ModuleNetwork, Network
 from metarl.supervised.sets import SetFamily, Sets, as_tensor, check_family, check_sets
-from metarl.tasks import did_you_mean
 from metarl.torch_defaults import torch_defaults
 from metarl.train import Stats, in_one_piece, train
 
@@ -124,6 +124,7 @@ class FewShotLearner:
     # -----------------------------------------------------------------------------------------------------------------
     # Training
 
+    @known_arguments
     @torch_defaults
     def learn(
         self, iterations: int, *, run_dir: Path | str | None = None,
@@ -147,13 +148,15 @@ class FewShotLearner:
         iterations, eval_tasks = whole("iterations", iterations), whole("eval_tasks", eval_tasks, 1)
         checkpoint_every, eval_every = whole("checkpoint_every", checkpoint_every), whole("eval_every", eval_every)
         progress_bar = yes_or_no("progress_bar", progress_bar)
+        if callback is not None and not callable(callback):
+            raise ValueError(f"callback is a function of an iteration's statistics, got {callback!r}")
         if iterations < 0 or checkpoint_every < 1 or eval_every < 0:
             raise ValueError("need iterations >= 0, checkpoint_every >= 1 and eval_every >= 0, got "
                              f"{iterations}, {checkpoint_every} and {eval_every}")  # fmt: skip
         sizes = self._step_sizes(eval_steps, None, self.config.inner_steps)
         logger = None
         if run_dir is not None:
-            run = self._open_run(RunDirectory(run_dir), iterations)
+            run = self._open_run(RunDirectory(file_path("run_dir", run_dir)), iterations)
             logger = run.open_logger(self.state.iteration)
 
         def evaluate(state: State) -> Stats:
@@ -206,6 +209,7 @@ class FewShotLearner:
     # -----------------------------------------------------------------------------------------------------------------
     # Evaluation and adaptation
 
+    @known_arguments
     @torch_defaults
     def evaluate(
         self, n_tasks: int = 600, *, steps: int | None = None, step_sizes: Sequence[float] | None = None,
@@ -232,6 +236,7 @@ class FewShotLearner:
         losses, accuracies = self._evaluate(self.state, sets, sizes)
         return FewShotEvaluation(losses, accuracies, sizes, shots, queries, seed, sets.parameters)
 
+    @known_arguments
     @torch_defaults
     def adapt(
         self, support_x: Any, support_y: Any, *, steps: int | None = None, step_sizes: Sequence[float] | None = None
@@ -289,7 +294,7 @@ class FewShotLearner:
     @torch_defaults
     def save(self, path: Path | str) -> None:
         """Write a checkpoint: one file, replaced atomically."""
-        checkpoint.save(Path(path), *self._packed(self.state, self._best_score))
+        checkpoint.save(new_file("path", path), *self._packed(self.state, self._best_score))
 
     def _packed(self, state: State, best: float | None) -> tuple[Params, dict[str, Any]]:
         tensors, rest = checkpoint.pack_state(state)
@@ -319,7 +324,7 @@ class FewShotLearner:
             with reading(file, tensors):
                 return cls._made(file, tensors, meta, family, network, device)
 
-        path = Path(path)
+        path = file_path("path", path)
         if path.is_dir():
             return of_run(path, from_file)
         learner = from_file(path)
@@ -357,7 +362,7 @@ def make_config(values: Mapping[str, Any]) -> Config:
     known = [field.name for field in dataclasses.fields(Config)]
     for name in values:
         if name not in known:
-            raise ValueError(f"few-shot learning has no setting {name!r}{did_you_mean(name, known)}")
+            raise ValueError(f"few-shot learning has no setting {name!r}{setting_hint(name, known)}")
     return Config(**values)
 
 

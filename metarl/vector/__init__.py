@@ -3,7 +3,8 @@
 import torch
 from gymnasium.vector import VectorEnv
 
-from metarl.tasks import TaskFamily
+from metarl.arguments import whole
+from metarl.tasks import TaskFamily, check_is_family
 from metarl.torch_defaults import torch_defaults
 from metarl.vector.automatic import AutomaticVectorEnv
 from metarl.vector.loop import LoopVectorEnv
@@ -30,10 +31,13 @@ def make_vector(
     Raises:
         ValueError: `n_tasks` or `episodes` is below 1, `workers` below 0, or a family that no process can take.
     """
-    for name, value in (("n_tasks", n_tasks), ("episodes", episodes)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+    check_is_family(family)
+    n_tasks, episodes = whole("n_tasks", n_tasks, 1), whole("episodes", episodes, 1)
     check_workers(workers)
+    try:
+        torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"device must be cpu or cuda, got {device!r}") from None
     if workers is None:
         own = getattr(family, "make_vector", None)
         return AutomaticVectorEnv(family, n_tasks, episodes) if own is None else own(n_tasks, episodes, device)
