@@ -53,23 +53,42 @@ def unflatten(x: Tensor, like: Params) -> Params:
 
 
 def conjugate_gradient(
-    product: Callable[[Tensor], Tensor], b: Tensor, iterations: int, tolerance: float = 1e-10
-) -> tuple[Tensor, Tensor]:
-    """Solve A x = b for a positive definite A given as a product. -> x and the residual b - A x.
+    product: Callable[[Tensor], Tensor],
+    b: Tensor,
+    iterations: int,
+    tolerance: float = 1e-6,
+    orthogonality: float = 0.001,
+) -> tuple[Tensor, Tensor, int]:
+    """Solve A x = b for a positive definite A given as a product. -> x, the residual b - A x, and the products taken.
 
-    Stops early once the squared residual falls below `tolerance`.
+    Hestenes and Stiefel (1952), from x = 0. Three things end it before `iterations`, and none depends on the size of
+    `b` or of A:
+
+    - the residual is at most `tolerance` times as long as `b`;
+    - the curvature along a direction is not positive;
+    - the residuals, orthogonal to each other in exact arithmetic, are not any more: the cosine of the new one with an
+      earlier one exceeds `orthogonality`. The directions have then lost their conjugacy, and rounding in the products
+      would decide all that follows (Parlett 1980, "The symmetric eigenvalue problem", chapter 13). What was found up
+      to here is still right.
     """
     x, r = torch.zeros_like(b), b.clone()
     p, rr = r.clone(), r @ r
-    for _ in range(iterations):
-        if float(rr) < tolerance:
-            break
+    enough, earlier = tolerance**2 * rr, list[Tensor]()
+    for taken in range(iterations):
+        if not float(rr) > float(enough):
+            return x, r, taken
+        earlier.append(r / rr.sqrt())
         ap = product(p)
-        step = rr / (p @ ap)
+        curvature = p @ ap
+        if not float(curvature) > 0:
+            return x, r, taken + 1
+        step = rr / curvature
         x, r = x + step * p, r - step * ap
         rr, rr_old = r @ r, rr
+        if float((torch.stack(earlier) @ r).abs().amax()) > orthogonality * float(rr.sqrt()):
+            return x, r, taken + 1
         p = r + (rr / rr_old) * p
-    return x, r
+    return x, r, iterations
 
 
 def autograd_jacobian(outputs: Sequence[Tensor], leaves: Sequence[Tensor]) -> Jacobian:
@@ -180,11 +199,10 @@ def trpo_step(
         parts += thread_map(lambda objective: _linearise(objective, params).product(along), metric[kept:])
         return torch.stack(parts).sum(0).double() + damping * v
 
-    # The products are good to 1e-7, but the recursion loses conjugacy by rounding: after ten iterations its direction
-    # is off by a tenth when it runs in float32, and by 1e-5 when it runs in float64.
-    direction, residual = conjugate_gradient(product, gradient.double(), cg_iterations)
+    # The recursion runs in float64, which keeps its residuals orthogonal for some products longer than float32 would.
+    direction, residual, taken = conjugate_gradient(product, gradient.double(), cg_iterations)
     curvature = direction @ (gradient.double() - residual)  # = direction @ product(direction), without another product
-    stats = {"gradient_norm": float(gradient.norm()), "loss_before": float(loss)}
+    stats = {"gradient_norm": float(gradient.norm()), "loss_before": float(loss), "cg_products": taken}
     if not float(curvature) > 0:
         return dict(params), stats | {"loss_after": float(loss), "kl": 0.0, "backtracks": -1, "accepted": False}
     step = (direction * torch.sqrt(2 * max_kl / curvature)).to(gradient.dtype)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -23,7 +24,8 @@ from probes import (
 from torch import Tensor, nn
 from torch.distributions import Categorical, Independent, Normal, kl_divergence
 
-from metarl import distributions, inner_loop, outer, parallel
+import metarl
+from metarl import distributions, inner_loop, outer, parallel, trust_region
 from metarl.adapt import Params, expand
 from metarl.algorithms import ALGORITHMS, get, maml_trpo
 from metarl.algorithms.maml_trpo import Config, State, iteration
@@ -498,6 +500,37 @@ def test_a_plain_environment_adapts_as_the_family_does():
     env = EnvSampler(Drift().make(task_at(tasks, 0)), Drift.horizon)
     ours, theirs = (maml_trpo.evaluate(RUN, s, policy, state, tasks, 0, 6, [0.1, 0.1]) for s in (sampler, env))
     torch.testing.assert_close(ours.returns, theirs.returns, atol=1e-4, rtol=1e-4)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A step that rounding does not decide
+
+
+def two_ways(products: int) -> tuple[Tensor, Tensor, list[dict]]:
+    """The meta-update of 4 tasks of 6 episodes after some training, in float32: by hand, and automatically."""
+    config = Config(n_tasks=4, episodes=6, hidden=(64, 64), cg_iterations=products, max_kl=0.02, min_std=0.1)
+    sampler, policy, state = setup(metarl.make("PointNavigation-v0", horizon=30), config)
+    for _ in range(6):
+        state, _ = maml_trpo.iteration(config, sampler, policy, state, 0)
+    data = inner_loop.experience(config, sampler, policy, state, 1).data
+    parts = [outer.objectives(config, policy, data, state, outer.Outer(by_hand=by_hand)) for by_hand in (True, False)]
+    found = [trpo_step(state.meta, part, 0.02, 1e-5, products) for part in parts]
+    hand, automatic = (flatten(new) - flatten(state.meta) for new, _ in found)
+    return hand, automatic, [stats for _, stats in found]
+
+
+def test_more_products_than_float32_can_tell_apart_are_not_taken():
+    hand, automatic, stats = two_ways(products=30)
+    assert all(3 <= x["cg_products"] < 30 for x in stats)
+    assert torch.cosine_similarity(hand, automatic, 0) > 0.999
+    assert stats[0]["kl"] == pytest.approx(stats[1]["kl"], rel=0.01)
+
+
+def test_without_the_stop_the_two_ways_part(monkeypatch):
+    monkeypatch.setattr(trust_region, "conjugate_gradient", partial(trust_region.conjugate_gradient, orthogonality=2.0))
+    hand, automatic, stats = two_ways(products=30)
+    assert [x["cg_products"] for x in stats] == [30, 30]
+    assert torch.cosine_similarity(hand, automatic, 0) < 0.99
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The TRPO step: linear algebra against dense solvers, the step against its closed form, the line search's refusals."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -46,41 +47,66 @@ def test_flatten_and_unflatten_are_inverse():
 
 
 def test_conjugate_gradient_solves():
-    x, _ = conjugate_gradient(lambda v: spd(8) @ v, vector(8), 20, 1e-24)
+    x, _, _ = conjugate_gradient(lambda v: spd(8) @ v, vector(8), 20, 1e-12)
     torch.testing.assert_close(x, torch.linalg.solve(spd(8), vector(8)))
 
 
 @pytest.mark.parametrize("iterations", [0, 1, 3, 8])
 def test_the_residual_is_the_one_of_the_returned_solution(iterations):
-    x, residual = conjugate_gradient(lambda v: spd(8) @ v, vector(8), iterations, 0.0)
+    x, residual, _ = conjugate_gradient(lambda v: spd(8) @ v, vector(8), iterations, 0.0)
     torch.testing.assert_close(residual, vector(8) - spd(8) @ x)
 
 
 def test_one_iteration_is_the_exact_step_down_the_gradient():
     b, a = vector(8), spd(8)
-    x, _ = conjugate_gradient(lambda v: a @ v, b, 1)
+    x, _, _ = conjugate_gradient(lambda v: a @ v, b, 1)
     torch.testing.assert_close(x, b * (b @ b) / (b @ a @ b))
 
 
-def products_until(tolerance: float) -> int:
+def products_until(tolerance: float, size: float = 1.0) -> int:
     """How many products it takes for a matrix with three different eigenvalues, where three suffice."""
-    count = 0
-
-    def product(v: Tensor) -> Tensor:
-        nonlocal count
-        count += 1
-        return torch.tensor([1.0, 1, 1, 2, 2, 3], **torch64) * v
-
-    conjugate_gradient(product, vector(6), 6, tolerance)
-    return count
+    eigenvalues = torch.tensor([1.0, 1, 1, 2, 2, 3], **torch64)
+    return conjugate_gradient(lambda v: eigenvalues * v, size * vector(6), 6, tolerance)[2]
 
 
 def test_conjugate_gradient_stops_once_it_is_there():
-    assert (products_until(1e-10), products_until(0.0)) == (3, 6)
+    assert (products_until(1e-6), products_until(0.5)) == (3, 1)
+
+
+@pytest.mark.parametrize("size", [1e-12, 1e-4, 1e9])
+def test_the_size_of_the_right_hand_side_changes_no_direction(size):
+    assert products_until(1e-6, size) == 3
+    x, small = (conjugate_gradient(lambda v: spd(8) @ v, s * vector(8), 5)[0] for s in (1.0, size))
+    torch.testing.assert_close(small / size, x)
+
+
+def ill_conditioned() -> tuple[Tensor, Tensor]:
+    """A matrix with eigenvalues from 100 to 1e-4, and a right-hand side with a share of each."""
+    rotation = torch.linalg.qr(torch.randn(12, 12, generator=torch.Generator().manual_seed(0), **torch64))[0]
+    return rotation * torch.logspace(2, -4, 12, **torch64) @ rotation.T, vector(12)
+
+
+def rounded(limit: float) -> tuple[float, int]:
+    """The cosine of twelve products' direction in float32 with the same number's in float64, and that number."""
+    a, b = ill_conditioned()
+    x, _, taken = conjugate_gradient(lambda v: (a.float() @ v.float()).double(), b, 12, orthogonality=limit)
+    exact, _, _ = conjugate_gradient(lambda v: a @ v, b, taken, orthogonality=math.inf)
+    return float(torch.cosine_similarity(x, exact, 0)), taken
+
+
+def test_conjugate_gradient_stops_before_rounding_decides_its_direction():
+    cosine, taken = rounded(0.001)
+    assert 4 < taken < 12 and cosine > 0.999
+    assert rounded(math.inf)[0] < 0.99, "without the stop the direction is another one"
+
+
+def test_conjugate_gradient_keeps_what_it_has_where_a_curvature_is_not_positive():
+    x, residual, taken = conjugate_gradient(lambda v: torch.tensor([-1.0, -2.0], **torch64) * v, vector(2), 5)
+    assert taken == 1 and not x.any() and torch.equal(residual, vector(2))
 
 
 def test_conjugate_gradient_of_nothing_is_nothing():
-    x, _ = conjugate_gradient(lambda v: spd(3) @ v, torch.zeros(3, **torch64), 10)
+    x, _, _ = conjugate_gradient(lambda v: spd(3) @ v, torch.zeros(3, **torch64), 10)
     assert not x.any()
 
 

@@ -194,14 +194,17 @@ def trpo_step(
 
 def conjugate_gradient(product: Callable[[Tensor], Tensor], b: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
     """x and b - A x."""
-    x, r, p = torch.zeros_like(b), b, b
+    x, r, p, residuals = torch.zeros_like(b), b, b, [b]
     for _ in range(iterations):
         rr = r @ r
-        if rr < 1e-10:
+        if rr.sqrt() <= 1e-6 * b.norm():
             break
         ap = product(p)
         step = rr / (p @ ap)
         x, r = x + step * p, r - step * ap
+        if any(abs(r @ old) > 0.001 * r.norm() * old.norm() for old in residuals):  # rounding would decide the rest
+            break
+        residuals.append(r)
         p = r + (r @ r) / rr * p
     return x, r
 
