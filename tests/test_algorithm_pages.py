@@ -18,7 +18,8 @@ ROOT = Path(metarl.__file__).parents[1]
 PAGES = ROOT / "docs" / "algorithms"
 TABLE = ROOT / "experiments" / "navigation" / "results" / "table.md"
 HEADINGS = (
-    "Idea", "Objective", "Paper", "Settings", "What it should reach", "How long it takes", "When to choose it",
+    "Idea", "Objective", "Paper", "Differences from the paper", "Settings", "What it should reach", "How long it takes",
+    "When to choose it",
 )  # fmt: skip
 
 GRADIENT_BASED = tuple(n for n in algorithms.ALGORITHMS if issubclass(algorithms.get(n).Config, GradientSettings))
@@ -76,6 +77,17 @@ def test_every_algorithm_has_a_page_with_the_fixed_headings(name):
     assert all(len(body.split()) >= 5 for body in found.values())
     assert re.search(r"https://arxiv\.org/abs/\d{4}\.\d{4,5}", found["Paper"])
     assert f"`metarl/algorithms/{name}.py`" in text(name)
+
+
+@pytest.mark.parametrize("name", GRADIENT_BASED)
+def test_every_page_points_to_the_differences_that_all_share(name):
+    link = "README.md#differences-that-the-pages-share"
+    assert link in sections(text(name))["Differences from the paper"]
+    heading = "Differences that the pages share"
+    assert heading in sections(text("README")) and heading.lower().replace(" ", "-") == link.partition("#")[2]
+    shared = sections(text("README"))[heading]
+    assert not GradientSettings().adapt_std and "`adapt_std=False`" in shared  # as long as that is the default
+    assert GradientSettings().hidden == (64, 64) and "64 x 64" in shared
 
 
 @pytest.mark.parametrize("name", WITH_PAGE)

@@ -37,7 +37,8 @@ class PointNavigation(TensorFamily):
         Minus the Euclidean distance to the goal after the step. (The paper's text says squared distance, but its
         numbers fit plain distance: standing still for 100 steps earns -38.3 with plain, -16.7 with squared.)
     Episode end
-        Terminates within 0.01 of the goal; truncated after `horizon` steps (100).
+        Terminates within 0.01 of the goal (the published code: where both coordinates are within 0.01 of it);
+        truncated after `horizon` steps (100).
     Source
         Finn, Abbeel, Levine 2017, https://arxiv.org/abs/1703.03400, section 5.3 and appendix A.2.
     Version history
