@@ -152,7 +152,7 @@ def _direction(config: GradientSettings, policy: Policy, batch: Batch) -> Direct
     if config.inner_optimizer == "momentum":
         return lambda _, grads, memory: optimizers.momentum(grads, memory, config.inner_momentum)
     if config.inner_optimizer == "adam":
-        return lambda _, grads, memory: optimizers.adam(grads, memory, eps=1e-3)
+        return lambda _, grads, memory: optimizers.adam(grads, memory, eps=config.inner_adam_eps)
     if config.inner_optimizer == "natural":
         return natural.natural_direction(policy, batch.rollout.obs, batch.rollout.mask, config.natural_damping)
     return None

@@ -92,6 +92,9 @@ class InnerSettings:
     a few hundred parameters."""
     inner_momentum: float = 0.9
     """Factor of "momentum"."""
+    inner_adam_eps: float = 1e-8
+    """Added to the root of the second moment by "adam": gradients far below it take steps in proportion to themselves,
+    those above it steps of one size. The meta-gradient through a number whose gradient is zero grows as 1 / this."""
     natural_damping: float = 0.1
     """Multiple of the identity added to the Fisher matrix of "natural"."""
     adapts: Literal["all", "head", "context"] = "all"
@@ -116,7 +119,7 @@ class InnerSettings:
         check_choice(self, inner_gradient=INNER_GRADIENTS, inner_optimizer=INNER_OPTIMIZERS, adapts=ADAPTS)
         check_choice(self, learned_lr=LEARNED_LR)
         check_whole(self, inner_steps=0, first_order_until=0, multi_step_until=0)
-        check_positive(self, "inner_lr")
+        check_positive(self, "inner_lr", "inner_adam_eps")
         check_fraction(self, "dice_lambda", "inner_momentum")
         check_not_negative(self, "natural_damping", "exploration")
         if any(not 0 < factor < math.inf for factor in self.lr_schedule):

@@ -238,8 +238,9 @@ class SlowObjective:
                 m, v = memory[name] if i else (0.0, 0.0)
                 m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
                 new[name] = (m, v)
-                root = torch.sqrt(v / (1 - 0.999 ** (i + 1)) + 1e-8)  # (eps / 10)^2, see `metarl.optimizers.adam`
-                out[name] = m / (1 - 0.9 ** (i + 1)) / (root + 1e-3)
+                eps = self.config.inner_adam_eps
+                root = torch.sqrt(v / (1 - 0.999 ** (i + 1)) + (eps / 10) ** 2)  # see `metarl.optimizers.adam`
+                out[name] = m / (1 - 0.9 ** (i + 1)) / (root + eps)
             return out, new
         if kind == "natural":
             return self.natural(own, found, k, i), memory

@@ -90,6 +90,7 @@ INNER = [
     {"inner_optimizer": "momentum", "inner_momentum": 0.8, "inner_steps": 3},
     {"inner_optimizer": "momentum", "first_order": True, "inner_steps": 2},
     {"inner_optimizer": "adam", "inner_lr": 0.1, "inner_steps": 2},
+    {"inner_optimizer": "adam", "inner_lr": 0.1, "inner_steps": 2, "inner_adam_eps": 1e-2},
     {"inner_optimizer": "natural", "natural_damping": 0.3, "inner_lr": 0.1, "inner_steps": 2, "adapt_std": True},
     {"inner_optimizer": "natural", "first_order": True, "inner_steps": 2},
     {"inner_optimizer": "natural", "adapts": "head", "learned_lr": "scalar", "natural_damping": 0.05},

@@ -38,6 +38,7 @@ NONSENSE = [
     (GradientSettings, "multi_step_until", 1.5),
     (GradientSettings, "dice_lambda", 1.5),
     (GradientSettings, "inner_momentum", -0.5),
+    (GradientSettings, "inner_adam_eps", 0.0),
     (GradientSettings, "natural_damping", -0.1),
     (GradientSettings, "natural_damping", math.nan),
     (GradientSettings, "exploration", -1.0),

@@ -59,6 +59,9 @@ class Config:
     next, all differentiated."""
     inner_momentum: float = 0.9
     """Factor of "momentum"."""
+    inner_adam_eps: float = 1e-8
+    """Added to the root of the second moment by "adam": gradients far below it take steps in proportion to themselves,
+    those above it steps of one size. The meta-gradient through a number whose gradient is zero grows as 1 / this."""
     adapts: Literal["all", "head"] = "all"
     """What the inner loop moves: all of the network, or its last layer (ANIL)."""
     first_order: bool = False
@@ -93,7 +96,7 @@ class Config:
         )
         settings.check_whole(self, n_tasks=1, shots=1, queries=1, inner_steps=0, anneal_over=0)
         settings.check_whole(self, first_order_until=0, multi_step_until=0)
-        settings.check_positive(self, "inner_lr", "outer_lr", "learned_outer_lr")
+        settings.check_positive(self, "inner_lr", "inner_adam_eps", "outer_lr", "learned_outer_lr")
         settings.check_fraction(self, "inner_momentum", "anneal_to")
         settings.check_not_negative(self, "max_grad_norm")
         if self.outer != "adam":
@@ -159,7 +162,7 @@ def _direction(config: Config) -> Direction | None:
     if config.inner_optimizer == "momentum":
         return lambda _, grads, memory: optimizers.momentum(grads, memory, config.inner_momentum)
     if config.inner_optimizer == "adam":
-        return lambda _, grads, memory: optimizers.adam(grads, memory, eps=1e-3)
+        return lambda _, grads, memory: optimizers.adam(grads, memory, eps=config.inner_adam_eps)
     return None
 
 
