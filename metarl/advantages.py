@@ -4,6 +4,7 @@ Advantages are data to the losses; only `learned_advantages` is differentiated, 
 """
 
 import math
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -51,6 +52,8 @@ def estimate(rollout: Rollout, gamma: float, lam: float, reward_baseline: float 
     zero in a task whose rewards do not `differ`. Computed in float64.
 
     With `reward_baseline` the sum of rewards minus that number instead, discounted by `gamma * lam` a step, as it is.
+    The number is taken off for every step up to the horizon, those after an episode's end included: what returns are
+    compared with then does not depend on the actions, and no episode is better for its length.
 
     An episode cut off by the horizon counts as over: the tasks are finite-horizon problems and the baseline sees the
     time. `baseline` is such that with lambda 1 a step's return minus it, divided by `scale`, is the advantage.
@@ -60,7 +63,13 @@ def estimate(rollout: Rollout, gamma: float, lam: float, reward_baseline: float 
     """
     mask, rew = rollout.mask.double(), rollout.rew.double()
     if reward_baseline is not None:
-        expected = discounted_returns(reward_baseline * mask, gamma * lam)
+        if bool((mask == 0).any()):
+            warnings.warn(
+                f"reward_baseline={reward_baseline:g} where episodes end early: they are compared with it for every "
+                "step up to the horizon, which makes advantages large; leave it out for the fitted baseline",
+                stacklevel=2,
+            )
+        expected = discounted_returns(torch.full_like(mask, reward_baseline), gamma * lam)
         advantage = (discounted_returns(rew, gamma * lam) - expected) * mask
         _check_fits(advantage, rollout.rew)
         return Estimate(advantage.to(rollout.rew.dtype), expected * mask, torch.ones_like(mask[:, 0, 0]))

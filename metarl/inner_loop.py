@@ -128,6 +128,12 @@ def inner_loss(
 
 def inner_loss_of(config: GradientSettings, batch: Batch, dist: Distribution, learned: Params | None = None) -> Tensor:
     """The same as a function of the policy's action distribution. `learned`: a discount or lambda, if any are."""
+    loss = _inner_mean(config, batch, dist, learned)
+    return losses.per_episode(loss, batch.rollout.mask) if config.loss_per == "episode" else loss
+
+
+def _inner_mean(config: GradientSettings, batch: Batch, dist: Distribution, learned: Params | None) -> Tensor:
+    """The inner loss as a mean over every task's valid steps."""
     rollout, advantage = batch.rollout, batch.advantage
     log_prob, mask = distributions.log_prob(dist, rollout.act), rollout.mask
     if learned and not learned.keys().isdisjoint(("discount", "lambda")):

@@ -15,6 +15,15 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     return (x * mask).sum((1, 2)) / mask.sum((1, 2))
 
 
+def per_episode(loss: Tensor, mask: Tensor) -> Tensor:
+    """A loss [K] that is a mean over each task's valid steps, mask [K, T, E] -> the sum over them, divided by T E.
+
+    How many steps are valid depends on the actions. Where episodes end early, the mean over them is a ratio of two
+    random numbers, and so biased, for the expectation of a return per step or of its derivatives; this is not.
+    """
+    return loss * mask.mean((1, 2))
+
+
 def policy_gradient(log_prob: Tensor, advantage: Tensor, mask: Tensor) -> Tensor:
     """Likelihood-ratio policy gradient (REINFORCE): its gradient is -E[grad log pi * A]."""
     _check(log_prob, advantage, mask)
@@ -39,7 +48,9 @@ def clipped_surrogate(
 
 def dice(log_prob: Tensor, reward: Tensor, baseline: Tensor | None, mask: Tensor, gamma: float) -> Tensor:
     """DiCE (Foerster et al. 2018, https://arxiv.org/abs/1802.05098): every derivative of it is an
-    unbiased estimate of the same derivative of the expected discounted return (divided by the number of steps).
+    unbiased estimate of the same derivative of the expected discounted return, divided by the number of steps T, where
+    all episodes have that number. Where they end early, every derivative of `per_episode` of it is one, and its own is
+    biased, more so with few episodes: it is divided by a number that depends on the actions.
 
     The value is minus the mean over steps of gamma^t r_t. A reward hangs on the probabilities of all actions before
     it, and so does each of its derivatives. `baseline` [K, T, E] is what the return from each step on is compared
@@ -60,9 +71,9 @@ def loaded_dice(log_prob: Tensor, advantage: Tensor, mask: Tensor, lam: float) -
 
     The value is zero and the first derivative `policy_gradient`'s for every `lam`. In the second derivative an
     advantage hangs on the action t steps before it by lam^t: all of it with 1 (unbiased in every order where the
-    advantages are, and `dice` where they are returns), nothing with 0 (the derivative of `surrogate`, LVC), which
-    is biased and varies least. With a discount gamma, it is gamma^t times the advantage of step t whose expectation
-    is the derivative of the discounted return.
+    advantages are, on the same condition as `dice`, and `dice` itself where they are returns), nothing with 0 (the
+    derivative of `surrogate`, LVC), which is biased and varies least. With a discount gamma, it is gamma^t times the
+    advantage of step t whose expectation is the derivative of the discounted return.
     """
     _check(log_prob, advantage, mask)
     times = torch.arange(mask.shape[1], device=mask.device)

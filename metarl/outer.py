@@ -38,17 +38,18 @@ def credits(config: GradientSettings, data: Sequence[Batch], iteration: int = 0)
     """
     out, later = list[Tensor](), torch.zeros_like(data[-1].advantage[:, 0, 0])
     for weight, batch in zip(reversed(config.step_weights(iteration)), reversed(data[1:]), strict=False):
-        later = later + weight * gain(batch)
+        later = later + weight * gain(batch, config.loss_per)
         out.insert(0, later)
     return out
 
 
-def gain(batch: Batch) -> Tensor:
+def gain(batch: Batch, loss_per: str = "step") -> Tensor:
     """How much more every task's episodes earned than the other tasks' on average, in the units of the outer loss, [K].
 
-    The outer loss is a mean over a task's steps, and its advantages are divided by the task's `scale`; so is this. The
-    task's own episodes are no part of what they are compared with, which therefore does not bias E-MAML's term. Returns
-    are not discounted: a discount in the advantages is a bias for less variance (Schulman et al. 2016, section 2).
+    The outer loss is a mean over a task's steps (per "episode": over all up to the horizon), and its advantages are
+    divided by the task's `scale`; so is this. The task's own episodes are no part of what they are compared with, which
+    therefore does not bias E-MAML's term. Returns are not discounted: a discount in the advantages is a bias for less
+    variance (Schulman et al. 2016, section 2).
 
     A task whose rewards do not differ (its `scale` is infinite) is no part of the outer loss: it gains nothing, and the
     others are compared with it only where there is no other task to compare with.
@@ -56,6 +57,7 @@ def gain(batch: Batch) -> Tensor:
     rollout = batch.rollout
     mask = rollout.mask.double()
     returns, length = (rollout.rew.double() * mask).sum(1).mean(-1), mask.sum(1).mean(-1)
+    length = torch.full_like(length, mask.shape[1]) if loss_per == "episode" else length
     informative = batch.scale.isfinite().double()
     counts = informative.sum() - informative  # of other tasks to be compared with
     others = ((informative * returns).sum() - informative * returns) / counts
@@ -127,11 +129,13 @@ def objective(
     *train, last = data
     sizes = [unit * lr for lr in config.training_step_sizes(len(train))]
     weight = last.rollout.mask / last.rollout.mask.sum((1, 2), keepdim=True) / n_tasks
+    per_episode = config.loss_per == "episode"
     by_hand = outer.by_hand and _known_by_hand(config, policy, len(train), weights, outer)
 
     def post_loss(batch: Batch, dist: Distribution) -> Tensor:
         log_prob = distributions.log_prob(dist, batch.rollout.act)
-        return outer.loss(log_prob, batch.rollout.log_prob, batch.advantage, batch.rollout.mask).sum() / n_tasks
+        loss = outer.loss(log_prob, batch.rollout.log_prob, batch.advantage, batch.rollout.mask)
+        return (losses.per_episode(loss, batch.rollout.mask) if per_episode else loss).sum() / n_tasks
 
     def pre_loss(i: int, params: Params) -> Tensor | None:
         """What the outer loss has of the policy before inner step i; None: nothing."""

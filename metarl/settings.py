@@ -15,6 +15,7 @@ from metarl.policies import MLPPolicy
 from metarl.policies_cnn import CNNPolicy
 from metarl.spaces import Spaces
 
+LOSS_PER = ("step", "episode")
 INNER_GRADIENTS = ("policy_gradient", "lvc", "dice", "loaded_dice")
 INNER_OPTIMIZERS = ("sgd", "momentum", "adam", "natural")
 ADAPTS = ("all", "head", "context")
@@ -37,6 +38,11 @@ class SamplingSettings:
     """Compare every reward with this number, and not returns with a baseline that is fitted to the task's own; the
     advantages are then not normalised. A fit takes away what the rewards say of a task as a whole, and from a task's
     only episode everything."""
+    loss_per: Literal["step", "episode"] = "step"
+    """What the inner and outer losses are means over. "step": a task's own steps; a step size then means the same in
+    tasks with long and with short episodes. Where episodes end early, how many steps there are depends on the actions,
+    and the mean over them is biased, typically by a tenth with one episode and by a two-hundredth with 20. "episode":
+    the sum over each episode's steps divided by the horizon, without that bias. The same if no episode ends early."""
     normalize_obs: bool = False
     """Give the policy observations with mean 0 and standard deviation 1 (cut off at 10), by running statistics of the
     training data before this meta-iteration: for vectors whose entries have different scales. The first iteration rolls
@@ -44,6 +50,7 @@ class SamplingSettings:
 
     def __post_init__(self) -> None:
         check_whole(self, n_tasks=1, episodes=1)
+        check_choice(self, loss_per=LOSS_PER)
         check_fraction(self, "gamma", "gae_lambda")
         if self.reward_baseline is not None and not math.isfinite(self.reward_baseline):
             raise ValueError(f"reward_baseline must be finite, got {self.reward_baseline}")

@@ -115,7 +115,12 @@ class SlowObjective:
         earned = [float((rew[j] * mask[j]).sum()) / mask.shape[2] for j in range(len(mask))]
         tell = [j for j in range(len(earned)) if j != k and math.isfinite(float(batch.scale[j]))]
         others = [earned[j] for j in tell] or [x for j, x in enumerate(earned) if j != k]
-        return (earned[k] - sum(others) / len(others)) * mask.shape[2] / float(mask[k].sum()) / scale
+        return (earned[k] - sum(others) / len(others)) * mask.shape[2] / self.steps(k, stage) / scale
+
+    def steps(self, k: int, stage: int) -> float:
+        """What the sum over a task's valid steps is divided by."""
+        mask = self.data[stage].rollout.mask[k]
+        return float(mask.numel() if self.config.loss_per == "episode" else mask.sum())
 
     def task(self, meta: Params, k: int) -> Tensor:
         """The loss of one task."""
@@ -144,12 +149,12 @@ class SlowObjective:
         new = log_prob(distribution(self.policy, own, batch.rollout.obs[k]), batch.rollout.act[k])
         ratio = (new - log_prob(acted(batch, k), batch.rollout.act[k])).exp()
         if not self.ratio:
-            return -(new * batch.advantage[k])[valid].mean()
+            return -(new * batch.advantage[k])[valid].sum() / self.steps(k, stage)
         gains = ratio * batch.advantage[k]
         if self.clip is not None:
             low, high = 1 - self.clip, 1 + self.clip
             gains = torch.minimum(gains, torch.clamp(ratio, low, high) * batch.advantage[k])
-        return -gains[valid].mean()
+        return -gains[valid].sum() / self.steps(k, stage)
 
     def before(self, own: Params, k: int, stage: int, credit: float) -> Tensor:
         """What the loss has of the parameters before an inner step: ProMP's penalty, E-MAML's credit."""
@@ -168,7 +173,7 @@ class SlowObjective:
     def inner_loss(self, own: Params, meta: Params, k: int, i: int) -> Tensor:
         config, batch = self.config, self.data[i]
         mask, act, A = batch.rollout.mask[k], batch.rollout.act[k], batch.advantage[k]
-        n, T = mask.sum(), mask.shape[0]
+        n, T = self.steps(k, i), mask.shape[0]
         new = log_prob(distribution(self.policy, own, batch.rollout.obs[k]), act)
         if "discount" in meta or "lambda" in meta:
             gamma, lam = (

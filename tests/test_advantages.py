@@ -246,14 +246,15 @@ def test_nothing_to_prefer_gives_zeros_not_nan(reward):
 
 
 def test_rewards_against_a_given_number_by_hand():
-    """Rewards 1, 4 and 0 against 0.5, discounted by 0.5 (0.8 * 0.625) a step; the third step does not count."""
+    """Rewards 1 and 4, and then the end, against 0.5 in all three steps, discounted by 0.5 (0.8 * 0.625) a step."""
     one = rollout(1, 3, 1)
     r = replace(
         one, rew=torch.tensor([1.0, 4.0, 0.0]).reshape(1, 3, 1), mask=torch.tensor([1.0, 1, 0]).reshape(1, 3, 1)
     )
-    found = estimate(r, 0.8, 0.625, reward_baseline=0.5)
-    torch.testing.assert_close(found.advantage.flatten(), torch.tensor([2.25, 3.5, 0.0]))
-    torch.testing.assert_close(found.baseline.flatten(), torch.tensor([0.75, 0.5, 0.0]).double())
+    with pytest.warns(UserWarning, match=r"reward_baseline=0\.5 where episodes end early"):
+        found = estimate(r, 0.8, 0.625, reward_baseline=0.5)
+    torch.testing.assert_close(found.advantage.flatten(), torch.tensor([2.125, 3.25, 0.0]))
+    torch.testing.assert_close(found.baseline.flatten(), torch.tensor([0.875, 0.75, 0.0]).double())
     assert found.scale.tolist() == [1.0]
 
 

@@ -47,6 +47,7 @@ NONSENSE = [
     (GradientSettings, "lr_schedule", (math.inf,)),
     (GradientSettings, "learned_lr", "per_layer"),
     (GradientSettings, "inner_gradient", "vpg"),
+    (GradientSettings, "loss_per", "task"),
     (GradientSettings, "inner_optimizer", "rmsprop"),
     (GradientSettings, "adapts", "body"),
     (GradientSettings, "network", "rnn"),
