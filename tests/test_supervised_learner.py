@@ -327,7 +327,7 @@ def test_a_policy_learner_s_checkpoint_is_refused(tmp_path):
         (Sinusoid(), {"seed": -1}, ValueError, "seed must be at least 0, got -1"),
         (Sinusoid(), {"activation": "sin"}, ValueError, "activation must be one of"),
         (Sinusoid(), {"hidden": (0,)}, ValueError, "at least one unit"),
-        (Sinusoid(), {"network": nn.Linear(2, 1)}, RuntimeError, "cannot be multiplied"),
+        (Sinusoid(), {"network": nn.Linear(2, 1)}, ValueError, "cannot be multiplied"),
         (Sinusoid(), {"network": nn.Linear(1, 2)}, ValueError, r"\[N, 1\] to \[N, 1\]; for N = 3 it gave \(3, 2\)"),
         ({"a": 1}, {}, TypeError, "dict is no family of sets"),
     ],
