@@ -30,8 +30,8 @@ _HEADER = "metarl"
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{32}")
 _ABANDONED = 3600.0
 """Seconds after which a temporary file beside a file that is written counts as one that a killed process left."""
-_MUCH = 2**26
-"""Numbers that loading may allocate beyond what the file holds (256 MB in float32)."""
+_MUCH = 2**22
+"""Numbers that loading may allocate beyond a multiple of what the file holds (16 MB in float32)."""
 S = TypeVar("S")
 
 

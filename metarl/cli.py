@@ -199,7 +199,7 @@ def _planned(options: ResumeOptions) -> tuple[int, dict[str, Any]]:
         if not (options.resume / LATEST).exists() or "upgrade metarl" in str(error):
             raise
         if options.iterations is None:
-            raise CheckpointError(f"{error}. The checkpoint beside it has all settings but the number of iterations: "
+            raise type(error)(f"{error}. The checkpoint beside it has all settings but the number of iterations: "
                                   f"go on with metarl train --resume {shlex.quote(str(options.resume))} --iterations "
                                   "TOTAL, which writes it anew") from None  # fmt: skip
         return options.iterations, {}

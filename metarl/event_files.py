@@ -3,6 +3,7 @@
 import contextlib
 import time
 import types
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,20 @@ def tensorboard_writer(path: Path, up_to_iteration: int) -> Any:
             with _nameless_host():
                 self.writer = SummaryWriter(str(path), purge_step=up_to_iteration + 1 if again else None)
             self._is_closed = False
+
+        def write(self, *args: Any, **kwargs: Any) -> None:
+            if self._is_closed:
+                return
+            try:
+                super().write(*args, **kwargs)
+            except OSError as error:  # of its own thread, some time ago
+                self._is_closed = True
+                warnings.warn(f"TensorBoard's events cannot be written any more ({error}); metrics.csv has the same "
+                              "numbers", UserWarning, stacklevel=2)  # fmt: skip
+
+        def close(self) -> None:
+            with contextlib.suppress(OSError):
+                super().close()
 
     return Resumed()
 
