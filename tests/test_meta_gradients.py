@@ -10,6 +10,7 @@ import torch
 from probes import Drift, TwoArms, double, setup, stages
 from torch import Tensor
 
+import metarl
 from metarl import distributions, inner_loop, losses, outer
 from metarl.adapt import Params, expand, sgd_step, split, step_size
 from metarl.algorithms.maml_trpo import Config
@@ -147,3 +148,21 @@ def test_the_expected_update_has_the_published_expansion(kind, steps):
     second = {"maml": 2 * (steps - 1), "fomaml": steps - 1, "reptile": steps * (steps - 1) / 2}[kind]
     torch.testing.assert_close((first * mean - expected) / lr, second * inner, rtol=1e-3, atol=0.0)
     assert (second * inner).abs().min() > 0.1
+
+
+def test_with_one_step_lvc_and_the_dice_estimators_are_the_same_and_the_policy_gradient_is_not():
+    family = metarl.make("BernoulliBandit-v0", arms=3)
+    derivatives = {}
+    for name in ("lvc", "loaded_dice", "dice", "policy_gradient"):
+        learner = metarl.MetaLearner(
+            "maml_trpo", family, seed=0, device="cpu", n_tasks=3, episodes=15, hidden=(), gamma=1.0, inner_gradient=name
+        )
+        found = inner_loop.experience(learner.config, learner.sampler, learner.policy, learner.state, 0)
+        params = {key: value.clone().requires_grad_() for key, value in found.params[0].items()}
+        stepped, _ = inner_loop.step(learner.config, learner.policy, params, found.data[0], 0.5, create_graph=True)
+        weights = torch.Generator().manual_seed(1)
+        total = sum((x * torch.randn(x.shape, generator=weights)).sum() for x in stepped.values())
+        derivatives[name] = torch.cat([x.flatten() for x in torch.autograd.grad(total, list(params.values()))])
+    for name in ("loaded_dice", "dice"):
+        torch.testing.assert_close(derivatives[name], derivatives["lvc"], atol=1e-5, rtol=1e-4)
+    assert (derivatives["policy_gradient"] - derivatives["lvc"]).norm() > 0.02 * derivatives["lvc"].norm()
