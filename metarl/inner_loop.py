@@ -30,7 +30,7 @@ from metarl.advantages import estimate, learned_advantages
 from metarl.distributions import Distribution
 from metarl.normalize import ObsStats
 from metarl.parallel import task_chunks, thread_map, threads_over_tasks
-from metarl.policies import Policy
+from metarl.policies import Policy, at_least, std_statistics
 from metarl.printing import fields_text
 from metarl.rollout import EnvSampler, Rollout, Sampler
 from metarl.settings import GradientSettings
@@ -238,14 +238,14 @@ class Experience(Adaptation):
         """Environment steps taken."""
         return sum(rollout.steps for rollout in self.rollouts)
 
-    def statistics(self) -> dict[str, float]:
+    def statistics(self, config: GradientSettings) -> dict[str, float]:
         """What all gradient-based learners log of their data (see docs/logging.md)."""
         stats = {f"return/step_{i}": rollout.returns.mean().item() for i, rollout in enumerate(self.rollouts)}
         rates = {f"success/step_{i}": rollout.success_rate for i, rollout in enumerate(self.rollouts)}
         stats |= {name: rate.mean().item() for name, rate in rates.items() if rate is not None}
         last = self.rollouts[-1]
         stats["policy/entropy"] = losses.masked_mean(distributions.entropy(last.dist), last.mask).mean().item()
-        return stats
+        return stats | std_statistics(last.dist, config.min_std)
 
 
 def surveyed(config: GradientSettings, sampler: Sampler, policy: Policy, state: State, seed: int) -> State:
@@ -324,7 +324,9 @@ def evaluate(
 # The next state
 
 
-def advance(state: State, found: Experience, meta: Params, optimizer: Params | None = None) -> State:
+def advance(
+    config: GradientSettings, state: State, found: Experience, meta: Params, optimizer: Params | None = None
+) -> State:
     """The state after a meta-iteration that saw `found` and made `meta` of the meta-parameters.
 
     Raises:
@@ -332,7 +334,7 @@ def advance(state: State, found: Experience, meta: Params, optimizer: Params | N
     """
     where = f"after the outer step of iteration {state.iteration + 1}"
     finite.check_finite(meta | (optimizer or {}), where, finite.SMALLER_STEPS)
-    params, learned = split(state.meta | meta)
+    params, learned = split(within_floor(config, state.meta | meta))
     obs_stats = state.obs_stats
     for rollout in found.rollouts:
         obs_stats = normalize.update(obs_stats, rollout.raw_obs, rollout.mask)
@@ -341,6 +343,22 @@ def advance(state: State, found: Experience, meta: Params, optimizer: Params | N
         state, params=params, learned=learned, iteration=state.iteration + 1, obs_stats=obs_stats,
         env_steps=state.env_steps + found.steps, optimizer=state.optimizer if optimizer is None else optimizer,
     )  # fmt: skip
+
+
+def within_floor(config: GradientSettings, meta: Params) -> Params:
+    """The meta-parameters with every Gaussian standard deviation that they determine on its floor, at least: the one
+    before adaptation and, where the inner steps leave it alone but for `learned_noise`, those after each step."""
+    if "log_std" not in meta:
+        return meta
+    meta = meta | {"log_std": at_least(meta["log_std"], config.min_std)}
+    if NOISE not in meta or config.adapt_std:
+        return meta
+    after, changes = meta["log_std"], list[Tensor]()
+    for change in meta[NOISE]:
+        floored = at_least(after + change, config.min_std)
+        changes.append(torch.where(after + change < floored, floored - after, change))
+        after = floored
+    return meta | {NOISE: torch.stack(changes)}
 
 
 def learned_statistics(state: State) -> dict[str, Any]:

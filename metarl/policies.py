@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from metarl.adapt import Params
-from metarl.distributions import Distribution
+from metarl.distributions import Distribution, Gaussian
 from metarl.mlp import ACTIVATIONS, forward
 from metarl.modules import StackedModule
 from metarl.spaces import Spaces, distribution_of
@@ -69,10 +69,27 @@ def dense_layers(generator: torch.Generator, sizes: tuple[int, ...]) -> Params:
 def floored_log_std(params: Params, min_std: float) -> Tensor | None:
     """The log standard deviation [K, A] of a Gaussian head, None of a categorical one.
 
-    A plain clamp, as in the code of MAML and ProMP: below the floor the gradient is zero, so the floor is kept well
-    out of the way.
+    Below the floor it is the floor's, with the derivative of one that has no floor (straight-through). A plain clamp,
+    as in the code of MAML and ProMP, has the derivative zero there: what once went below would never come back.
     """
-    return params["log_std"].clamp_min(math.log(min_std)) if "log_std" in params else None
+    if "log_std" not in params:
+        return None
+    own = params["log_std"]
+    return own + (own.detach().clamp_min(math.log(min_std)) - own.detach())
+
+
+def at_least(log_std: Tensor, min_std: float) -> Tensor:
+    """`log_std` with what is below the floor put on it, where the next step starts from: without this the
+    straight-through derivative could carry it ever further down, out of reach of the steps that lead back."""
+    return log_std.clamp_min(math.log(min_std))
+
+
+def std_statistics(dist: Distribution, min_std: float) -> dict[str, float]:
+    """What is logged of a Gaussian policy's standard deviation (see docs/logging.md); nothing of another policy."""
+    if not isinstance(dist, Gaussian):
+        return {}
+    on_floor = dist.log_std <= math.log(min_std) + 1e-5
+    return {"policy/std": dist.log_std.exp().mean().item(), "policy/std_on_floor": on_floor.float().mean().item()}
 
 
 @dataclass(frozen=True)

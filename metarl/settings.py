@@ -186,7 +186,7 @@ class PolicySettings:
     init_std: float = 1.0
     """Initial standard deviation of a Gaussian policy."""
     min_std: float = 1e-3
-    """Floor of that standard deviation."""
+    """Floor of that standard deviation. Its derivative passes straight through: a policy on the floor can leave it."""
     input_gain: float = 1.0
     """Factor on the initial weights of the policy's first layer: above 1 where observations are small numbers."""
     output_gain: float = 0.01

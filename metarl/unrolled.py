@@ -13,7 +13,6 @@ of the distribution will do.
 The slow twin is `metarl.trust_region.autograd_jacobian`.
 """
 
-import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -111,8 +110,6 @@ def unrolled_jacobian(
 
     tape = mlp.forward(params, obs.reshape(n_tasks, -1, obs.shape[-1]), policy.activation)
     log_std = floored_log_std(params, policy.min_std)
-    # As automatic differentiation has it for a clamp.
-    open_floor = params["log_std"] >= math.log(policy.min_std) if log_std is not None else None
     dist = distribution_of(tape.out.reshape(*obs.shape[:-1], -1), log_std, policy.spaces.sizes)
     dist = type(dist)(*(x.detach().requires_grad_() for x in dist))
 
@@ -131,14 +128,14 @@ def unrolled_jacobian(
             if (dot := noise_change(along, i)) is not None:
                 tangent["log_std"] = tangent["log_std"] + dot
         out = [mlp.jvp(tape, tangent)[0].reshape(dist[0].shape)]
-        if open_floor is not None:
-            out.append((tangent["log_std"] * open_floor).reshape(dist[-1].shape))
+        if log_std is not None:  # straight through its floor
+            out.append(tangent["log_std"].reshape(dist[-1].shape))
         return out
 
     def vjp(w: Sequence[Tensor]) -> Tensor:
         cotangent = mlp.vjp(tape, w[0].reshape(tape.out.shape))
-        if open_floor is not None:
-            cotangent["log_std"] = w[1].reshape(open_floor.shape) * open_floor
+        if log_std is not None:
+            cotangent["log_std"] = w[1].reshape(log_std.shape)
         of_sizes: list[Params] = []
         noise = {NOISE: torch.zeros_like(learned[NOISE])} if NOISE in learned else {}
         for i in range(len(steps) - 1, -1, -1):

@@ -333,7 +333,7 @@ def test_the_next_state_has_all_that_was_given_and_the_rest_of_the_last():
     sampler, policy, state = setup(Drift(), config)
     found = inner_loop.experience(config, sampler, policy, replace(state, env_steps=100), 0)
     meta = {"w0": torch.ones_like(state.params["w0"]), "lr": torch.tensor(3.0)}
-    new = inner_loop.advance(replace(state, env_steps=100), found, meta, {"count": torch.ones(())})
+    new = inner_loop.advance(config, replace(state, env_steps=100), found, meta, {"count": torch.ones(())})
     assert list(new.params) == list(state.params) and list(new.learned) == ["lr"]
     assert (new.params["w0"] == 1).all() and new.params["context"] is state.params["context"]
     assert (float(new.learned["lr"]), new.iteration, list(new.optimizer)) == (3.0, 1, ["count"])

@@ -21,7 +21,7 @@ from slow_objective import SlowObjective, acted, distribution
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from metarl import MetaLearner, algorithms, inner_loop, rollout
+from metarl import MetaLearner, algorithms, inner_loop, rollout, trust_region
 from metarl.adapt import Params
 from metarl.algorithms import rl2
 from metarl.inner_loop import Batch
@@ -161,6 +161,19 @@ class Run:
             collect = timed(rollout.Sampler.collect, PER_ROLLOUT, self.collected)
             patch.setattr(rollout.Sampler, "collect", collect)
             patch.setattr(engine, "advance", timed(engine.advance, PER_UPDATE))
+        self.products: list[int] = []
+        solve = trust_region.conjugate_gradient
+
+        def counted(product: Callable, *args: Any) -> Any:
+            self.products.append(0)
+
+            def one(v: Any) -> Any:
+                self.products[-1] += 1
+                return product(v)
+
+            return solve(one, *args)
+
+        patch.setattr(trust_region, "conjugate_gradient", counted)
         step = self.learner._step
 
         def noted(state: Any) -> Any:
@@ -189,7 +202,16 @@ def common(run: Run, stages: int) -> dict[str, float]:
         out |= {f"success/step_{k}": successes(r), f"eval/success_{k}": successes(test)}
     out["eval/score"] = out[f"eval/step_{stages - 1}"]
     out["policy/entropy"] = over_states(entropies(own[-1].dist), own[-1].mask.numpy())
-    return out
+    return out | spread(own[-1].dist)
+
+
+def spread(dist: Any) -> dict[str, float]:
+    """Of a Gaussian's standard deviations, none of which comes near its floor here (tests/test_std_floor.py)."""
+    if hasattr(dist, "logits"):
+        return {}
+    std = np.exp(dist.log_std.double().numpy())
+    assert std.min() > 0.01
+    return {"policy/std": std.mean(), "policy/std_on_floor": 0.0}
 
 
 def successes(r: Rollout) -> float:
@@ -244,6 +266,7 @@ def outer(run: Run, kind: dict[str, Any], adam: bool) -> dict[str, float]:
     # A full step has a KL of max_kl in its second order; how much shorter this one is tells the backtracks.
     near = {n: v + 1e-3 * (after[n] - v) for n, v in before.items()}
     share = math.sqrt(divergence(here, fixed | near) / 1e-6 / config.max_kl)
+    out["outer/cg_products"] = run.products[-1]
     return out | {"outer/accepted": 1, "outer/backtracks": round(math.log(share) / math.log(config.backtrack))}
 
 
@@ -400,6 +423,7 @@ def test_the_numbers_of_an_iteration_of_rl2_by_hand(tmp_path, monkeypatch):
     out["return/trial"] = sum(out[f"return/step_{n}"] for n in range(3))
     out["eval/score"] = sum(out[f"eval/step_{n}"] for n in range(3))
     out["policy/entropy"] = float(entropies(found.dist)[found.mask.numpy() > 0].mean())
+    out |= spread(found.dist)
 
     trials, n = Trials(run), RL2["epochs"] * RL2["minibatches"]
     each = [trials.losses(doubled(p), order) for (p, _), order in zip(steps[-n:], orders[-n:], strict=True)]

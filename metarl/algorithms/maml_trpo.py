@@ -80,8 +80,8 @@ def iteration(
             f"the meta-gradient of iteration {state.iteration + 1} has the norm "
             f"{outer['gradient_norm']} at a loss of {outer['loss_before']}: {SMALLER_STEPS}"
         )
-    new = advance(state, found, meta)
-    stats = found.statistics() | learned_statistics(new)
+    new = advance(config, state, found, meta)
+    stats = found.statistics(config) | learned_statistics(new)
     stats |= {f"outer/{name}": value for name, value in outer.items()}
     stats |= {"time/rollout": found.seconds, "time/update": time.perf_counter() - start - found.seconds}
     return new, stats

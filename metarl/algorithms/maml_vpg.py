@@ -51,8 +51,8 @@ def iteration(
     found = experience(config, sampler, policy, state, seed)
     parts = objectives(config, policy, found.data, state, Outer(on_policy))
     meta, memory, outer = adam_steps(config, parts, trained(config, state), state.optimizer, state.iteration, steps=1)
-    new = advance(state, found, meta, memory)
-    stats = found.statistics() | learned_statistics(new)
+    new = advance(config, state, found, meta, memory)
+    stats = found.statistics(config) | learned_statistics(new)
     stats |= {f"outer/{name}": value for name, value in outer.items()}
     stats |= {"time/rollout": found.seconds, "time/update": time.perf_counter() - start - found.seconds}
     return new, stats

@@ -64,8 +64,8 @@ def iteration(
     meta, memory, outer = adam_steps(
         config, parts, trained(config, state), state.optimizer, state.iteration, config.epochs
     )
-    new = advance(state, found, meta, memory)
-    stats = found.statistics() | learned_statistics(new)
+    new = advance(config, state, found, meta, memory)
+    stats = found.statistics(config) | learned_statistics(new)
     stats |= {f"outer/{name}": value for name, value in outer.items()}
     stats |= {"time/rollout": found.seconds, "time/update": time.perf_counter() - start - found.seconds}
     return new, stats

@@ -73,9 +73,9 @@ def iteration(
         here = replace(here, params=moved)
     rollouts = [rollout for one in found for rollout in one.rollouts]
     together = Experience(found[-1].params, rollouts, [], sum(one.seconds for one in found))
-    new = advance(state, together, here.params)
+    new = advance(config, state, together, here.params)
     length = sum(float((new.params[name] - value).square().sum()) for name, value in state.params.items()) ** 0.5
-    each = [one.statistics() for one in found]
+    each = [one.statistics(config) for one in found]
     stats: dict[str, Any] = {name: sum(one[name] for one in each) / len(each) for name in each[0]}
     stats |= {"outer/step_norm": length, "outer/lr": lr}
     stats |= {"time/rollout": together.seconds, "time/update": time.perf_counter() - start - together.seconds}

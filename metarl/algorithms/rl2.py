@@ -23,6 +23,7 @@ from metarl.adapt import Params
 from metarl.advantages import differ, discounted_returns, gae
 from metarl.normalize import ObsStats
 from metarl.parallel import threads_over_tasks
+from metarl.policies import at_least, std_statistics
 from metarl.policies_cnn import check_channels, enough_channels, image_of
 from metarl.policies_gru import GRUPolicy, Memory
 from metarl.printing import fields_text
@@ -274,6 +275,8 @@ def iteration(
                 raise finite.NotFiniteError(f"the gradient of iteration {state.iteration + 1} has the norm {norm}: the "
                                             "steps are too large, lower outer_lr")  # fmt: skip
             params, memory = adam_step(params, grads, memory, lr)
+            if "log_std" in params:
+                params |= {"log_std": at_least(params["log_std"], config.min_std)}
             losses_of.append(parts)
             if seen:
                 grads = seen[part].gradient(critic, batch.target[:, part], data.mask[:, part])
@@ -287,6 +290,7 @@ def iteration(
     stats |= {f"outer/{name}": float(sum(x[name] for x in losses_of)) / len(losses_of) for name in losses_of[0]}
     stats |= {"outer/explained_variance": explained_variance(batch, old, units), "outer/lr": lr}
     stats["policy/entropy"] = float((distributions.entropy(trials.dist) * trials.mask).sum() / trials.mask.sum())
+    stats |= std_statistics(trials.dist, config.min_std)
     stats |= {"time/rollout": in_rollouts, "time/update": time.perf_counter() - start - in_rollouts}
     steps = state.env_steps + trials.steps
     new = State(params, memory, units, state.iteration + 1, steps, obs_stats, critic, critic_memory)
