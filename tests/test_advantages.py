@@ -258,6 +258,15 @@ def test_rewards_against_a_given_number_by_hand():
     assert found.scale.tolist() == [1.0]
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_against_a_given_number_too_rewards_that_add_up_to_no_number_are_refused(sign):
+    r = rollout()
+    huge = replace(r, rew=sign * 1e38 * r.mask)
+    with pytest.raises(ValueError, match="scale the rewards down"):
+        estimate(huge, 1.0, 1.0, reward_baseline=0.5)
+    assert estimate(replace(r, rew=sign * 1e36 * r.mask), 1.0, 1.0, 0.5).advantage.isfinite().all()
+
+
 def test_a_single_episode_says_something_only_against_a_given_number():
     one = replace(rollout(3, 1, 1), rew=torch.tensor([1.0, 0.0, 1.0]).reshape(3, 1, 1))
     assert estimate(one, 1.0, 1.0, 0.5).advantage.flatten().tolist() == [0.5, -0.5, 0.5]

@@ -4,6 +4,7 @@ The episodes have different lengths, the tasks differ, two inner steps make thre
 it is the second iteration that is looked at: a number of a wrong stage, mask, epoch or iteration is another one.
 """
 
+import dataclasses
 import math
 import re
 import types
@@ -140,6 +141,10 @@ class Run:
         fake = types.SimpleNamespace(perf_counter=lambda: clock.now)
         module: Any = algorithms.get(name)
         self.learner = MetaLearner(name, Uneven(discrete), seed=3, device="cpu", workers=0, **settings)
+        if name == "rl2":  # a value head that already says something
+            g, params = torch.Generator().manual_seed(0), dict(self.learner.state.params)
+            params["w_value"] = torch.randn(params["w_value"].shape, generator=g)
+            self.learner.state = dataclasses.replace(self.learner.state, params=params)
         engine: Any = __import__(module.iteration.__module__, fromlist=["iteration"])
 
         def timed(function: Callable, seconds: float, kept: list[Any] | None = None) -> Callable:
