@@ -7,10 +7,11 @@
         log.warning("%s", finding)
 
 It samples tasks from both splits, plays random actions for a whole episode in single environments of a few of them,
-again with the same seeds, and once more in the vector environment: some dozen episodes in all. It cannot tell whether
-the tasks are worth learning.
+again with the same seeds, and once more in the vector environment: some dozen episodes in all. Then it looks for
+parameters that change nothing. It cannot tell whether the tasks are worth learning.
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ import numpy as np
 
 from metarl.arguments import whole, yes_or_no
 from metarl.check_environments import TASKS, Finding, check_environments, raised
+from metarl.check_parameters import Inert, inert_parameters
 from metarl.spaces import SUPPORTED
 from metarl.tasks import SPLITS, Task, TaskFamily, Tasks, task_at, validate_task
 from metarl.torch_defaults import torch_defaults
@@ -48,7 +50,8 @@ def check_family(family: TaskFamily, *, n_tasks: int = 50, seed: int = 0, raise_
         The findings; a stage whose findings would make a later one meaningless ends the search.
 
     Raises:
-        FamilyError: there is a finding and `raise_problems` is set.
+        FamilyError: there is a finding and `raise_problems` is set. A parameter that seems to change nothing where all
+            rewards were the same is only warned of: it may act where the actions that were tried do not lead.
         ValueError: `n_tasks` is below 2.
     """
     n_tasks, seed = whole("n_tasks", n_tasks, 2), whole("seed", seed, 0)
@@ -62,9 +65,26 @@ def check_family(family: TaskFamily, *, n_tasks: int = 50, seed: int = 0, raise_
         findings = list(found.values())  # what is wrong with both splits, once
         if "train" in drawn:
             findings += check_environments(family, _distinct(drawn["train"], TASKS), seed)
-    if findings and raise_problems:
+        if not findings:
+            joined = {name: np.concatenate([tasks[name] for tasks in drawn.values()]) for name in family.task_space}
+            findings = [_about(inert) for inert in inert_parameters(family, joined, seed)]
+    if raise_problems and findings and not any(finding.certain for finding in findings):
+        for finding in findings:
+            warnings.warn(str(finding), UserWarning, stacklevel=2)
+    elif findings and raise_problems:
         raise FamilyError(str(getattr(family, "id", family)), findings)
     return findings
+
+
+def _about(inert: Inert) -> Finding:
+    one, other = inert.values
+    problem = (f"changes nothing: {inert.steps} steps have the same observations, rewards and ends with {one} and with "
+               f"{other}, by the same seeds and actions")  # fmt: skip
+    remedy = (
+        "see that reset does not overwrite it, that step reads it, and that its name is right: what no code reads "
+        "does nothing. If it acts only where none of these actions led, this can be ignored"
+    )
+    return Finding(problem, f"parameter {inert.name!r}", remedy, inert.certain)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,9 @@ import gymnasium as gym
 import numpy as np
 import torch
 
+from metarl.spaces import without_huge_bounds
 from metarl.tasks import Task, TaskFamily, stack_tasks
+from metarl.transition import check_five, check_info, check_pair, hint
 from metarl.vector import make_vector
 
 TASKS, EPISODES = 3, 2  # environments that are stepped
@@ -24,6 +26,8 @@ class Finding:
     problem: str
     where: str
     remedy: str
+    certain: bool = True
+    """False where it may be that nothing is wrong; such findings alone do not raise."""
 
     def __str__(self) -> str:
         return f"{self.where}: {self.problem}\n    To mend it: {self.remedy}"
@@ -40,7 +44,7 @@ class _Episode:
 
 def check_environments(family: TaskFamily, tasks: list[Task], seed: int) -> list[Finding]:
     """Single environments for themselves, then against each other, then against the vector environment."""
-    space = copy.deepcopy(family.action_space)
+    space = without_huge_bounds(family.action_space)
     space.seed(seed)
     n = len(tasks) * EPISODES
     actions = [[space.sample() for _ in range(n)] for _ in range(family.horizon + 1)]
@@ -109,10 +113,15 @@ def _check_environment(
 
 
 def _play(env: gym.Env, seed: int, actions: list[Any]) -> _Episode:
-    obs, _ = env.reset(seed=seed)
-    episode = _Episode([copy.deepcopy(obs)], [], [])
+    name = type(env.unwrapped).__name__
+    returned: Any = env.reset(seed=seed)
+    check_pair(name, returned)
+    episode = _Episode([copy.deepcopy(returned[0])], [], [])
     for action in actions:
-        obs, reward, terminated, truncated, _ = env.step(action)
+        returned = env.step(action)
+        check_five(name, returned)
+        obs, reward, terminated, truncated, info = returned
+        check_info(name, info)
         episode.observations.append(copy.deepcopy(obs))
         episode.rewards.append(reward)
         episode.flags.append((terminated, truncated))
@@ -242,7 +251,7 @@ def _batch(actions: list[Any]) -> np.ndarray:
 
 def raised(error: Exception) -> str:
     """An exception as the problem of a finding."""
-    return f"raises {type(error).__name__}: {error}"
+    return f"raises {type(error).__name__}: {error}{hint(error)}"
 
 
 def _shorten(value: Any) -> str:

@@ -19,6 +19,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.spaces import Dict, Tuple
+from gymnasium.vector import VectorEnv
 from gymnasium.wrappers import FlattenObservation, TimeLimit
 
 from metarl import places
@@ -91,6 +92,9 @@ def from_gymnasium(
             raise ValueError(f"{name} must be a dict, got {value!r}")
     if id is not None and (not isinstance(id, str) or not id):
         raise ValueError(f"id is the family's name, like 'HeavyPendulum-v0', got {id!r}")
+    if not isinstance(env, str) and (isinstance(env, gym.Env | VectorEnv) or not callable(env)):
+        raise ValueError(f"env is {env!r}, and a family makes many environments, one for each task and episode: pass "
+                         f"{_instead_of(env)}")  # fmt: skip
     for name, functions in (("wrappers", listed("wrappers", wrappers, "functions")), ("configure", [configure])):
         for function in functions:
             if function is not None and not callable(function):
@@ -127,7 +131,7 @@ class GymnasiumFamily:
         self.fresh, self.hidden_task = yes_or_no("fresh", fresh), yes_or_no("hidden_task", hidden_task)
         self._env_id = env if isinstance(env, str) else getattr(env, "__name__", type(env).__name__)
         self.id = id or f"gym:{self._env_id}"
-        registered = _registered(env) if isinstance(env, str) else None
+        self._registered = registered = _registered(env) if isinstance(env, str) else None
         self.horizon = self._checked_horizon(horizon, registered)
         self.priors, spaces = _priors(parameters or {}, splits or {})
         self.task_space = Dict(spaces)
@@ -185,6 +189,8 @@ class GymnasiumFamily:
     def _with_wrappers(self, env: gym.Env) -> gym.Env:
         for wrapper in self.wrappers:
             env = wrapper(env)
+            if not isinstance(env, gym.Env):
+                raise ValueError(f"wrappers: {wrapper!r} returned {_kind(env)}, not a gymnasium.Env")
         if isinstance(env.observation_space, Dict | Tuple):
             if not _can_be_flattened(env.observation_space):
                 raise ValueError(
@@ -305,12 +311,17 @@ class GymnasiumFamily:
         """The environment without wrappers of ours."""
         arguments = {**self.make_kwargs, **keywords, **({} if render_mode is None else {"render_mode": render_mode})}
         try:
-            if not isinstance(self.env, str):
-                return self.env(**arguments)
-            arguments.setdefault("disable_env_checker", True)
-            return gym.make(self.env, max_episode_steps=-1, **arguments)
-        except (TypeError, gym.error.DependencyNotInstalled) as error:
+            if self._registered is None:
+                env = self.env(**arguments)  # type: ignore[operator]  # no id
+            else:
+                # By its entry, not by its id: a worker process need not have it registered.
+                more = {"disable_env_checker": True, **arguments}
+                env = gym.make(copy.deepcopy(self._registered), max_episode_steps=-1, **more)
+        except Exception as error:
             raise ValueError(f"{self._env_id} cannot be made with {arguments}: {error}") from error
+        if not isinstance(env, gym.Env):
+            raise ValueError(f"{self._env_id} makes {_kind(env)}, which is no gymnasium.Env: {_adapter_for(env)}")
+        return env
 
     def _spec(
         self, horizon: int | None, parameters: Parameters, splits: Mapping[str, Parameters], where: Any, id: str | None
@@ -393,6 +404,37 @@ def _as_before(env: Any, name: str, value: Any) -> Any:
     return type(now)(value.tolist()) if isinstance(now, tuple | list) and isinstance(value, np.ndarray) else value
 
 
+def _instead_of(env: Any) -> str:
+    """What to pass for an environment object, or for what is none."""
+    spec = getattr(env, "spec", None)
+    plain = getattr(env, "unwrapped", env)
+    if isinstance(env, VectorEnv):
+        return "the id, the class or a function that makes the single environment (metarl runs many by itself)"
+    if isinstance(env, EnvSpec):
+        return f"its id, {env.id!r}"
+    if isinstance(env, gym.Env):
+        known = "" if spec is None else f"its id, {spec.id!r}, "
+        return f"{known}its class, {type(plain).__name__}, or a function that makes one"
+    return "an id, a class or a function that makes environments"
+
+
+def _kind(made: Any) -> str:
+    return "None" if made is None else f"a {type(made).__module__}.{type(made).__qualname__}"
+
+
+def _adapter_for(made: Any) -> str:
+    """How what was made becomes a single Gymnasium environment."""
+    if isinstance(made, VectorEnv):
+        return "give the single environment, metarl runs many of them by itself"
+    if hasattr(made, "possible_agents") or hasattr(made, "agents"):
+        return "show it as one agent's environment, in a gymnasium.Env of your own or with SuperSuit"
+    if type(made).__module__.split(".")[0] == "gym" or hasattr(made, "seed"):
+        return "it is of the old gym: shimmy.GymV26CompatibilityV0(env=...) makes a Gymnasium environment of it"
+    if hasattr(made, "observation_spec"):
+        return "it is a dm_env: shimmy.DmControlCompatibilityV0(...) makes a Gymnasium environment of it"
+    return "write a class that inherits from gymnasium.Env around it"
+
+
 def _registered(env_id: str) -> EnvSpec:
     """Gymnasium's entry of an id; `package:Name-v0` imports the package first, as `gymnasium.make` does."""
     package, colon, name = env_id.rpartition(":")
@@ -403,7 +445,13 @@ def _registered(env_id: str) -> EnvSpec:
     except ImportError as error:
         raise ValueError(f"{env_id} needs the package {package!r}: {error}") from None
     except gym.error.Error as error:
-        raise ValueError(f"{env_id} is no registered Gymnasium environment: {error}") from None
+        remedy = (
+            f'import the package that registers it first, or name both, "package:{env_id}"'
+            if not colon
+            else f"{package} is imported and does not register it"
+        )
+        raise ValueError(f"{env_id} is no registered Gymnasium environment: {error} {remedy} (on the command line "
+                         f"gym:package:{name}; package stands for the module's name)") from None  # fmt: skip
 
 
 def _creator(registered: EnvSpec) -> Callable[..., Any]:

@@ -219,9 +219,13 @@ class Adaptation:
 
     @property
     def success_rates(self) -> Tensor | None:
-        """[K, steps + 1]: share of episodes with a success; None where no environment reports it."""
-        rates = [rate for rollout in self.rollouts if (rate := rollout.success_rate) is not None]
-        return torch.stack(rates, 1) if len(rates) == len(self.rollouts) else None
+        """[K, steps + 1]: share of episodes with a success, 0 in rollouts where nothing was reported; None where no
+        environment ever reports it."""
+        found = [rollout.success_rate for rollout in self.rollouts]
+        known = next((rate for rate in found if rate is not None), None)
+        if known is None:
+            return None
+        return torch.stack([torch.zeros_like(known) if rate is None else rate for rate in found], 1)
 
 
 @dataclass(frozen=True, repr=False)
@@ -241,8 +245,8 @@ class Experience(Adaptation):
     def statistics(self, config: GradientSettings) -> dict[str, float]:
         """What all gradient-based learners log of their data (see docs/logging.md)."""
         stats = {f"return/step_{i}": rollout.returns.mean().item() for i, rollout in enumerate(self.rollouts)}
-        rates = {f"success/step_{i}": rollout.success_rate for i, rollout in enumerate(self.rollouts)}
-        stats |= {name: rate.mean().item() for name, rate in rates.items() if rate is not None}
+        if (rates := self.success_rates) is not None:
+            stats |= {f"success/step_{i}": rates[:, i].mean().item() for i in range(len(self.rollouts))}
         last = self.rollouts[-1]
         stats["policy/entropy"] = losses.masked_mean(distributions.entropy(last.dist), last.mask).mean().item()
         return stats | std_statistics(last.dist, config.min_std)

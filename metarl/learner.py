@@ -446,10 +446,11 @@ class MetaLearner:
             wrap = getattr(self.family, "wrap", None)
             env = task if wrap is None else wrap(task)
             check_same_spaces(self.family.id, self.policy.spaces, env)
-            sampler = EnvSampler(env, limit, self.device)
+            sampler = EnvSampler(env, limit, self.device, self.sampler.reports_success)
         else:
             tasks = stack_tasks([validate_task(self.family, task)])
         found = self._evaluate(self.state, sampler, tasks, episodes, sizes, seed)
+        self.sampler.reports_success |= sampler.reports_success
         rates = None if found.success_rates is None else found.success_rates[0].cpu().numpy()
         stats = {name: value.cpu() for name, value in getattr(self.state, "obs_stats", {}).items()}
         returns = found.returns[0].mean(-1).cpu().numpy()
@@ -510,7 +511,8 @@ class MetaLearner:
 
     def _packed(self, state: Any, best: float | None) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         tensors, rest = checkpoint.pack_state(state)
-        return tensors, {"kind": "learner", **self.describe(), "state": rest, "best_score": best}
+        return tensors, {"kind": "learner", **self.describe(), "state": rest, "best_score": best,
+                         "reports_success": self.sampler.reports_success}  # fmt: skip
 
     @classmethod
     @torch_defaults

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete, Space
 
+from metarl.spaces import HUGE
 from metarl.tasks import did_you_mean
 
 KINDS = (
@@ -64,6 +65,10 @@ def _prior(value: Any) -> Prior:
         return Frozen(value)
     if isinstance(value, tuple) and len(value) == 2 and callable(value[0]) and isinstance(value[1], Space):
         return Drawn(value[0], _number(value[1]))
+    if isinstance(value, tuple) and len(value) == 2 and all(_is_number(x) for x in value):
+        low, high = sorted(value)
+        raise ValueError(f"{value!r} may mean a range or two values: write Box({low}, {high}) for all between them, "
+                         f"[{value[0]}, {value[1]}] for one of the two")  # fmt: skip
     if isinstance(value, np.ndarray) or (isinstance(value, Sequence) and not isinstance(value, str)):
         return _finite(list(value))
     if callable(value):
@@ -73,10 +78,14 @@ def _prior(value: Any) -> Prior:
     raise ValueError(f"a distribution is {KINDS}, got {value!r}")
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+
+
 def _uniform(space: Space) -> "Uniform":
     if not isinstance(space, Box | Discrete | MultiDiscrete | MultiBinary):
         raise ValueError(f"a distribution is {KINDS}, got {space}")
-    if isinstance(space, Box) and not space.is_bounded():
+    if isinstance(space, Box) and not (space.is_bounded() and np.abs([space.low, space.high]).max(initial=0) < HUGE):
         raise ValueError(f"nothing is uniform in {space}; give bounds or a distribution such as scipy.stats.norm(0, 1)")
     return Uniform(_number(space))
 

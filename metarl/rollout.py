@@ -1,6 +1,6 @@
 """Rolling policies out: all tasks and episodes at once, every random number from a key."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -17,14 +17,18 @@ from metarl.normalize import ObsStats
 from metarl.parallel import threads_for
 from metarl.policies import Policy
 from metarl.printing import fields_text
-from metarl.spaces import Image, spaces_of
+from metarl.recording import ActionNoise, Recording
+from metarl.spaces import Image, Spaces, spaces_of
+from metarl.success import of_steps
 from metarl.tasks import TaskFamily, Tasks, num_tasks, task_at
+from metarl.transition import Reader, reraise
 from metarl.vector import check_workers, make_vector
 
 
 @dataclass(frozen=True, repr=False)
 class Rollout:
-    """The episodes of K tasks. After an episode's end `mask`, `obs`, `act`, `rew` and `dist`'s first entry are zero."""
+    """The episodes of K tasks. T is the horizon, or less where all end long before (see `recording`). After the end
+    of an episode `mask`, `obs`, `act`, `rew` and `dist`'s first entry are zero."""
 
     obs: Tensor  # [K, T, E, O], as the policy saw them
     act: Tensor  # [K, T, E, A] in policy units; one choice: [K, T, E] integers; several: [K, T, E, D] integers
@@ -89,7 +93,7 @@ def collect(
 
     Args:
         env: any vector environment of `metarl.vector`'s kind; the tensors of one with a `device` stay there. Where
-            its `step` returns `infos["success"]` [N], the rollout has `success`.
+            its `step` reports successes (see `metarl.success.of_steps`), the rollout has `success`.
         seeds: int64 [K, E]; the episode's environment and its action noise both follow from its seed alone.
         obs_stats: by which the policy's observations are normalised, if at all (see `metarl.normalize`).
 
@@ -111,77 +115,114 @@ def _collect(
     seeds: Tensor,
     obs_stats: ObsStats | None,
 ) -> Rollout:
-    (K, E), T, spaces = seeds.shape, horizon, policy.spaces
+    (K, E), spaces = seeds.shape, policy.spaces
     tensors = hasattr(env, "device")
     decode, scale = spaces.decoder(device), normalize.scaler(obs_stats, device)
     params = {name: value.to(device).contiguous() for name, value in params.items()}
     seeds = seeds.to(device)
-    noise = (random.uniform if spaces.discrete else random.normal)(
-        seeds, 0, T * spaces.noise_dim, random.ACTION
-    ).unflatten(-1, (T, -1))  # [K, E, T, 1 or A or D]
-
-    raw, _ = env.reset(seed=seeds.reshape(-1), options={"tasks": tasks})  # type: ignore[arg-type]  # one for each
-    obs = torch.zeros(K, T, E, spaces.obs_dim, device=device)
-    unscaled = torch.zeros_like(obs, dtype=spaces.raw_dtype) if obs_stats else None
-    act = torch.zeros(
-        noise.shape[0],
-        T,
-        E,
-        *spaces.action_shape,
-        device=device,
-        dtype=torch.int64 if spaces.discrete else torch.float32,
-    )
-    rew, mask = torch.zeros(K, T, E, device=device), torch.zeros(K, T, E, dtype=torch.bool, device=device)
-    heads = torch.zeros(K, T, E, spaces.act_dim, device=device)
+    noise = ActionNoise(spaces, seeds[None], horizon)
+    record = Recording(K, E, horizon, step_kinds(spaces, bool(obs_stats)), device)
     alive = torch.ones(K, E, dtype=torch.bool, device=device)
     success: Tensor | None = None
-    for t in range(T):
+    raw, _ = env.reset(seed=seeds.reshape(-1), options={"tasks": tasks})  # type: ignore[arg-type]  # one for each
+    for t in range(horizon):
         x = spaces.encode(raw, device, spaces.raw_dtype if obs_stats else torch.float32).reshape(K, E, -1)
-        if unscaled is not None:
-            unscaled[:, t], x = x, scale(x)
+        if obs_stats:
+            record.put(t, raw=x)
+            x = scale(x)
         dist = policy.distribution(params, x)
-        action = distributions.sample(dist, noise[:, :, t])
-        obs[:, t], act[:, t], heads[:, t], mask[:, t] = x, action, dist[0], alive
+        action = distributions.sample(dist, noise.at(0, t))
+        # Before the step: an environment may write its next observations into the same memory.
+        record.put(t, obs=x, act=action, heads=dist[0], mask=alive)
         if device.type == "cpu" and finite.any_unusable(dist, action, alive):  # a GPU waits for the rollout's end
-            rest = (dist.log_std.unsqueeze(1),) if isinstance(dist, Gaussian) else ()
-            seen = obs if unscaled is None else unscaled
-            _check_finite(env, tasks, seen, type(dist)(heads, *rest), act, rew, mask)
+            check_recorded(record.first(t + 1), dist, *_named(env, tasks))
         command = decode(action.flatten(0, 1))
         raw, reward, terminated, truncated, infos = env.step(command if tensors else command.numpy())
-        rew[:, t] = torch.as_tensor(reward, device=device).reshape(K, E)
-        if "success" in infos:
-            now = alive & torch.as_tensor(infos["success"], device=device).reshape(K, E).bool()
+        record.put(t, rew=numbers(reward, "reward", (K, E), device))
+        if (flags := of_steps(infos, K * E)) is not None:
+            now = alive & numbers(flags, "success", (K, E), device).bool()
             success = now if success is None else success | now
-        alive = alive & ~torch.as_tensor(terminated | truncated, device=device).reshape(K, E)
+        alive = alive & ~ended(terminated, truncated, (K, E), device)
         if device.type == "cpu" and not alive.any():  # on a GPU the question would cost more than the answer saves
             break
-    rew = torch.where(mask, rew, 0.0)  # a product with the mask would let a NaN through
-    obs, heads = (torch.where(mask[..., None], x, 0.0) for x in (obs, heads))
-    unscaled = None if unscaled is None else torch.where(mask[..., None], unscaled, 0.0)
-    act = torch.where(mask if act.dim() == 3 else mask[..., None], act, torch.zeros_like(act))
+    found = record.first(t + 1)
+    if device.type != "cpu":
+        found = record.first(int(found["mask"].any(2).any(0).sum()))
+    check_recorded(found, dist, *_named(env, tasks))
+    mask = found["mask"]
+    found = {name: torch.where(_like(mask, x), x, torch.zeros_like(x)) for name, x in found.items()}
     rest = (dist.log_std.unsqueeze(1),) if isinstance(dist, Gaussian) else ()
-    dist = type(dist)(heads, *rest)
-    _check_finite(env, tasks, obs if unscaled is None else unscaled, dist, act, rew, mask)
-    log_prob = distributions.log_prob(dist, act)
-    return Rollout(obs, act, rew, mask.float(), log_prob, dist, success, spaces.image, unscaled)
+    dist = type(dist)(found["heads"], *rest)
+    log_prob = distributions.log_prob(dist, found["act"])
+    return Rollout(found["obs"], found["act"], found["rew"], mask.float(), log_prob, dist, success, spaces.image,
+                   found.get("raw"))  # fmt: skip
 
 
-def _check_finite(
-    env: VectorEnv, tasks: Tasks, obs: Tensor, dist: Distribution, act: Tensor, rew: Tensor, mask: Tensor
-) -> None:
-    """Raise for the first number that is not finite. obs before normalisation: scaled ones are cut off."""
-    obs = torch.where(mask[..., None], obs, 0.0)
-    fault = finite.first_fault(obs, finite.unusable(dist, act) & mask, torch.where(mask, rew, 0.0), mask)
-    if fault is None:
-        return
-    at = fault.k, fault.t, fault.e
-    value = {"observation": obs, "action": dist[0], "reward": rew}[fault.what][at].tolist()
+def step_kinds(spaces: Spaces, normalised: bool) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """What is recorded of every step: the shape behind [K, T, E] and the type."""
+    kinds: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
+        "obs": ((spaces.obs_dim,), torch.float32),
+        "act": (spaces.action_shape, torch.int64 if spaces.discrete else torch.float32),
+        "rew": ((), torch.float32),
+        "mask": ((), torch.bool),
+        "heads": ((spaces.act_dim,), torch.float32),
+    }
+    return kinds | ({"raw": ((spaces.obs_dim,), spaces.raw_dtype)} if normalised else {})
+
+
+def numbers(value: Any, what: str, shape: tuple[int, int], device: torch.device) -> Tensor:
+    """One number for each of K*E environments, as they returned it -> [K, E].
+
+    Raises:
+        ValueError: another number of them.
+    """
+    found = torch.as_tensor(value, device=device)
+    if found.numel() != shape[0] * shape[1]:
+        raise ValueError(f"a vector environment of {shape[0] * shape[1]} environments returned {what} of shape "
+                         f"{tuple(found.shape)}: return one for each")  # fmt: skip
+    return found.reshape(shape)
+
+
+def ended(terminated: Any, truncated: Any, shape: tuple[int, int], device: torch.device) -> Tensor:
+    """Whose episodes are over, bool [K, E]."""
+    over = numbers(terminated, "terminated", shape, device).bool()
+    return over | numbers(truncated, "truncated", shape, device).bool()
+
+
+def _like(mask: Tensor, value: Tensor) -> Tensor:
+    return mask.reshape(*mask.shape, *[1] * (value.dim() - mask.dim()))
+
+
+def check_recorded(found: dict[str, Tensor], dist: Distribution, name: str, episode: Callable[[int, int], str]) -> None:
+    """Raise NotFiniteError for the first number of a recording that is not finite.
+
+    Args:
+        found: `heads`, `act`, `rew`, `mask`, and the observations as `raw`, else as `obs` (scaled ones are cut off).
+        dist: the policy's distribution in any step; what all steps share is taken from it.
+        name: of the environment.
+        episode: task and episode -> its name.
+    """
+    mask = found["mask"]
+    obs = torch.where(mask[..., None], found["raw"] if "raw" in found else found["obs"], 0.0)
+    rest = (dist.log_std.unsqueeze(1),) if isinstance(dist, Gaussian) else ()
+    bad = finite.unusable(type(dist)(found["heads"], *rest), found["act"]) & mask
+    fault = finite.first_fault(obs, bad, torch.where(mask, found["rew"], 0.0), mask)
+    if fault is not None:
+        values = {"observation": obs, "action": found["heads"], "reward": found["rew"]}[fault.what]
+        value = values[fault.k, fault.t, fault.e].tolist()
+        raise finite.fault_error(fault, value, name, episode(fault.k, fault.e))
+
+
+def _named(env: VectorEnv, tasks: Tasks) -> tuple[str, Callable[[int, int], str]]:
     if isinstance(env, SingleEnv):
-        name, where = env.name, f"episode {env.episode}"
-    else:
-        name = getattr(getattr(env, "family", None), "id", None) or type(env).__name__
-        where = f"episode {fault.e} of task {fault.k} = {task_at(tasks, fault.k)}"
-    raise finite.fault_error(fault, value, name, where)
+        return env.name, lambda k, e: f"episode {env.episode}"
+    return name_of(env), lambda k, e: f"episode {e} of task {k} = {task_at(tasks, k)}"
+
+
+def name_of(env: VectorEnv) -> str:
+    """The family's id, where the environment says which it is of."""
+    own = env.name if isinstance(env, SingleEnv) else getattr(getattr(env, "family", None), "id", None)
+    return own or type(env).__name__
 
 
 class Sampler:
@@ -195,6 +236,8 @@ class Sampler:
         spaces_of(family)
         check_workers(workers)
         self.family, self.device, self.workers = family, torch.device(device), workers
+        self.reports_success = False
+        """Whether an environment has ever reported a success or a failure; if so, an episode without is a failure."""
         self._envs: dict[tuple[int, int], VectorEnv] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -220,7 +263,8 @@ class Sampler:
         n = num_tasks(tasks)
         seeds = random.episode_seeds(seed, iteration, stage, n, episodes)
         env = self.vector_env(n, episodes)
-        return collect(env, tasks, self.family.horizon, policy, params, seeds, obs_stats).to(self.device)
+        rollout = collect(env, tasks, self.family.horizon, policy, params, seeds, obs_stats)
+        return replace(rollout, success=noted(self, rollout.success, (n, episodes))).to(self.device)
 
     def vector_env(self, n_tasks: int, episodes: int) -> VectorEnv:
         """The K*E environments that rollouts of this size run in, made at the first and kept."""
@@ -239,8 +283,10 @@ class Sampler:
 class EnvSampler:
     """Rolls a policy out in one plain `gymnasium.Env`, episode after episode, as if it were a family of one task."""
 
-    def __init__(self, env: gym.Env, horizon: int, device: torch.device | str = "cpu"):
+    def __init__(self, env: gym.Env, horizon: int, device: torch.device | str = "cpu", reports_success: bool = False):
         self.env, self.horizon, self.device = env, horizon, torch.device(device)
+        self.reports_success = reports_success
+        """As of `Sampler`."""
 
     def collect(
         self,
@@ -260,15 +306,35 @@ class EnvSampler:
             collect(single, tasks, self.horizon, policy, params, seeds[:, e : e + 1], obs_stats)
             for e in range(episodes)
         ]
+        steps = max(part.mask.shape[1] for part in parts)
         merged: dict[str, Any] = {
-            name: torch.cat([getattr(p, name) for p in parts], 2)
+            name: torch.cat([longer(getattr(p, name), steps) for p in parts], 2)
             for name in ("obs", "act", "rew", "mask", "log_prob", *(["raw"] if obs_stats else []))
         }
-        head = torch.cat([p.dist[0] for p in parts], 2)
-        flags = [p.success for p in parts if p.success is not None]
-        success = torch.cat(flags, 1) if len(flags) == episodes else None
+        head = torch.cat([longer(p.dist[0], steps) for p in parts], 2)
         dist = type(parts[0].dist)(head, *parts[0].dist[1:])
+        success = noted(self, together([p.success for p in parts], (1, 1)), (1, episodes))
         return replace(parts[0], **merged, dist=dist, success=success).to(self.device)
+
+
+def noted(sampler: Sampler | EnvSampler, success: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
+    """A rollout's `success` of this shape, all False where it has none but an earlier one of the sampler's had."""
+    sampler.reports_success |= success is not None
+    return torch.zeros(shape, dtype=torch.bool) if success is None and sampler.reports_success else success
+
+
+def together(flags: Sequence[Tensor | None], shape: tuple[int, ...]) -> Tensor | None:
+    """Successes of several episodes, each of this shape or None, side by side; None where no episode reports any."""
+    if all(one is None for one in flags):
+        return None
+    return torch.cat([torch.zeros(shape, dtype=torch.bool) if one is None else one for one in flags], -1)
+
+
+def longer(x: Tensor, steps: int) -> Tensor:
+    """x [K, T, E, ...] with zeros behind, [K, steps, E, ...]."""
+    if x.shape[1] == steps:
+        return x
+    return torch.cat([x, x.new_zeros(len(x), steps - x.shape[1], *x.shape[2:])], 1)
 
 
 class SingleEnv(VectorEnv):
@@ -277,19 +343,23 @@ class SingleEnv(VectorEnv):
     num_envs = 1
 
     def __init__(self, env: gym.Env, horizon: int):
-        self.env, self.horizon, self.episode = env, horizon, -1
+        self.env, self.horizon, self.episode, self.elapsed = env, horizon, -1, 0
         self.name = env.spec.id if env.spec is not None else type(env.unwrapped).__name__
+        self._reader = Reader(self.name, env.observation_space)
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         self.elapsed, self.episode = 0, self.episode + 1
-        return np.asarray(self.env.reset(seed=int(seed[0]))[0])[None], {}
+        try:
+            return self._reader.first(self.env.reset(seed=int(seed[0])))[None], {}
+        except Exception as error:
+            reraise(error, self.name, f"reset of episode {self.episode}")
 
     def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         self.elapsed += 1
-        obs, reward, terminated, truncated, info = self.env.step(actions[0])
+        try:
+            obs, reward, terminated, truncated, success = self._reader.step(self.env.step(actions[0]))
+        except Exception as error:
+            reraise(error, self.name, f"step {self.elapsed - 1} of episode {self.episode}")
         over = truncated or self.elapsed >= self.horizon
-        return np.asarray(obs)[None], np.array([reward]), np.array([terminated]), np.array([over]), _success(info)
-
-
-def _success(info: dict[str, Any]) -> dict[str, Any]:
-    return {"success": np.array([bool(info["success"])])} if "success" in info else {}
+        infos = {} if success is None else {"success": np.array([success])}
+        return np.array(obs)[None], np.array([reward]), np.array([terminated]), np.array([over]), infos

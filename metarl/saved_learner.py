@@ -107,6 +107,7 @@ def _made(
         if meta["state"] is not None:
             learner.state = checkpoint.unpack_state(type(like), tensors, meta["state"], like, learner.device)
         learner._best_score = checked_score(meta["best_score"])
+        learner.sampler.reports_success = meta.get("reports_success") is True  # older ones do not say it
     return learner
 
 

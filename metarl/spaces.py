@@ -5,6 +5,7 @@ that [-1, 1] is the range of every action dimension. The same initial exploratio
 environment whose actions reach to 0.1 and one whose actions reach to 2.
 """
 
+import copy
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from metarl.distributions import Categorical, Distribution, Gaussian, multi_categorical
 
+HUGE = 1e18
+"""Bounds from here on are none, see `has_range`."""
 SUPPORTED = Box, Discrete, MultiDiscrete, MultiBinary
 Space = Box | Discrete | MultiDiscrete | MultiBinary
 
@@ -103,14 +106,20 @@ class Spaces:
         """Raw observations of N environments -> [N, O], float32 unless `dtype` (`raw_dtype`, say) is another.
 
         A Discrete one becomes a one-hot vector, a MultiDiscrete one several, one after the other; images are scaled
-        to [0, 1] and flattened, other boxes flattened.
+        to [0, 1] and flattened, other boxes flattened. An array is copied: an environment may change it afterwards.
+
+        Raises:
+            ValueError: observations of another shape.
         """
-        space, x = self.observation, torch.as_tensor(obs, device=device)
+        space, x = self.observation, _tensor(obs, device)
         if isinstance(space, Discrete | MultiDiscrete):
             sizes = _choices(space)
             index = x.reshape(-1, len(sizes)).long() - torch.as_tensor(lowest(space), device=device)
             hot = [torch.nn.functional.one_hot(index[:, d], n) for d, n in enumerate(sizes)]
             return torch.cat(hot, -1).to(dtype)
+        if tuple(x.shape[1:]) != space.shape:
+            raise ValueError(f"observations [N, ...] of the shape {tuple(x.shape)} are none of {space}, whose shape is "
+                             f"{space.shape}")  # fmt: skip
         x = x.reshape(x.shape[0], self.obs_dim).to(dtype)
         return x / 255 if self.image is not None else x
 
@@ -130,13 +139,46 @@ class Spaces:
         return lambda action: torch.clamp(centre + scale * action, low, high).reshape(-1, *space.shape)
 
     def _bounds(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """centre, scale, low, high, each [A]; centre 0 and scale 1 in dimensions that are not bounded on both sides."""
+        """centre, scale, low, high, each [A]; centre 0 and scale 1 in dimensions that are not bounded on both sides.
+
+        A bound that is nearly the largest number counts as none: it is a way to write that there is no bound.
+        """
         assert isinstance(self.action, Box)
         low, high = (torch.from_numpy(x) for x in _inner_float32(self.action))
-        bounded = torch.isfinite(low) & torch.isfinite(high)
+        bounded = torch.from_numpy(has_range(self.action).reshape(-1))
         centre = torch.where(bounded, (low + high) / 2, 0.0).nan_to_num()
         scale = torch.where(bounded, (high - low) / 2, 1.0)
         return centre, scale, low, high
+
+
+def has_range(box: Box) -> np.ndarray:
+    """Which entries of a Box are bounded on both sides, bool of its shape.
+
+    `np.finfo(dtype).max` and the like are no bounds: nothing whose square is beyond float32.
+    """
+    most = float(np.finfo(np.float16).max) if box.dtype == np.float16 else HUGE
+    return (box.low.astype(np.float64) > -most) & (box.high.astype(np.float64) < most)
+
+
+def without_huge_bounds(space: Any) -> Any:
+    """A copy of `space` to draw actions from: bounds that are none (see `has_range`) are infinite."""
+    if not isinstance(space, Box) or not np.issubdtype(space.dtype, np.floating) or has_range(space).all():
+        return copy.deepcopy(space)
+    low = np.where(space.low > -HUGE, space.low, -np.inf)
+    return Box(low, np.where(space.high < HUGE, space.high, np.inf), dtype=space.dtype.type)
+
+
+def _tensor(obs: Any, device: torch.device | str) -> Tensor:
+    """A tensor as it is, or a copy of any array: flipped, read-only, of the other byte order, of any kind of number."""
+    if isinstance(obs, Tensor):
+        return obs.to(device)
+    array = np.asarray(obs)
+    kind = array.dtype.newbyteorder("=")
+    if kind.kind == "u" and kind.itemsize > 1:  # torch has few operations on these
+        kind = np.dtype(np.int64)
+    elif kind.itemsize > 8:
+        kind = np.dtype(np.float64)
+    return torch.from_numpy(np.array(array, kind, order="C")).to(device)
 
 
 def _choices(space: Space) -> tuple[int, ...]:
@@ -156,7 +198,8 @@ def lowest(space: Space) -> np.ndarray:
 
 def _inner_float32(box: Box) -> tuple[np.ndarray, np.ndarray]:
     """The bounds in float32, rounded inwards: what is clipped to them lies inside a float64 Box too."""
-    low, high = (x.reshape(-1).astype(np.float32) for x in (box.low, box.high))
+    with np.errstate(over="ignore"):  # float64's largest number
+        low, high = (x.reshape(-1).astype(np.float32) for x in (box.low, box.high))
     low = np.where(low < box.low.reshape(-1), np.nextafter(low, np.float32(np.inf)), low)
     return low, np.where(high > box.high.reshape(-1), np.nextafter(high, np.float32(-np.inf)), high)
 
@@ -173,15 +216,30 @@ def spaces_of(source: Any) -> Spaces:
     name = getattr(source, "id", None) or type(source).__name__
     observation, action = source.observation_space, source.action_space
     if not isinstance(observation, SUPPORTED):
-        raise ValueError(
-            f"{name} has the observation space {observation}; supported are {_SUPPORTED_NAMES}: flatten it "
-            "with gymnasium.wrappers.FlattenObservation"
-        )
+        raise ValueError(f"{name} has the observation space {observation}; supported are {_SUPPORTED_NAMES}: "
+                         f"{_observation_remedy(observation)}")  # fmt: skip
     if not isinstance(action, SUPPORTED):
-        raise ValueError(f"{name} has the action space {action}; supported are {_SUPPORTED_NAMES}")
+        raise ValueError(f"{name} has the action space {action}; supported are {_SUPPORTED_NAMES}: give it "
+                         "one of these in a gymnasium.ActionWrapper, whose action(a) makes of it what the environment "
+                         "takes (gymnasium.spaces.unflatten does so for a Dict or Tuple of Boxes)")  # fmt: skip
     if isinstance(action, Box) and not np.issubdtype(action.dtype, np.floating):
         raise ValueError(f"{name} has the action space {action}; a Box of actions must hold floats")
+    for what, space in (("observation", observation), ("action", action)):
+        if 0 in (space.shape or ()):
+            raise ValueError(f"{name} has the {what} space {space}, which holds no number, and a policy needs one. "
+                             f"Give it a {what} space of shape (1,), a constant if need be, in a wrapper")  # fmt: skip
     return Spaces(observation, action)
+
+
+def _observation_remedy(space: Any) -> str:
+    try:
+        flat = bool(space.is_np_flattenable)
+    except (AttributeError, NotImplementedError):  # a package's own kind of space
+        flat = False
+    if flat:
+        return "flatten it with gymnasium.wrappers.FlattenObservation"
+    return (f"a {type(space).__name__} has no fixed number of entries, so nothing flattens it; make a Box of it "
+            "in a gymnasium.ObservationWrapper (from_gymnasium takes it in wrappers=)")  # fmt: skip
 
 
 def check_same_spaces(name: str, spaces: Spaces, env: Any) -> None:
@@ -203,7 +261,9 @@ def _same_values(ours: Space, theirs: Any, what: str) -> bool:
         return _choices(ours) == _choices(theirs) and np.array_equal(lowest(ours), lowest(theirs))
     if what == "observation":
         return Spaces(ours, ours).image == Spaces(theirs, theirs).image
-    return bool(np.allclose(ours.low, theirs.low) and np.allclose(ours.high, theirs.high))
+    ends = ((np.where(np.abs(x) < HUGE, x, np.sign(x) * np.inf) for x in (a, b))
+            for a, b in ((ours.low, theirs.low), (ours.high, theirs.high)))  # fmt: skip
+    return all(bool(np.allclose(a, b)) for a, b in ends)
 
 
 def distribution_of(output: Tensor, log_std: Tensor | None, sizes: tuple[int, ...] | None = None) -> Distribution:

@@ -1,11 +1,12 @@
 """Trials: several episodes in the same environment, one after the other, with a memory that lasts through all of them.
 
-K tasks, E trials of each side by side, N episodes in a trial, at most T steps in an episode; time L = N T spans the
-whole trial. All trials go in lockstep: where an episode has ended early, its trial waits with its memory as it is
-until the next episode begins. So what happens in a trial does not depend on the trials beside it.
+K tasks, E trials of each side by side, N episodes in a trial, at most T steps in an episode (the horizon, or less where
+all episodes ended long before it); time L = N T spans the whole trial. All trials go in lockstep: where an episode has
+ended early, its trial waits with its memory as it is until the next episode begins. So what happens in a trial does not
+depend on the trials beside it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -20,13 +21,27 @@ from metarl.normalize import ObsStats
 from metarl.parallel import CHUNK_ROWS, thread_map, threads_for
 from metarl.policies_gru import GRUPolicy, Memory, action_vector
 from metarl.printing import fields_text
-from metarl.rollout import EnvSampler, Rollout, Sampler, SingleEnv
-from metarl.spaces import Image, Spaces
+from metarl.recording import ActionNoise, Recording
+from metarl.rollout import (
+    EnvSampler,
+    Rollout,
+    Sampler,
+    SingleEnv,
+    check_recorded,
+    ended,
+    longer,
+    name_of,
+    noted,
+    numbers,
+    step_kinds,
+    together,
+)
+from metarl.spaces import Image
+from metarl.success import of_steps
 from metarl.tasks import Tasks, num_tasks, task_at
 
 WIDE = 128
 """Trials per chunk at least: each step of the recurrence is a product with so many rows, and fewer cost as much."""
-_NOISE_BLOCK = 1 << 22  # numbers drawn at once: 16 MiB
 
 
 @dataclass(frozen=True, repr=False)
@@ -196,9 +211,12 @@ def collect_trials(
         single = SingleEnv(sampler.env, sampler.horizon)
         own = (seeds[:, :, e : e + 1] for e in range(trials))
         parts = [run(single, tasks, sampler.horizon, policy, params, some, obs_stats) for some in own]
-        return _side_by_side(parts, sampler.device)
-    env = sampler.vector_env(num_tasks(tasks), trials)
-    return run(env, tasks, sampler.family.horizon, policy, params, seeds, obs_stats)
+        found = _side_by_side(parts, sampler.device)
+    else:
+        env = sampler.vector_env(num_tasks(tasks), trials)
+        found = run(env, tasks, sampler.family.horizon, policy, params, seeds, obs_stats)
+    success = noted(sampler, found.success, (num_tasks(tasks), episodes, trials))
+    return replace(found, success=None if success is None else success.to(found.mask.device))
 
 
 def trial_seeds(seed: int, iteration: int, episodes: int, n_tasks: int, trials: int) -> Tensor:
@@ -237,112 +255,103 @@ class _Run:
         seeds: Tensor,
         obs_stats: ObsStats | None,
     ):
-        (N, K, E), spaces = seeds.shape, policy.spaces
+        (_, K, E), spaces = seeds.shape, policy.spaces
         self.env, self.device, self.tasks, self.seeds, self.policy = env, device, tasks, seeds, policy
         self.horizon, self.shape = horizon, (K, E)
         self.params = {name: value.to(device) for name, value in params.items()}
         self.decode, self.scale = spaces.decoder(device), normalize.scaler(obs_stats, device)
         self.memory = policy.blank(K, E, device=device)
-        L = N * horizon
-        kind = torch.int64 if spaces.discrete else torch.float32
-        self.x = torch.zeros(K, L, E, policy.input_dim, device=device)
         self.raw_dtype = spaces.raw_dtype if obs_stats else torch.float32
-        self.raw = torch.zeros(K, L, E, spaces.obs_dim, device=device, dtype=self.raw_dtype) if obs_stats else None
-        self.act = torch.zeros(K, L, E, *spaces.action_shape, device=device, dtype=kind)
-        self.rew, self.value = torch.zeros(K, L, E, device=device), torch.zeros(K, L, E, device=device)
-        self.mask = torch.zeros(K, L, E, dtype=torch.bool, device=device)
-        self.out = torch.zeros(K, L, E, spaces.act_dim, device=device)
+        self.noise = ActionNoise(spaces, seeds, horizon)
+        kinds = {"x": ((policy.input_dim,), torch.float32), "value": ((), torch.float32)}
+        self.kinds = {name: kind for name, kind in step_kinds(spaces, bool(obs_stats)).items() if name != "obs"} | kinds
+        self.parts: list[dict[str, Tensor]] = []  # of every episode
         self.success: Tensor | None = None
 
     def trials(self) -> Trials:
-        for n, noise in enumerate(_noise(self.policy.spaces, self.seeds, self.horizon)):
-            self._episode(n, noise)
-        mask, policy = self.mask, self.policy
-        for name in ("x", "raw", "out", "act", "rew", "value"):
-            value = getattr(self, name)
-            if value is not None:
-                wide = mask.reshape(*mask.shape, *[1] * (value.dim() - 3))
-                setattr(self, name, torch.where(wide, value, torch.zeros_like(value)))
+        for n in range(len(self.seeds)):
+            self.parts.append(self._episode(n))
+        T = max(part["mask"].shape[1] for part in self.parts)
+        found = {name: torch.cat([longer(part[name], T) for part in self.parts], 1) for name in self.kinds}
+        mask, policy = found["mask"], self.policy
+        for name, value in found.items():
+            wide = mask.reshape(*mask.shape, *[1] * (value.dim() - 3))
+            found[name] = torch.where(wide, value, torch.zeros_like(value))
         dist, _ = policy.heads(self.params, self.memory.hidden)
         rest = (dist.log_std.expand(len(mask), 1, 1, -1),) if isinstance(dist, Gaussian) else ()
-        dist = type(dist)(self.out, *rest)
+        dist = type(dist)(found["heads"], *rest)
         return Trials(
-            self.x, self.act, self.rew, mask.float(), distributions.log_prob(dist, self.act), self.value, dist,
-            self.memory, len(self.seeds), policy.spaces.obs_dim, self.success, policy.spaces.image, self.raw,
+            found["x"], found["act"], found["rew"], mask.float(), distributions.log_prob(dist, found["act"]),
+            found["value"], dist, self.memory, len(self.seeds), policy.spaces.obs_dim, self.success,
+            policy.spaces.image, found.get("raw"),
         )  # fmt: skip
 
-    def _episode(self, n: int, noise: Tensor) -> None:
-        """Episode n of every trial. noise [K, E, T, ...]."""
-        (K, E), spaces, policy, start = self.shape, self.policy.spaces, self.policy, n * self.horizon
+    def _episode(self, n: int) -> dict[str, Tensor]:
+        """Episode n of every trial: what was recorded, [K, T, E, ...]."""
+        (K, E), spaces, policy = self.shape, self.policy.spaces, self.policy
+        record = Recording(K, E, self.horizon, self.kinds, self.device)
         options: dict[str, Any] = {} if n else {"tasks": self.tasks}
-        raw, _ = self.env.reset(seed=self.seeds[n].reshape(-1), options=options)  # type: ignore[arg-type]
         alive = torch.ones(K, E, dtype=torch.bool, device=self.device)
+        tensors = hasattr(self.env, "device")
+        raw, _ = self.env.reset(seed=self.seeds[n].reshape(-1), options=options)  # type: ignore[arg-type]
         for t in range(self.horizon):
-            obs = spaces.encode(raw, self.device, self.raw_dtype).reshape(K, E, -1)
-            if self.raw is not None:
-                self.raw[:, start + t], obs = obs, self.scale(obs)
+            # A copy: an environment may write its next observations into the same memory.
+            obs = spaces.encode(raw, self.device, self.raw_dtype).reshape(K, E, -1).clone()
+            if "raw" in self.kinds:
+                record.put(t, raw=obs)
+                obs = self.scale(obs)
             x = policy.inputs(obs, self.memory, float(t == 0))
             hidden = policy.step(self.params, x, self.memory.hidden)
             dist, value = policy.heads(self.params, hidden)
-            action = distributions.sample(dist, noise[:, :, t])
-            at = start + t
-            self.x[:, at], self.act[:, at], self.out[:, at], self.mask[:, at] = x, action, dist[0], alive
+            action = distributions.sample(dist, self.noise.at(n, t))
+            record.put(t, x=x, act=action, mask=alive, heads=dist[0], value=value)
             if self.device.type == "cpu" and finite.any_unusable(dist, action, alive):  # a GPU waits for the end
-                self._check_finite(n, dist)
+                self._check_finite(n, record.first(t + 1), dist)
             command = self.decode(action.flatten(0, 1))
-            tensors = hasattr(self.env, "device")
             raw, reward, terminated, truncated, infos = self.env.step(command if tensors else command.numpy())
-            reward = torch.as_tensor(reward, dtype=torch.float32, device=self.device).reshape(K, E)
-            self.rew[:, at], self.value[:, at] = reward, value
+            reward = numbers(reward, "reward", self.shape, self.device).float()
+            record.put(t, rew=reward)
             after = policy.remember(hidden, obs, action_vector(spaces, action), reward)
             self.memory = after.where(alive, self.memory) if t else after  # every trial is in its first step
             self._note_success(n, alive, infos)
-            alive = alive & ~torch.as_tensor(terminated | truncated, device=self.device).reshape(K, E)
+            alive = alive & ~ended(terminated, truncated, self.shape, self.device)
             if self.device.type == "cpu" and not alive.any():
                 break
-        self._check_finite(n, dist)
+        found = record.first(t + 1)
+        if self.device.type != "cpu":
+            found = record.first(int(found["mask"].any(2).any(0).sum()))
+        self._check_finite(n, found, dist)
+        return found
 
     def _note_success(self, n: int, alive: Tensor, infos: dict[str, Any]) -> None:
-        if "success" in infos:
-            now = alive & torch.as_tensor(infos["success"], device=self.device).reshape(self.shape).bool()
+        K, E = self.shape
+        if (flags := of_steps(infos, K * E)) is not None:
+            now = alive & numbers(flags, "success", self.shape, self.device).bool()
             if self.success is None:
-                K, E = self.shape
                 self.success = torch.zeros(K, len(self.seeds), E, dtype=torch.bool, device=self.device)
             self.success[:, n] |= now
 
-    def _check_finite(self, n: int, dist: Distribution) -> None:
+    def _check_finite(self, n: int, found: dict[str, Tensor], dist: Distribution) -> None:
         """Raise for the first number of episode n that is not finite."""
-        now = slice(n * self.horizon, (n + 1) * self.horizon)
-        obs = self.x[:, now, :, : self.policy.spaces.obs_dim] if self.raw is None else self.raw[:, now]
-        mask, rew, out = self.mask[:, now], self.rew[:, now], self.out[:, now]
-        rest = (dist.log_std.unsqueeze(1),) if isinstance(dist, Gaussian) else ()
-        bad = finite.unusable(type(dist)(out, *rest), self.act[:, now]) & mask
-        obs = torch.where(mask[..., None], obs, 0.0)
-        fault = finite.first_fault(obs, bad, torch.where(mask, rew, 0.0), mask)
-        if fault is None:
-            return
-        value = {"observation": obs, "action": out, "reward": rew}[fault.what][fault.k, fault.t, fault.e].tolist()
-        name = getattr(getattr(self.env, "family", None), "id", None) or type(self.env).__name__
-        where = f"episode {n} of trial {fault.e} of task {fault.k} = {task_at(self.tasks, fault.k)}"
-        raise finite.fault_error(fault, value, name, where)
 
+        def episode(k: int, e: int) -> str:
+            return f"episode {n} of trial {e} of task {k} = {task_at(self.tasks, k)}"
 
-def _noise(spaces: Spaces, seeds: Tensor, horizon: int) -> Iterator[Tensor]:
-    """For every episode of a trial its action noise, [K, E, T, 1 or A or D]. seeds [N, K, E]."""
-    draw = random.uniform if spaces.discrete else random.normal
-    block = max(1, _NOISE_BLOCK // (seeds[0].numel() * horizon * spaces.noise_dim))
-    for some in seeds.split(block):
-        yield from draw(some, 0, horizon * spaces.noise_dim, random.ACTION).unflatten(-1, (horizon, -1))
+        seen = found if "raw" in found else found | {"obs": found["x"][..., : self.policy.spaces.obs_dim]}
+        check_recorded(seen, dist, name_of(self.env), episode)
 
 
 def _side_by_side(parts: Sequence[Trials], device: torch.device) -> Trials:
     """Trials [K, L, 1] of the same tasks -> [K, L, E]."""
-    along = {"success": 2, **{name: 2 for name in ("x", "act", "rew", "mask", "log_prob", "value", "raw")}}
-    merged: dict[str, Any] = {}
-    for name, axis in along.items():
-        values = [getattr(part, name) for part in parts]
-        merged[name] = None if any(v is None for v in values) else torch.cat(values, axis).to(device)
-    dist = type(parts[0].dist)(torch.cat([p.dist[0] for p in parts], 2), *parts[0].dist[1:])
+    N, T = parts[0].episodes, max(part.mask.shape[1] for part in parts) // parts[0].episodes
+
+    def spread(x: Tensor) -> Tensor:  # every episode over T steps
+        return longer(x.unflatten(1, (N, -1)).flatten(0, 1), T).unflatten(0, (-1, N)).flatten(1, 2)
+
+    merged: dict[str, Any] = {"success": together([p.success for p in parts], (1, N, 1))}
+    for name in ("x", "act", "rew", "mask", "log_prob", "value", *(["raw"] if parts[0].raw is not None else [])):
+        merged[name] = torch.cat([spread(getattr(part, name)) for part in parts], 2).to(device)
+    dist = type(parts[0].dist)(torch.cat([spread(p.dist[0]) for p in parts], 2), *parts[0].dist[1:])
     dist = type(dist)(*(x.to(device) for x in dist))
     memory = Memory(*(torch.cat(values, 1).to(device) for values in zip(*(p.memory for p in parts), strict=True)))
     return replace(parts[0], **merged, dist=dist, memory=memory)

@@ -26,6 +26,7 @@ import numpy as np
 
 from metarl.survival import die_with, end_group
 from metarl.tasks import task_at
+from metarl.transition import Reader, hint
 
 START, RESET, OBSERVATION_TYPE, ACTION_TYPE, STEP, CLOSE = (bytes([code]) for code in b"SROAsC")
 DONE, FAILED = b".", b"!"
@@ -102,14 +103,10 @@ def stack_observations(space: Any, observations: list[Any]) -> np.ndarray:
     return found.astype(np.result_type(found, space.dtype or found.dtype), copy=False)
 
 
-def reward_error(name: str, reward: Any) -> ValueError:
-    """For a reward that is not one number."""
-    return ValueError(f"{name} returned the reward {reward!r} of {type(reward)}: return one number, float(reward)")
-
-
 class _Worker:
     def __init__(self, index: int, file: int, family: Any, sizes: tuple[Any, ...], horizon: int):
         self.index, self.family, self.horizon = index, family, horizon
+        self.reader = Reader(family.id, family.observation_space)
         self.shared = Shared(file, *sizes)
         own = slice(index, None, self.shared.workers)
         self.numbers = range(self.shared.n)[own]
@@ -153,11 +150,7 @@ class _Worker:
     def first_obs(self, j: int, seeds: list[int | None]) -> np.ndarray:
         i = self.numbers[j]
         self.shared.at[self.index] = RESET_PHASE * self.shared.n + i
-        obs = np.asarray(self.envs[j].reset(seed=seeds[i])[0])
-        if obs.shape != self.shared.obs_shape:
-            raise ValueError(f"reset returned an observation of shape {obs.shape}, the family's observation_space "
-                             f"has {self.shared.obs_shape}")  # fmt: skip
-        return obs
+        return self.reader.first(self.envs[j].reset(seed=seeds[i]))
 
     def find_live(self) -> None:
         over, first = self.terminated | self.truncated, STEP_PHASE * self.shared.n
@@ -173,16 +166,12 @@ class _Worker:
         self.elapsed += 1
         cut_off = (self.elapsed >= self.horizon).tolist()
         reward[:], success[:] = 0.0, -1
-        ended = False
+        ended, read = False, self.reader.step
         for j, code, env_step in self.live:
             at[index] = code
-            obs[j], found, terminated, truncated, info = env_step(actions[j])
-            try:
-                reward[j] = found
-            except (TypeError, ValueError):
-                raise reward_error(self.family.id, found) from None
-            if "success" in info:
-                success[j] = bool(info["success"])
+            obs[j], reward[j], terminated, truncated, flag = read(env_step(actions[j]))
+            if flag is not None:
+                success[j] = flag
             if terminated:
                 self.terminated[j] = ended = True
             elif truncated or cut_off[j]:
@@ -221,8 +210,9 @@ def _serve(index: int, command: int, reply: int, memory: int, messages: int, log
             os.write(reply, DONE)
     except BrokenPipeError:  # the parent is gone
         pass
-    except BaseException:  # sys.exit in an environment too
-        os.write(log, traceback.format_exc().encode())
+    except BaseException as error:  # sys.exit in an environment too
+        more = hint(error) if isinstance(error, Exception) else ""
+        os.write(log, (traceback.format_exc().rstrip() + more).encode())
         os.write(reply, FAILED)
         os.read(command, 1)  # the parent wants to look before this process ends
         return

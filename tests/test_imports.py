@@ -14,13 +14,13 @@ ROOT = Path(metarl.__file__).parent
 
 LAYERS = [
     {"distributions", "tasks", "random", "adapt", "losses", "optimizers", "parallel", "worker", "arguments"}
-    | {"torch_defaults", "suggestions", "printing", "finite", "survival"},
+    | {"torch_defaults", "suggestions", "printing", "finite", "survival", "success", "transition"},
     {"spaces", "mlp", "modules", "normalize", "places", "priors", "visible_family", "observations"},
     {
         *("policies", "policies_cnn", "policies_gru", "gymnasium_family", "vector", "vector.automatic", "vector.loop"),
         *("vector.mujoco", "vector.process", "vector.resets", "vector.tensor"),
     },
-    {"rollout", "trial", "check", "check_environments", "task_critic"}
+    {"recording", "rollout", "trial", "check", "check_environments", "check_parameters", "task_critic"}
     | {"supervised.losses", "supervised.networks", "supervised.sets"},
     {"advantages", "baseline", "natural", "settings", "trust_region", "unrolled"},
     {"inner_loop", "outer"},

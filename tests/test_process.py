@@ -286,7 +286,8 @@ def test_every_environment_is_closed_once(workers, tmp_path):
     family: Any = Closing(str(tmp_path / "closed"))
     env, tasks, some = make_vector(family, K, E, workers=workers), tasks_of(family), np.arange(K * E) % 3 == 0
     closed = []
-    for options in ({"tasks": tasks}, {}, {"reset_mask": some}, {"tasks": tasks}, {"tasks": tasks, "reset_mask": some}):
+    again = {"tasks": dict(tasks)}
+    for options in ({"tasks": tasks}, {"tasks": tasks}, {"reset_mask": some}, again, {"reset_mask": some, **again}):
         env.reset(seed=0, options=options)
         closed.append(family.closed())
     env.close()

@@ -16,6 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from metarl import random
 from metarl.arguments import whole
 from metarl.spaces import lowest
+from metarl.success import of_steps
 from metarl.tasks import SPLITS, Task, TaskFamily, Tasks, check_is_family, make, task_at, validate_task
 from metarl.torch_defaults import torch_defaults
 from metarl.vector import make_vector
@@ -107,7 +108,7 @@ class FamilyVecEnv(VecEnv):
         self._pools: dict[int, Tasks] = {}
         self._tasks: Tasks = {}  # of all environments, each value [n_envs, ...]
         self._episode = np.full(n_envs, -1)
-        self._succeeded = np.zeros(n_envs, bool)
+        self._succeeded, self._reports_success = np.zeros(n_envs, bool), False
         self._seed, self._new_seed = seed, -1  # -1: none
         self._masks_work = False
         self._obs_start, self._act_start = (_start(s) for s in (family.observation_space, family.action_space))
@@ -143,12 +144,13 @@ class FamilyVecEnv(VecEnv):
         cut = _numpy(truncated) & ~terminated
         done = terminated | cut
         infos: list[dict[str, Any]] = [{"TimeLimit.truncated": False} for _ in range(self.num_envs)]
-        if "success" in more:
-            self._succeeded |= _numpy(more["success"]).astype(bool)
+        if (flags := of_steps(more, self.num_envs)) is not None:
+            self._reports_success = True
+            self._succeeded |= _numpy(flags).reshape(-1).astype(bool)
         if done.any():
             for i in np.flatnonzero(done):
                 infos[i] = {"TimeLimit.truncated": bool(cut[i]), "terminal_observation": obs[i]}
-                if "success" in more:
+                if self._reports_success:  # once it has been, an episode without is a failure
                     infos[i]["is_success"] = bool(self._succeeded[i])
             obs = self._begin(done, obs)
         return obs, _numpy(reward).astype(np.float32), done, infos

@@ -20,8 +20,9 @@ from gymnasium.vector.utils import batch_space
 from metarl import worker
 from metarl.survival import Guardian, started_by_main_thread
 from metarl.tasks import Task, TaskFamily, Tasks, num_tasks, task_at
+from metarl.transition import EpisodeError
 from metarl.vector.loop import seed_list
-from metarl.vector.resets import reset_mask
+from metarl.vector.resets import LastTasks, reset_mask
 
 TIMEOUT = 300.0
 """Seconds that importing the family, or one call of make, reset or step of one environment, may take."""
@@ -31,7 +32,7 @@ _REAPING = 5.0  # seconds for a process to go that has been killed, or has close
 _DOING = {worker.MAKE_PHASE: "make", worker.RESET_PHASE: "reset", worker.STEP_PHASE: "step"}
 
 
-class WorkerError(RuntimeError):
+class WorkerError(EpisodeError):
     """A worker process raised, hung or died. The message has the task, the episode, the step and the traceback."""
 
 
@@ -70,6 +71,7 @@ class ProcessVectorEnv(VectorEnv):
         self._pickled = _pickle_family(family)
         self._task: list[Task] = [{}] * self.num_envs  # of every environment
         self._elapsed = np.zeros(self.num_envs, int)  # steps since its last reset
+        self._last = LastTasks()
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         tasks: Tasks | None = (options or {}).get("tasks")
@@ -86,7 +88,10 @@ class ProcessVectorEnv(VectorEnv):
         rows = np.arange(self.num_envs) if mask is None else np.flatnonzero(mask)
         self._elapsed[rows] = 0
         try:
+            if tasks is not None and mask is None and self._last.are(tasks):
+                tasks = None  # the workers have these environments
             if tasks is not None:
+                self._last.forget()
                 for i in rows.tolist():
                     self._task[i] = task_at(tasks, i // self.episodes)
                 self._pool = self._pool or self._start()
@@ -97,6 +102,8 @@ class ProcessVectorEnv(VectorEnv):
                 obs_type = np.result_type(*(np.dtype(x.decode()) for x in self._pool.shared.obs_type))
                 self._exchange(worker.OBSERVATION_TYPE, obs_type.str.encode())
                 self._pool.obs = self._pool.shared.observations(obs_type)
+                if tasks is not None:
+                    self._last.keep(tasks)
         except BaseException:  # Ctrl-C too: workers that have not answered yet would answer the next question
             self._stop()
             raise
@@ -140,6 +147,7 @@ class ProcessVectorEnv(VectorEnv):
         return self._pool
 
     def _stop(self) -> None:
+        self._last.forget()
         if self._pool is not None:
             self._pool.kill()
             self._finalizer.detach()
