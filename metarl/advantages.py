@@ -59,9 +59,10 @@ def estimate(rollout: Rollout, gamma: float, lam: float, reward_baseline: float 
     time. `baseline` is such that with lambda 1 a step's return minus it, divided by `scale`, is the advantage.
 
     Raises:
-        ValueError: with `reward_baseline`, advantages that do not fit the type of the rewards.
+        ValueError: rewards that add up to more than their type can hold.
     """
     mask, rew = rollout.mask.double(), rollout.rew.double()
+    check_fits((rew * mask).sum(1), rollout.rew)
     if reward_baseline is not None:
         if bool((mask == 0).any()):
             warnings.warn(
@@ -71,7 +72,7 @@ def estimate(rollout: Rollout, gamma: float, lam: float, reward_baseline: float 
             )
         expected = discounted_returns(torch.full_like(mask, reward_baseline), gamma * lam)
         advantage = (discounted_returns(rew, gamma * lam) - expected) * mask
-        _check_fits(advantage, rollout.rew)
+        check_fits(advantage, rollout.rew)
         return Estimate(advantage.to(rollout.rew.dtype), expected * mask, torch.ones_like(mask[:, 0, 0]))
     values = fitted_values(rollout, gamma) * mask
     normalised, mean, scale = _normalised(_raw(rew, values, gamma, lam), mask, differ(rollout.rew, rollout.mask))
@@ -146,8 +147,9 @@ def _normalised(raw: Tensor, mask: Tensor, differs: Tensor) -> tuple[Tensor, Ten
     return torch.where(differs[:, None, None], centred / scale[:, None, None], 0.0), mean, scale
 
 
-def _check_fits(advantage: Tensor, rew: Tensor) -> None:
+def check_fits(sums: Tensor, rew: Tensor) -> None:
+    """Raise ValueError if sums of the rewards are too large for the rewards' type."""
     most = torch.finfo(rew.dtype).max
-    if bool((advantage.abs() > most).any()):
+    if bool((sums.abs() > most).any()):
         raise ValueError(f"rewards of up to {rew.abs().max():.3g} add up to more than {most:.3g}, the largest number "
                          "of their type: scale the rewards down")  # fmt: skip

@@ -103,5 +103,5 @@ def fault_error(fault: Fault, value: object, name: str, where: str) -> NotFinite
     when = f"in step {step} of {where}" if step >= 0 else f"from the reset before {where}"
     return NotFiniteError(
         f"{name} returned the {fault.what} {value} {when}. Training stopped before this update; fix the environment's "
-        "arithmetic"
+        "arithmetic or, if its numbers reach 3.4e38, which is more than float32 holds, scale them down"
     )

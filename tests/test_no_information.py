@@ -11,10 +11,11 @@ from torch import Tensor
 
 from metarl import MetaLearner, outer
 from metarl.advantages import advantages, differ, estimate
-from metarl.algorithms import maml_trpo
+from metarl.algorithms import maml_trpo, rl2
 from metarl.distributions import Categorical
 from metarl.inner_loop import adapt
 from metarl.rollout import Rollout
+from metarl.trial import Sequences
 from metarl.trust_region import flatten, value_and_gradient
 
 
@@ -206,6 +207,50 @@ def test_the_update_does_not_depend_on_the_scale_of_the_rewards(name, settings, 
 def test_the_update_does_not_depend_on_a_number_added_to_all_rewards(name, settings, offset):
     got, want = (change(name, Paid(offset=x), **settings) for x in (offset, 0.0))
     agree(got, want, 0.99, 0.05)
+
+
+@pytest.mark.parametrize("settings", [{}, {"reward_baseline": 0.0}])
+def test_rewards_that_add_up_to_more_than_their_type_holds_are_refused(settings):
+    with pytest.raises(
+        ValueError, match=r"rewards of up to .*e\+38 add up to more than 3\.4e\+38.*scale the rewards down"
+    ):
+        change("maml_trpo", Paid(offset=-2e38), **settings)
+    with pytest.raises(ValueError, match="scale them down"):
+        change("maml_trpo", Paid(factor=1e39), **settings)
+
+
+def test_rl2_refuses_them_too():
+    one = MetaLearner("rl2", Paid(offset=-2e38), device="cpu", n_tasks=4, hidden=4)
+    with pytest.raises(ValueError, match="scale the rewards down"):
+        one.learn(1, eval_every=0)
+
+
+@pytest.mark.parametrize("factor", [1e-9, 1e15])
+def test_rl2s_advantages_do_not_depend_on_the_scale_of_the_rewards(factor):
+    """Those of values that say nothing; what the policy is shown of the rewards does depend on it."""
+    config = rl2.Config(n_tasks=3, trials=2, minibatches=2)
+    g = torch.Generator().manual_seed(0)
+    rew, mask = torch.randn(9, 6, generator=g), torch.ones(9, 6)
+    blank = torch.zeros(9, 6)
+    state = rl2.State({}, {}, torch.zeros(2, dtype=torch.float64))
+    found = []
+    for unit in (1.0, factor):
+        data = Sequences(torch.zeros(9, 6, 1), blank.long(), unit * rew, mask, blank, blank)
+        units = rl2.value_units(config, state, data)
+        found.append(rl2.make_batch(config, data, units, units))
+    torch.testing.assert_close(found[1].advantage, found[0].advantage, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found[1].target, found[0].target, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("reward", [0.0, -1.0])
+def test_rl2s_units_of_returns_that_do_not_vary(reward):
+    config = rl2.Config(n_tasks=3, trials=2, minibatches=2, gamma=0.0)
+    blank = torch.zeros(4, 6)
+    data = Sequences(blank[..., None], blank.long(), blank + reward, torch.ones(4, 6), blank, blank)
+    state = rl2.State({}, {}, torch.zeros(2, dtype=torch.float64))
+    assert rl2.value_units(config, state, data).tolist() == [reward, 1.0]
+    batch = rl2.make_batch(config, data, torch.tensor([0.0, 0.5]).double(), torch.tensor([reward, 1.0]).double())
+    assert not batch.advantage.any()
 
 
 @pytest.mark.parametrize("gamma", [0.9, 1.0])

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from metarl import distributions, finite, losses, normalize, optimizers, random
 from metarl.adapt import Params
-from metarl.advantages import differ, discounted_returns, gae
+from metarl.advantages import check_fits, differ, discounted_returns, gae
 from metarl.normalize import ObsStats
 from metarl.parallel import threads_over_tasks
 from metarl.policies import at_least, std_statistics
@@ -343,6 +343,7 @@ def make_batch(config: Config, data: Sequences, units: Tensor, new_units: Tensor
     the advantages: they are exactly zero.
     """
     mask, rew = data.mask.double(), data.rew.double()
+    check_fits((rew * mask).sum(0), data.rew)
     values = _physical(data.value.double(), units) * mask
     advantage = trial_advantages(config, rew, values, mask)
     target = (advantage + values - new_units[0]) / new_units[1] * mask
