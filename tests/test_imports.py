@@ -38,7 +38,7 @@ LAYERS = [
         "supervised.letters",
     },
     {"learner", "supervised", "supervised.learner"},
-    {"cli", "__main__", "sb3", "sb3.policies", "sb3.vec_env"},
+    {"cli", "__main__", "sb3", "sb3.policies", "sb3.saved_models", "sb3.vec_env"},
 ]
 """From the bottom up. A module may import from lower layers and from its own; a new module belongs into one of them."""
 

@@ -30,10 +30,12 @@ from torch import Tensor, nn
 from metarl import normalize
 from metarl.adapt import Params, expand
 from metarl.adapted_policy import AdaptedPolicy
+from metarl.arguments import yes_or_no
 from metarl.learner import MetaLearner
 from metarl.normalize import ObsStats
 from metarl.policies import MLPPolicy, ModulePolicy, Policy, floored_log_std
 from metarl.policies_gru import GRUPolicy
+from metarl.sb3.saved_models import check_plain
 from metarl.spaces import Spaces, lowest, spaces_of
 from metarl.tasks import TaskFamily, did_you_mean
 from metarl.torch_defaults import torch_defaults
@@ -264,6 +266,7 @@ def from_sb3(
     algorithm: str | type[BaseAlgorithm] = "ppo",
     std: float | None = None,
     vec_normalize: VecNormalize | Path | str | None = None,
+    trust: bool = False,
 ) -> AdaptedPolicy:
     """The policy of a stable-baselines3 model, with the same action distributions.
 
@@ -272,8 +275,8 @@ def from_sb3(
     extractor of your own, the tanh output of TD3 and DDPG) is run as it is, as a `ModulePolicy`.
 
     Args:
-        model: a PPO, A2C (or sb3-contrib TRPO), TD3 or DDPG model, its policy, or the path of a saved one. Loading
-            runs code from the file, as stable-baselines3's own `load` does: only from those you trust.
+        model: a PPO, A2C (or sb3-contrib TRPO), TD3 or DDPG model, its policy, or the path of a saved one. Such
+            files are pickles; one that needs anything but stable-baselines3's own classes and arrays is refused.
         env: the family or environment that the policy is for, where its spaces are not the model's: images with the
             channels last, choices that are not counted from 0.
         algorithm: of the model at a path: `"ppo"`, `"a2c"`, `"td3"`, `"ddpg"` or a class.
@@ -283,11 +286,14 @@ def from_sb3(
             (read as a pickle: only from those you trust), if the model was loaded without its environment. It is
             taken into the first layer; only its clipping (of observations beyond `clip_obs` standard deviations) is
             not.
+        trust: load a file that needs other classes, or functions, too, which runs code from it.
 
     Raises:
-        ValueError: a model that cannot be expressed, with the reason.
+        ValueError: a model that cannot be expressed, with the reason, or a file that is not trusted.
     """
     if isinstance(model, str | Path):
+        if not yes_or_no("trust", trust):
+            check_plain(Path(model))
         model = _algorithm(algorithm, READABLE).load(model, device="cpu")
     vec_normalize = _normalisation(vec_normalize)
     if isinstance(model, BaseAlgorithm):
