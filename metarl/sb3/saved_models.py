@@ -25,6 +25,7 @@ _PLAIN = {
     "torch._utils": {"_rebuild_tensor_v2", "_rebuild_parameter"},
     "numpy.random._pickle": {"__generator_ctor", "__bit_generator_ctor"},
     "numpy.random._pcg64": {"PCG64"},
+    "numpy.random.bit_generator": {"SeedSequence", "__pyx_unpickle_SeedSequence"},
     "stable_baselines3.common.utils": {"FloatSchedule", "ConstantSchedule", "LinearSchedule"},
     "stable_baselines3.common.type_aliases": {"TrainFreq", "TrainFrequencyUnit"},
 }
