@@ -285,7 +285,8 @@ class EvaluateOptions:
     steps: int | None = None
     """Inner steps, by default 3; of RL2 further episodes in the trial, by default as in training."""
     step_sizes: tuple[float, ...] = ()
-    """One step size for every step (then --steps is not needed); by default the training's for all."""
+    """One step size for every step (then --steps is not needed); by default the training's and, for steps beyond those
+    of training, what does best on validation tasks."""
     seed: int | None = None
     """Of tasks and episodes; by default one that follows from the run's seed."""
     device: str = "auto"
@@ -351,7 +352,8 @@ class AdaptOptions:
     steps: int | None = None
     """Inner steps; by default as many as in training."""
     step_sizes: tuple[float, ...] = ()
-    """One step size for every step (then --steps is not needed); by default the training's for all."""
+    """One step size for every step (then --steps is not needed); by default the training's and, for steps beyond those
+    of training, what does best on validation tasks."""
     episodes: int | None = None
     """Episodes before and after every step; by default as in training."""
     seed: int | None = None
@@ -395,7 +397,8 @@ class RenderOptions:
     steps: int | None = None
     """Inner steps; by default as many as in training."""
     step_sizes: tuple[float, ...] = ()
-    """One step size for every step (then --steps is not needed); by default the training's for all."""
+    """One step size for every step (then --steps is not needed); by default the training's and, for steps beyond those
+    of training, what does best on validation tasks."""
     episodes: int | None = None
     """Episodes for every step of the adaptation; by default as in training."""
     seed: int = 0

@@ -14,10 +14,11 @@ from rich.table import Table
 from metarl.arguments import positive_sizes, whole
 from metarl.checkpoint import atomic_write, write_json
 from metarl.printing import TextTable, as_text
+from metarl.step_sizes import Choice
 from metarl.tasks import Tasks
 from metarl.trial import shown_episodes
 
-FINAL, PERIODIC = 1, 2
+FINAL, PERIODIC, STEP_SIZES = 1, 2, 3
 """Purposes of an evaluation; each draws its own test tasks, so that the best state is not chosen on the final ones."""
 
 
@@ -59,6 +60,8 @@ class Evaluation:
     """What the algorithm's `evaluate` returned (all rollouts and parameters), if it was asked for."""
     success_rates: np.ndarray | None = None
     """[K, S + 1]: share of each task's episodes in which some step was a success, where environments report it."""
+    choice: Choice | None = None
+    """How the sizes of steps beyond those of training were chosen; None where all were given or are training's."""
 
     def __repr__(self) -> str:
         return as_text(self.table(steps=shown_episodes(self.returns.shape[1])))
@@ -78,6 +81,7 @@ class Evaluation:
     def table(self, title: str = "", steps: Iterable[int] | None = None) -> Table:
         """`rows` for a terminal, and for `print`."""
         table = TextTable(title=title or f"{len(self.returns)} test tasks, {self.episodes} episodes each")
+        table.caption = None if self.choice is None else self.choice.text()
         last = [] if self.success_rates is None else ["success [95%]"]
         for name in ("steps", "size", "mean [95% interval]", "interquartile mean [95%]", *last):
             table.add_column(name, justify="right")
@@ -102,6 +106,7 @@ class Evaluation:
         no_nan = [{name: None if value != value else value for name, value in row.items()} for row in rows]
         write_json(json_path, {
             "rows": no_nan, "step_sizes": list(self.step_sizes), "episodes": self.episodes, "seed": self.seed,
+            "step_sizes_chosen": None if self.choice is None else self.choice.as_data(),
             "tasks": {name: value.tolist() for name, value in self.tasks.items()},
             "returns": self.returns.tolist(),
             **({} if self.success_rates is None else {"success_rates": self.success_rates.tolist()}),

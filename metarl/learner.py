@@ -17,7 +17,7 @@ from metarl import algorithms, checkpoint, saved_learner
 from metarl.adapted_policy import AdaptedPolicy
 from metarl.arguments import file_path, new_file, positive_sizes, whole, yes_or_no
 from metarl.checkpoint import CheckpointError
-from metarl.evaluate import FINAL, PERIODIC, Evaluation, checked_step_sizes, evaluation_seed
+from metarl.evaluate import FINAL, PERIODIC, STEP_SIZES, Evaluation, checked_step_sizes, evaluation_seed
 from metarl.parallel import keep_freed_memory
 from metarl.policies import ModulePolicy, Policy, without_context
 from metarl.policies_gru import GRUPolicy, Memory
@@ -35,6 +35,7 @@ from metarl.run_directory import (
 )
 from metarl.saved_family import signature
 from metarl.spaces import Spaces, check_same_spaces, spaces_of
+from metarl.step_sizes import TASKS, Choice, choose
 from metarl.suggestions import known_arguments, setting_hint
 from metarl.tasks import (
     TaskFamily,
@@ -157,6 +158,7 @@ class MetaLearner:
         self.state = checkpoint.in_own_memory(self.state)
         self.sampler = Sampler(self.family, self.device, workers)
         self._best_score: float | None = None
+        self._choice: tuple[Any, dict[tuple[int, int], Choice]] = (None, {})
         self._run_dir: Path | None = None  # the run that this learner is the state of
         self._latest_is_damaged = False  # in that run, so that this is its previous state
         self._started_from: dict[str, Any] | None = None  # the learner that this one started from, described
@@ -388,7 +390,8 @@ class MetaLearner:
             n_tasks: how many tasks to draw from the test split.
             episodes: episodes per task before and after every step; by default as in training.
             steps: inner steps, 3 by default; of RL2 further episodes in the trial, by default as in training.
-            step_sizes: one size for every step (then `steps` is not needed); by default the training's for all.
+            step_sizes: one size for every step (then `steps` is not needed); by default the training's and, for steps
+                beyond those of training (and of `lr_schedule`), what does best on validation tasks.
             tasks: evaluate on these instead of drawing any.
             seed: of tasks and episodes; by default one that follows from the run's seed.
             details: keep all rollouts and parameters in the result.
@@ -403,10 +406,11 @@ class MetaLearner:
             tasks = self._test_tasks(n_tasks, seed)
         else:
             tasks = stack_tasks([validate_task(self.family, task_at(tasks, i)) for i in range(num_tasks(tasks))])
+        sizes, choice = self._chosen_sizes(sizes, step_sizes, episodes)
         found = self._evaluate(self.state, self.sampler, tasks, episodes, sizes, seed)
         returns = found.returns.mean(2).cpu().double().numpy()
         rates = None if found.success_rates is None else found.success_rates.cpu().double().numpy()
-        return Evaluation(returns, sizes, episodes, tasks, seed, found if details else None, rates)
+        return Evaluation(returns, sizes, episodes, tasks, seed, found if details else None, rates, choice)
 
     @known_arguments
     @torch_defaults
@@ -428,7 +432,8 @@ class MetaLearner:
                 to any family). Where the family has its own wrappers, `wrap`, they are put around it.
             steps: inner steps, by default as many as in training (at least 1).
             episodes: episodes for every step, by default as in training.
-            step_sizes: one size for every step; by default the training's for all.
+            step_sizes: one size for every step; by default the training's and, for steps beyond those of training, what
+                does best on validation tasks, as in `evaluate`.
             horizon: steps per episode in a plain environment; by default its own limit, or the family's.
             seed: of the episodes.
 
@@ -449,6 +454,7 @@ class MetaLearner:
             sampler = EnvSampler(env, limit, self.device, self.sampler.reports_success)
         else:
             tasks = stack_tasks([validate_task(self.family, task)])
+        sizes, _ = self._chosen_sizes(sizes, step_sizes, episodes)
         found = self._evaluate(self.state, sampler, tasks, episodes, sizes, seed)
         self.sampler.reports_success |= sampler.reports_success
         rates = None if found.success_rates is None else found.success_rates[0].cpu().numpy()
@@ -472,6 +478,35 @@ class MetaLearner:
         seed: int,
     ) -> Any:
         return self._module.evaluate(self.config, sampler, self.policy, state, tasks, seed, episodes, sizes)
+
+    def _chosen_sizes(
+        self, usual: tuple[float | None, ...], given: Sequence[float] | None, episodes: int
+    ) -> tuple[tuple[float | None, ...], Choice | None]:
+        """`usual`, with the sizes of steps that training does not have chosen on validation tasks, unless `given`."""
+        if given is not None or not hasattr(self.config, "inner_lr"):
+            return usual, None
+        known = max(self.config.inner_steps, len(self.config.lr_schedule))
+        if len(usual) <= known:
+            return usual, None
+        state, kept = self._choice
+        if state is self.state and (episodes, len(usual)) in kept:
+            choice = kept[episodes, len(usual)]
+            return choice.sizes, choice
+        seed = evaluation_seed(self.seed, STEP_SIZES)
+        tasks = self._validation_tasks(TASKS, seed)
+
+        def play(sizes: tuple[float, ...]) -> Any:
+            return self._evaluate(self.state, self.sampler, tasks, episodes, sizes, seed)
+
+        sizes = [size for size in usual if size is not None]
+        choice = choose(play, sizes, known, num_tasks(tasks))
+        if state is not self.state:
+            kept = {}
+        self._choice = (self.state, {**kept, (episodes, len(usual)): choice})
+        return choice.sizes, choice
+
+    def _validation_tasks(self, n: int, seed: int) -> Tasks:
+        return self.sampler.tasks(n, seed, 0, split="train")
 
     def _test_tasks(self, n: int, seed: int) -> Tasks:
         return self.sampler.tasks(n, seed, 0, split="test")

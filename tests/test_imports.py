@@ -14,7 +14,7 @@ ROOT = Path(metarl.__file__).parent
 
 LAYERS = [
     {"distributions", "tasks", "random", "adapt", "losses", "optimizers", "parallel", "worker", "arguments"}
-    | {"torch_defaults", "suggestions", "printing", "finite", "survival", "success", "transition"},
+    | {"torch_defaults", "suggestions", "printing", "finite", "survival", "success", "transition", "step_sizes"},
     {"spaces", "mlp", "modules", "normalize", "places", "priors", "visible_family", "observations"},
     {
         *("policies", "policies_cnn", "policies_gru", "gymnasium_family", "vector", "vector.automatic", "vector.loop"),
