@@ -99,7 +99,7 @@ class InnerSettings:
     a few hundred parameters."""
     inner_momentum: float = 0.9
     """Factor of "momentum"."""
-    inner_adam_eps: float = 1e-8
+    inner_adam_eps: float = 1e-5
     """Added to the root of the second moment by "adam": gradients far below it take steps in proportion to themselves,
     those above it steps of one size. The meta-gradient through a number whose gradient is zero grows as 1 / this."""
     natural_damping: float = 0.1

@@ -63,7 +63,7 @@ def test_every_task_steps_as_with_an_optimiser_of_torch_of_its_own(name, make):
 
 def test_the_first_step_of_adam_is_the_sign_of_the_gradient_in_every_layer():
     # Of hidden layers too, whose gradients are thousands of times smaller than those of the last layer.
-    config = replace(RUN, inner_optimizer="adam", output_gain=1e-3)
+    config = replace(RUN, inner_optimizer="adam", output_gain=1e-3, inner_adam_eps=1e-8)
     policy, state, done = adaptation(config)
     batch = Batch.of(config, done.rollouts[0])
     leaves = {n: v.expand(3, *v.shape).clone().requires_grad_() for n, v in state.params.items() if n != "log_std"}

@@ -59,7 +59,7 @@ class Config:
     next, all differentiated."""
     inner_momentum: float = 0.9
     """Factor of "momentum"."""
-    inner_adam_eps: float = 1e-8
+    inner_adam_eps: float = 1e-5
     """Added to the root of the second moment by "adam": gradients far below it take steps in proportion to themselves,
     those above it steps of one size. The meta-gradient through a number whose gradient is zero grows as 1 / this."""
     adapts: Literal["all", "head"] = "all"
