@@ -222,6 +222,8 @@ def _notes() -> Iterator[None]:
 
 
 def _learn(learner: Any, iterations: int, out: Path, progress: bool, schedule: dict[str, Any]) -> int:
+    from metarl.run_directory import LATEST, RunDirectoryError
+
     family, config = learner.family, learner.config
     episodes = f"{config.episodes} episodes"
     if hasattr(config, "trial_episodes"):
@@ -236,6 +238,11 @@ def _learn(learner: Any, iterations: int, out: Path, progress: bool, schedule: d
             _say(f"stopped after iteration {learner.state.iteration}, which is saved. Go on with:\n"
                  f"  metarl train --resume {shlex.quote(str(out))}")  # fmt: skip
         return STOPPED
+    except OSError as error:
+        if not isinstance(error, RunDirectoryError) and (out / LATEST).exists():
+            way = f" the last checkpoint is intact. Go on with metarl train --resume {shlex.quote(str(out))}"
+            _say(way, bold="note:", error=True)
+        raise
     finally:
         learner.close()
     _say(f"done: {learner.state.iteration} iterations, {learner.state.env_steps:,} environment steps. Next:\n"

@@ -24,6 +24,9 @@ def tensorboard_writer(path: Path, up_to_iteration: int) -> Any:
             with _nameless_host():
                 self.writer = SummaryWriter(str(path), purge_step=up_to_iteration + 1 if again else None)
             self._is_closed = False
+            with contextlib.suppress(AttributeError):  # its thread's traceback, which `write` reports in one line
+                events: Any = self.writer.file_writer
+                events.event_writer._async_writer._worker._invoke_excepthook = lambda *_: None
 
         def write(self, *args: Any, **kwargs: Any) -> None:
             if self._is_closed:

@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import shutil
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -309,3 +311,17 @@ def test_nor_does_save(tmp_path):
     ):
         learner.save(tmp_path / "l")
     assert (tmp_path / "l").read_bytes() == before
+
+
+def test_a_full_disk_is_told_in_a_few_lines_with_the_way_on(tmp_path):
+    code = (
+        "import resource; from metarl.cli import main; "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, resource.RLIM_INFINITY)); main()"
+    )
+    argv = [word if word != "4" else "400" for word in TRAIN]
+    done = subprocess.run([sys.executable, "-c", code, *argv, "--out", "run"], cwd=tmp_path, capture_output=True,
+                          text=True, timeout=120)  # fmt: skip
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "note: the last checkpoint is intact. Go on with metarl train --resume run" in done.stderr
+    assert "File too large" in done.stderr.splitlines()[-1]
+    assert resume(tmp_path / "run", "--iterations", "12") == 0
