@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import math
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -100,8 +101,12 @@ def train(
 
 
 def _warn(texts: list[str]) -> None:
+    """Warn at the line outside of this package that called `learn`."""
+    frame, level = sys._getframe(), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "metarl":
+        frame, level = frame.f_back, level + 1
     for text in texts:
-        warnings.warn(text, UserWarning, stacklevel=5)  # the line that calls `learn`
+        warnings.warn(text, UserWarning, stacklevel=level)
 
 
 def _checked(state: S, iteration: int) -> S:
