@@ -12,6 +12,7 @@ from torch import Tensor
 
 from metarl.adapt import Params
 from metarl.distributions import Distribution, fisher_product
+from metarl.finite import SMALLER_STEPS, NotFiniteError
 from metarl.parallel import thread_map
 
 
@@ -197,7 +198,10 @@ def trpo_step(
         along = v.to(gradient.dtype)
         parts = thread_map(lambda x: x.product(along), linear)
         parts += thread_map(lambda objective: _linearise(objective, params).product(along), metric[kept:])
-        return torch.stack(parts).sum(0).double() + damping * v
+        found = torch.stack(parts).sum(0).double() + damping * v
+        if bool(v.isfinite().all()) and not bool(found.sum().isfinite()):
+            raise NotFiniteError(f"the Fisher products of this outer step are not finite: {SMALLER_STEPS}")
+        return found
 
     # The recursion runs in float64, which keeps its residuals orthogonal for some products longer than float32 would.
     direction, residual, taken = conjugate_gradient(product, gradient.double(), cg_iterations)

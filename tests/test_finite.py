@@ -13,7 +13,7 @@ from gymnasium.spaces import Box
 from probes import Stops, TwoArms
 from tiny_runs import point, same_params
 
-from metarl import MetaLearner, finite, inner_loop
+from metarl import MetaLearner, finite, inner_loop, trust_region
 from metarl.algorithms import ALGORITHMS, rl2
 from metarl.distributions import Categorical, Gaussian
 from metarl.finite import Fault, NotFiniteError, all_finite, check_finite, first_fault
@@ -264,6 +264,16 @@ def test_parameters_that_an_outer_step_makes_infinite_are_refused(algorithm, mon
     with pytest.raises(NotFiniteError, match=r"not finite \(inf\) after the outer step of iteration 1: take smaller"):
         one.learn(1, run_dir=tmp_path, eval_every=0)
     assert all_finite(MetaLearner.load(tmp_path).state.params.values())
+
+
+def test_fisher_products_that_are_not_finite_are_no_silent_refusal_of_the_step(monkeypatch):
+    product = trust_region.fisher_vector_product
+    monkeypatch.setattr(trust_region, "fisher_vector_product", lambda *a: lambda v: product(*a)(v) * math.nan)
+    one = learner("maml_trpo")
+    before = one.state
+    with pytest.raises(NotFiniteError, match="Fisher products of this outer step are not finite: take smaller"):
+        one.learn(1, eval_every=0)
+    assert one.state is before
 
 
 @pytest.mark.parametrize("algorithm", ["maml_ppo", "maml_vpg", "promp", "maml_plus_plus"])

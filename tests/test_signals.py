@@ -14,8 +14,9 @@ import pytest
 from tiny_runs import iterations_logged
 
 from metarl import MetaLearner, cli
+from metarl.run_directory import LATEST
 from metarl.survival import STOPPING
-from metarl.train import LATEST, in_one_piece
+from metarl.train import in_one_piece
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
 
