@@ -266,6 +266,7 @@ def surveyed(config: GradientSettings, sampler: Sampler, policy: Policy, state: 
         normalize.SURVEY, state.obs_stats,
     )  # fmt: skip
     stats = normalize.update(state.obs_stats, rollout.raw_obs, rollout.mask)
+    finite.check_finite(stats, "among the statistics of observations", "observations are too large: scale them")
     return replace(state, obs_stats=stats, env_steps=state.env_steps + rollout.steps)
 
 

@@ -137,6 +137,8 @@ def test_a_second_ctrl_c_ends_a_run_that_does_not_end_at_once_with_130_and_files
 def test_what_must_not_be_interrupted_is_not(number):
     handlers = {each: signal.getsignal(each) for each in STOPPING}
     done = []
+    for each in STOPPING:  # what started the tests may ignore them, as `nohup` and a shell's background jobs do
+        signal.signal(each, signal.SIG_DFL)
     try:
         cli.stop_on_signals()
 

@@ -80,19 +80,32 @@ def iteration(
 
 def episodes_of(rollout: Rollout, gamma: float, lam: float) -> Episodes:
     """The first task's episodes with their normalised advantages."""
-    obs, act, rew, valid = rollout.obs[0], rollout.act[0], rollout.rew[0], rollout.mask[0].bool()  # each [T, E, ...]
-    time = (torch.arange(len(rew), device=rew.device).double() / 100)[:, None].expand_as(rew)[valid][:, None]
-    x = obs[valid].clamp(-10, 10).double()
-    features = torch.cat([x, x**2, time, time**2, time**3, torch.ones_like(time)], 1)
-    gram = features.T @ features + 1e-5 * torch.eye(features.shape[1], dtype=torch.float64, device=rew.device)
-    coefficients = torch.linalg.solve(gram, features.T @ discounted(rew, gamma)[valid].double())
+    obs, act, rew, valid = rollout.obs[0], rollout.act[0], rollout.rew[0].double(), rollout.mask[0].bool()
+    length = int(valid.any(1).sum())
+    usual = rew[valid].mean() * valid.any(1, keepdim=True).double().expand_as(rew)  # an episode of the mean reward
+    usual = discounted(usual, gamma)
+    t = 2 * torch.arange(len(rew), device=rew.device).double() / max(length - 1, 1) - 1
+    time = t[:, None].expand_as(rew)[valid][:, None]
+    x = standardised(obs[valid].double()).clamp(-10, 10)
+    x = torch.cat([x, standardised(x**2)], 1)
+    features = torch.cat([x, torch.ones_like(time), time, time**2, time**3], 1)
+    varying = int((x != 0).any(0).sum())
+    ridge = torch.tensor([3.0 * max(varying, 1)] * x.shape[1] + [1e-8 * len(x)] * 4, dtype=torch.float64)
+    gram = features.T @ features + torch.diag(ridge).to(rew.device)
+    coefficients = torch.linalg.solve(gram, features.T @ (discounted(rew, gamma) - usual)[valid])
 
-    values = torch.zeros(len(rew) + 1, rew.shape[1], device=rew.device)
-    values[:-1][valid] = (features @ coefficients).float()
+    values = torch.zeros(len(rew) + 1, rew.shape[1], dtype=torch.float64, device=rew.device)
+    values[:-1][valid] = usual[valid] + features @ coefficients
     advantage = discounted(rew + gamma * values[1:] - values[:-1], gamma * lam)[valid]
-    advantage = (advantage - advantage.mean()) / (advantage.std(unbiased=False) + 1e-8)
+    advantage = ((advantage - advantage.mean()) / advantage.std(unbiased=False)).float()
     log_std = rollout.dist[1][0].reshape(-1) if len(rollout.dist) == 2 else None
     return Episodes(obs[valid], act[valid], advantage, rollout.dist[0][0][valid], log_std)
+
+
+def standardised(x: Tensor) -> Tensor:
+    """[N, D] with mean 0 and standard deviation 1; zero where it does not vary."""
+    centred, std = x - x.mean(0), x.std(0, unbiased=False)
+    return torch.where(std > 1e-6 * x.mean(0).abs(), centred / std, 0.0)
 
 
 def discounted(rew: Tensor, gamma: float) -> Tensor:
