@@ -72,9 +72,9 @@ class TrainOptions:
     family_kwargs: tuple[str, ...] = ()
     """Arguments of the family, like arms=10 horizon=1, or for gym:Pendulum-v1 parameters={"g":{"box":[5,15]}}."""
     eval_every: int = 10
-    """Evaluate on test tasks after so many iterations; 0 never does."""
+    """Evaluate on validation tasks after so many iterations, and keep the best state; 0 disables it."""
     eval_tasks: int = 20
-    """Test tasks of these evaluations."""
+    """Validation tasks of these evaluations: further draws from the training distribution."""
     eval_step_sizes: tuple[float, ...] = ()
     """Their inner steps, one size for each; by default as in training."""
     checkpoint_every: int = 10

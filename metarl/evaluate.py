@@ -19,7 +19,8 @@ from metarl.tasks import Tasks
 from metarl.trial import shown_episodes
 
 FINAL, PERIODIC, STEP_SIZES = 1, 2, 3
-"""Purposes of an evaluation; each draws its own test tasks, so that the best state is not chosen on the final ones."""
+"""Purposes of an evaluation: the final one, on test tasks; on validation tasks the periodic one, which chooses the best
+state, and the choice of step sizes. Each has a seed of its own."""
 
 
 def evaluation_seed(seed: int, purpose: int) -> int:

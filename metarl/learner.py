@@ -261,8 +261,10 @@ class MetaLearner:
             callback: called with every iteration's statistics; returning False stops the training. Or a callback of
                 stable-baselines3, or a list of both kinds (docs/stable_baselines3.md says which work).
             progress_bar: show iteration, returns, speed and time left.
-            eval_every: evaluate on test tasks after so many iterations, and after the last; 0 never does.
-            eval_tasks: test tasks of such an evaluation.
+            eval_every: evaluate on validation tasks every `eval_every` iterations and after the last, and keep the best
+                state; 0 disables it. Validation tasks are draws from the training distribution that training does not
+                use (of a family with a fixed list of training tasks, tasks of that list), never test tasks.
+            eval_tasks: validation tasks of such an evaluation.
             eval_step_sizes: its inner steps, one size for each; by default as in training (at least one step).
             checkpoint_every: write the latest state after so many iterations, and when training ends or breaks off.
         """
@@ -298,7 +300,7 @@ class MetaLearner:
 
         def evaluate(state: Any) -> Stats:
             seed = evaluation_seed(self.seed, PERIODIC)
-            tasks = self._test_tasks(eval_tasks, seed)
+            tasks = self._validation_tasks(eval_tasks, seed)
             curve = self._evaluate(state, self.sampler, tasks, self.config.episodes, sizes, seed)
             mean = curve.returns.mean((0, 2)).tolist()
             stats = {f"eval/step_{k}": mean[k] for k in shown_episodes(len(mean))}
@@ -506,6 +508,7 @@ class MetaLearner:
         return choice.sizes, choice
 
     def _validation_tasks(self, n: int, seed: int) -> Tasks:
+        """Draws from the training distribution by a seed that training never has: nothing is chosen on test tasks."""
         return self.sampler.tasks(n, seed, 0, split="train")
 
     def _test_tasks(self, n: int, seed: int) -> Tasks:

@@ -173,8 +173,8 @@ class _Display:
             curve = " → ".join(f"{v:.2f}" for k, v in stats.items() if k.startswith("eval/step_"))
             rates = " → ".join(f"{v:.0%}" for k, v in stats.items() if k.startswith("eval/success_"))
             curve += f", success {rates}" if rates else ""
-            self.progress.console.print(f"iteration {stats['iteration']:>5}: {self.measure} on test tasks {curve}",
-                                        highlight=False)  # fmt: skip
+            line = f"iteration {stats['iteration']:>5}: {self.measure} on validation tasks {curve}"
+            self.progress.console.print(line, highlight=False)
 
 
 def _returns_and_speed(stats: Stats) -> str:

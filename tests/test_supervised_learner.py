@@ -86,7 +86,7 @@ def test_another_run_s_directory_is_refused(tmp_path):
         tiny().learn(1, run_dir=tmp_path / "run")
 
 
-def test_the_best_state_is_the_one_with_the_lowest_loss_on_test_tasks(tmp_path):
+def test_the_best_state_is_the_one_with_the_lowest_loss_on_validation_tasks(tmp_path):
     tiny().learn(6, run_dir=tmp_path, eval_every=2, eval_tasks=20)
     rows = [row for row in rows_without_time(tmp_path) if row["eval/score"] is not None]
     assert all(row["eval/score"] == -row["eval/step_1"] for row in rows)
@@ -122,7 +122,7 @@ def test_the_progress_bar_shows_the_loss(capsys):
     tiny().learn(2, progress_bar=True, eval_every=2, eval_tasks=3)
     shown = capsys.readouterr().out
     assert "query loss" in shown and "2/2" in shown
-    assert "loss on test tasks" in shown
+    assert "loss on validation tasks" in shown
 
 
 @pytest.mark.parametrize("seed", [0, 3])
@@ -160,7 +160,7 @@ def test_an_evaluation_s_tasks_are_the_same_for_every_state_and_no_training_task
     learner.learn(2, eval_every=1, eval_tasks=3)
     again = learner.evaluate(3)
     assert (first.parameters["phase"] == again.parameters["phase"]).all() and first.seed == again.seed
-    assert [split for split, _ in drawn] == ["test", "train", "test", "train", "test", "test"]
+    assert [split for split, _ in drawn] == ["test", "train", "train", "train", "train", "test"]
     assert drawn[0] == drawn[5] and drawn[2] == drawn[4] != drawn[0]  # periodic ones have their own
     assert len({key for _, key in drawn}) == 4
 

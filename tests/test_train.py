@@ -194,7 +194,7 @@ def test_the_progress_line_shows_returns_speed_and_evaluations(capsys, monkeypat
     monkeypatch.setattr(fake, "evaluate", lambda state: {"eval/step_0": -1.25, "eval/score": 1.5})
     fake.train(2, eval_every=2, progress_bar=True)
     shown = capsys.readouterr().out
-    assert "return on test tasks -1.25" in shown
+    assert "return on validation tasks -1.25" in shown
     line = shown.splitlines()[-1]
     assert "2/2 return -1234.5 → -321.0  98,765 steps/s  rollout 50% left 0:00:00" in line  # step 10 comes after step 9
 
@@ -583,12 +583,12 @@ def test_periodic_evaluations_of_a_run_use_the_same_tasks(monkeypatch):
                         lambda n, rng, split: (drawn.append((split, sample(n, rng, split)["goal"])), drawn[-1])[1]
                         and {"goal": drawn[-1][1]})  # fmt: skip
     learner.learn(4, eval_every=2, eval_tasks=3)
-    first, second = (goals for split, goals in drawn if split == "test")
+    assert all(split == "train" for split, _ in drawn), "the best state is not chosen on test tasks"
+    first, second = drawn[2][1], drawn[5][1]
     assert (first == second).all()
-    assert (first != learner.evaluate(3, steps=0).tasks["goal"]).all()  # the best state is not chosen on the final ones
-    train_goals = [goals.tolist() for split, goals in drawn if split == "train"]
-    assert len(train_goals) == 4
-    assert len({str(goals) for goals in train_goals}) == 4
+    assert (first != learner.evaluate(3, steps=0).tasks["goal"]).all()
+    train_goals = [drawn[i][1].tolist() for i in (0, 1, 3, 4)]
+    assert len({str(goals) for goals in (*train_goals, first.tolist())}) == 5
 
 
 def test_every_setting_reaches_the_run():

@@ -138,8 +138,10 @@ class FewShotLearner:
                 another run is refused; one that holds this learner's own is continued.
             callback: called with every iteration's statistics; returning False stops the training.
             progress_bar: show iteration, loss, speed and time left.
-            eval_every: evaluate on test tasks after so many iterations, and after the last; 0 never does.
-            eval_tasks, eval_steps: test tasks and inner steps of such an evaluation; steps by default as in training.
+            eval_every: evaluate on validation tasks every `eval_every` iterations and after the last, and keep the best
+                state; 0 disables it. Validation tasks are further draws from the training split, never test tasks.
+            eval_tasks, eval_steps: validation tasks and inner steps of such an evaluation; steps by default as in
+                training.
             checkpoint_every: write the latest state after so many iterations, and when training ends or breaks off.
 
         Raises:
@@ -160,7 +162,9 @@ class FewShotLearner:
             logger = run.open_logger(self.state.iteration)
 
         def evaluate(state: State) -> Stats:
-            found = self._evaluate(state, self._draw(eval_tasks, evaluation_seed(self.seed, PERIODIC)), sizes)
+            found = self._evaluate(
+                state, self._draw(eval_tasks, evaluation_seed(self.seed, PERIODIC), split="train"), sizes
+            )
             stats = {f"eval/step_{k}": float(x) for k, x in enumerate(found[0].mean(0))}
             if found[1] is not None:
                 stats |= {f"eval/accuracy_{k}": float(x) for k, x in enumerate(found[1].mean(0))}
@@ -260,9 +264,11 @@ class FewShotLearner:
         params = {name: value[0] for name, value in found.params.items()}
         return FewShotPredictor(self.family, self.network, params, found.losses[0].cpu().numpy())
 
-    def _draw(self, n: int, seed: int, shots: int | None = None, queries: int | None = None) -> Sets:
+    def _draw(
+        self, n: int, seed: int, shots: int | None = None, queries: int | None = None, split: str = "test"
+    ) -> Sets:
         rng = np.random.default_rng([seed, 0])
-        return self.family.sample(n, rng, "test", shots or self.config.shots, queries or self.config.queries)
+        return self.family.sample(n, rng, split, shots or self.config.shots, queries or self.config.queries)
 
     def _evaluate(self, state: State, sets: Sets, sizes: Sequence[float]) -> tuple[np.ndarray, np.ndarray | None]:
         """Losses and accuracies [K, S + 1]."""
