@@ -9,7 +9,7 @@ MUJOCO33 := .venv/mujoco33
 demo: .venv/installed
 	@if [ -f $(DEMO)/config.json ]; then $(BIN)/metarl train --resume $(DEMO); else \
 	  $(BIN)/metarl train maml_trpo PointNavigation-v0 --iterations 60 --max-kl 0.02 --min-std 0.4 --lr-in-std --seed 0 --out $(DEMO); fi
-	$(BIN)/metarl evaluate $(DEMO) --tasks 100 --episodes 40
+	$(BIN)/metarl evaluate $(DEMO) --checkpoint latest --tasks 100 --episodes 40
 	@echo "Look at $(DEMO)/evaluation/adaptation.png"
 
 test: .venv/installed
