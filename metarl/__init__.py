@@ -18,7 +18,7 @@ _EXPORTS = {
     "make": "metarl.tasks",
     "register": "metarl.tasks",
     "registered": "metarl.tasks",
-    "split_rng": "metarl.tasks",
+    "split_rng": "metarl.splits",
     "TensorFamily": "metarl.vector.tensor",
     "make_vector": "metarl.vector",
     "check_family": "metarl.check",
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
     from metarl.gymnasium_family import from_gymnasium as from_gymnasium
     from metarl.learner import MetaLearner as MetaLearner
     from metarl.recurrent_policy import RecurrentPolicy as RecurrentPolicy
+    from metarl.splits import split_rng as split_rng
     from metarl.tasks import Task as Task
     from metarl.tasks import TaskFamily as TaskFamily
     from metarl.tasks import Tasks as Tasks
     from metarl.tasks import make as make
     from metarl.tasks import register as register
     from metarl.tasks import registered as registered
-    from metarl.tasks import split_rng as split_rng
     from metarl.vector import make_vector as make_vector
     from metarl.vector.tensor import TensorFamily as TensorFamily
     from metarl.visible_family import visible as visible

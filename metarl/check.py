@@ -6,13 +6,14 @@
     for finding in check_family(MyFamily(), raise_problems=False):
         log.warning("%s", finding)
 
-It samples tasks from both splits, plays random actions for a whole episode in single environments of a few of them,
+It samples tasks from every split, plays random actions for a whole episode in single environments of a few of them,
 again with the same seeds, and once more in the vector environment: some dozen episodes in all. Then it looks for
 parameters that change nothing. It cannot tell whether the tasks are worth learning.
 """
 
 import warnings
 from collections.abc import Iterator, Sequence
+from itertools import combinations
 from typing import Any
 
 import gymnasium as gym
@@ -22,7 +23,8 @@ from metarl.arguments import whole, yes_or_no
 from metarl.check_environments import TASKS, Finding, check_environments, raised
 from metarl.check_parameters import Inert, inert_parameters
 from metarl.spaces import SUPPORTED
-from metarl.tasks import SPLITS, Task, TaskFamily, Tasks, task_at, validate_task
+from metarl.splits import SPLITS, TEST, TRAIN, VALIDATION, sample_split, splits_of
+from metarl.tasks import Task, TaskFamily, Tasks, task_at, validate_task
 from metarl.torch_defaults import torch_defaults
 
 __all__ = ["FamilyError", "Finding", "check_family"]
@@ -62,11 +64,12 @@ def check_family(family: TaskFamily, *, n_tasks: int = 50, seed: int = 0, raise_
     if not findings:
         drawn: dict[str, Tasks] = {}
         found = {finding.problem: finding for finding in _check_sampling(family, n_tasks, seed, drawn)}
-        findings = list(found.values())  # what is wrong with both splits, once
+        findings = list(found.values())  # what is wrong with several splits, once
         if "train" in drawn:
             findings += check_environments(family, _distinct(drawn["train"], TASKS), seed)
         if not findings:
-            joined = {name: np.concatenate([tasks[name] for tasks in drawn.values()]) for name in family.task_space}
+            usual = [drawn[split] for split in (TRAIN, TEST) if split in drawn]
+            joined = {name: np.concatenate([tasks[name] for tasks in usual]) for name in family.task_space}
             findings = [_about(inert) for inert in inert_parameters(family, joined, seed)]
     if raise_problems and findings and not any(finding.certain for finding in findings):
         for finding in findings:
@@ -119,34 +122,66 @@ def _check_members(family: Any) -> Iterator[Finding]:
 
 def _check_sampling(family: TaskFamily, n: int, seed: int, drawn: dict[str, Tasks]) -> Iterator[Finding]:
     """Also puts the tasks of each split without problems into `drawn`."""
-    for split in SPLITS:
+    try:
+        splits = splits_of(family)
+    except ValueError as error:
+        yield Finding(str(error), type(family).__name__, "name them as strings, or leave splits out")
+        return
+    for split in splits:
         where = f"sample({n}, rng, {split!r})"
         try:
-            tasks, again = (family.sample(n, np.random.default_rng(seed), split) for _ in range(2))
+            tasks, again = (sample_split(family, n, np.random.default_rng(seed), split) for _ in range(2))
         except Exception as error:
-            yield Finding(raised(error), where, "sample must serve both splits and any number of tasks")
+            yield Finding(raised(error), where, "sample must serve every split and any number of tasks")
             continue
-        problem = _task_problem(family, tasks, n)
+        problem = _task_problem(family, tasks, n, outside=split not in SPLITS)
         if problem:
-            yield Finding(problem, where, "return {name: array [n, *shape]} with tasks that lie in task_space")
+            allowed = "finite and of the shapes in" if split not in SPLITS else "that lie in"
+            yield Finding(problem, where, f"return {{name: array [n, *shape]}} with tasks {allowed} task_space")
             continue
         drawn[split] = tasks
         if _keys(tasks) != _keys(again):
             remedy = "draw from `rng` only, or from metarl.split_rng(rng, split)"
             yield Finding("the same generator state gives different tasks each time", where, remedy)
-    if len(drawn) < len(SPLITS) or getattr(family, "shared_splits", False):
-        return
-    train, test = _keys(drawn["train"]), _keys(drawn["test"])
-    if train == test:
+        if split not in SPLITS:
+            yield from _first_steps(family, task_at(tasks, 0), split, seed)
+    if len(drawn) == len(splits) and not getattr(family, "shared_splits", False):
+        pairs = (_check_apart(drawn, one, other) for one, other in combinations(splits, 2))
+        yield from next(filter(None, pairs), [])  # the other pairs would only repeat it
+
+
+def _check_apart(drawn: dict[str, Tasks], one: str, other: str) -> list[Finding]:
+    """Two splits have no task in common; of a finite set, validation tasks may be training tasks."""
+    first, second = _keys(drawn[one]), _keys(drawn[other])
+    if first == second:
         remedy = "start sample with rng = metarl.split_rng(rng, split), so that the splits never share a draw"
-        yield Finding("train and test tasks are the same for the same generator state", "sample", remedy)
-    elif set(train) & set(test):
-        example = task_at(drawn["test"], next(i for i, key in enumerate(test) if key in set(train)))
-        remedy = "keep the two sets apart; where the tasks are a few that both need, set shared_splits = True"
-        yield Finding(f"the splits have tasks in common, as {example}", "sample", remedy)
+        return [Finding(f"{one} and {other} tasks are the same for the same generator state", "sample", remedy)]
+    if set(first) & set(second) and (one, other) != (TRAIN, VALIDATION):
+        example = task_at(drawn[other], next(i for i, key in enumerate(second) if key in set(first)))
+        remedy = "keep the sets apart; where the tasks are a few that all need, set shared_splits = True"
+        return [Finding(f"the splits {one} and {other} have tasks in common, as {example}", "sample", remedy)]
+    return []
 
 
-def _task_problem(family: TaskFamily, tasks: Any, n: int) -> str | None:
+def _first_steps(family: TaskFamily, task: Task, split: str, seed: int) -> Iterator[Finding]:
+    """A task of a further split, which may lie outside of what the other checks see, can be made and stepped."""
+    where = f"environment of a task of {split!r}"
+    try:
+        env = family.make(task)
+        env.reset(seed=seed)
+        env.action_space.seed(seed)
+        for _ in range(min(family.horizon, 10)):
+            _, reward, terminated, truncated, _ = env.step(env.action_space.sample())
+            if not np.isfinite(float(reward)):
+                yield Finding(f"reward {reward!r} is not one finite number", where, "return a finite number")
+            if terminated or truncated:
+                break
+        env.close()
+    except Exception as error:
+        yield Finding(raised(error), where, f"make, reset and step must work for {task}, or leave it out of the split")
+
+
+def _task_problem(family: TaskFamily, tasks: Any, n: int, outside: bool) -> str | None:
     names = list(family.task_space.spaces)
     if not isinstance(tasks, dict) or sorted(tasks) != sorted(names):
         return f"returns {sorted(tasks) if isinstance(tasks, dict) else type(tasks)}, task_space has {sorted(names)}"
@@ -158,7 +193,7 @@ def _task_problem(family: TaskFamily, tasks: Any, n: int) -> str | None:
             return f"{name!r} has entries that are not finite"
     for k in range(n):
         try:
-            validate_task(family, task_at(tasks, k))
+            validate_task(family, task_at(tasks, k), outside)
         except ValueError as error:
             return f"task {k} is not in task_space: {error}"
     return None

@@ -285,8 +285,10 @@ class EvaluateOptions:
     """Run directory, or one checkpoint file."""
     checkpoint: str = "best"
     """Which state of a run: best (by its periodic evaluations) or latest."""
+    split: tuple[str, ...] = ("test",)
+    """Where the tasks come from: test, or other splits of the family, like ood; several are shown side by side."""
     tasks: int = 100
-    """Test tasks."""
+    """Tasks of each split."""
     episodes: int | None = None
     """Episodes per task before and after every step (of RL2: trials); by default as in training."""
     steps: int | None = None
@@ -315,31 +317,44 @@ class EvaluateOptions:
 def evaluate_command(argv: Sequence[str]) -> int:
     options = _parse(EvaluateOptions, "metarl evaluate", argv)
     from metarl import figures
-    from metarl.train import RunDirectory
+    from metarl.evaluate import Evaluation, file_name, side_by_side
+    from metarl.run_directory import RunDirectory
+    from metarl.splits import check_split
 
     _set_threads(options.threads)
     learner = _load(options, options.device, options.workers)
     directory = options.run if options.run.is_dir() else options.run.parent
     out = options.out or directory / "evaluation"
-    with rich.console.Console().status(f"adapting to {options.tasks} test tasks"):
-        evaluation = learner.evaluate(
-            options.tasks, episodes=options.episodes, steps=options.steps,
-            step_sizes=options.step_sizes or None, seed=options.seed, details=True,
-        )  # fmt: skip
+    splits = tuple(dict.fromkeys(options.split))
+    for split in splits:
+        check_split(learner.family, split)
+    found: dict[str, Evaluation] = {}
+    for split in splits:
+        with rich.console.Console().status(f"adapting to {options.tasks} {split} tasks"):
+            found[split] = learner.evaluate(
+                options.tasks, episodes=options.episodes, steps=options.steps, split=split,
+                step_sizes=options.step_sizes or None, seed=options.seed, details=True,
+            )  # fmt: skip
+    evaluation = found[splits[0]]
     console = rich.console.Console()
-    table = evaluation.table(f"{learner.family.id}, {learner.algorithm}, iteration {learner.state.iteration}: "
-                             f"{options.tasks} test tasks, {evaluation.episodes} episodes each")  # fmt: skip
+    title = (f"{learner.family.id}, {learner.algorithm}, iteration {learner.state.iteration}: {options.tasks} "
+             f"{' and '.join(splits)} tasks, {evaluation.episodes} episodes each")  # fmt: skip
+    table = evaluation.table(title) if len(found) == 1 else side_by_side(list(found.values()), title)
     console.print(table, width=None if console.is_terminal else 120)  # a file has no 80 columns to fit into
-    if None in evaluation.step_sizes:
-        _say(
-            f"return of a whole trial of {evaluation.returns.shape[1]} episodes: {evaluation.returns.sum(1).mean():.2f}"
-        )
-    written = evaluation.save(out)
+    for split, one in found.items():
+        if None in one.step_sizes:
+            where = "" if len(found) == 1 else f"{split} tasks: "
+            _say(f"{where}return of a whole trial of {one.returns.shape[1]} episodes: {one.returns.sum(1).mean():.2f}")
+    written = [path for one in found.values() for path in one.save(out)]
     if options.figures:
         metrics = RunDirectory(directory).metrics()
         try:
-            picture = figures.evaluation_figure(learner.family, evaluation, metrics)
-            written.append(figures.save_figure(picture, out / "adaptation.png"))
+            if len(found) == 1:
+                picture = figures.evaluation_figure(learner.family, evaluation, metrics)
+            else:
+                picture = figures.comparison_figure(list(found.values()), metrics)
+            name = file_name("adaptation", "-".join(splits), "png")
+            written.append(figures.save_figure(picture, out / name))
         except figures.MissingExtraError as error:  # the numbers are there all the same
             _say(f"no picture: {error}")
     _say("wrote " + ", ".join(str(path) for path in written))
@@ -379,9 +394,9 @@ def adapt_command(argv: Sequence[str]) -> int:
 
     learner = _load(options, "cpu")
     task = parse_task(learner.family, options.task)
-    policy = learner.adapt(
-        task, steps=options.steps, step_sizes=options.step_sizes or None, episodes=options.episodes, seed=options.seed
-    )
+    with _notes():
+        policy = learner.adapt(task, steps=options.steps, step_sizes=options.step_sizes or None,
+                               episodes=options.episodes, seed=options.seed)  # fmt: skip
     assert policy.returns is not None
     what = "inner step" if hasattr(learner.config, "inner_lr") else "episode"
     for step, value in enumerate(policy.returns):

@@ -1,4 +1,4 @@
-"""How well adaptation works: the adaptation curve on test tasks, with its uncertainty over tasks."""
+"""How well adaptation works: the adaptation curve on tasks of a split, with its uncertainty over tasks."""
 
 import csv
 import io
@@ -14,13 +14,16 @@ from rich.table import Table
 from metarl.arguments import positive_sizes, whole
 from metarl.checkpoint import atomic_write, write_json
 from metarl.printing import TextTable, as_text
+from metarl.splits import TEST
 from metarl.step_sizes import Choice
 from metarl.tasks import Tasks
 from metarl.trial import shown_episodes
 
 FINAL, PERIODIC, STEP_SIZES = 1, 2, 3
-"""Purposes of an evaluation: the final one, on test tasks; on validation tasks the periodic one, which chooses the best
-state, and the choice of step sizes. Each has a seed of its own."""
+"""Purposes of an evaluation: the final one; the periodic ones of training, which choose the best state; and the choice
+of step sizes. Each draws its own tasks, the latter two from the validation split."""
+GIVEN = "given"
+"""What stands for the split where tasks were given."""
 
 
 def evaluation_seed(seed: int, purpose: int) -> int:
@@ -47,7 +50,7 @@ class Row:
 
 @dataclass(frozen=True, repr=False)
 class Evaluation:
-    """Returns of adapting to K test tasks by S inner steps."""
+    """Returns of adapting to K tasks by S inner steps."""
 
     returns: np.ndarray
     """[K, S + 1]: mean undiscounted return over each task's episodes after 0, 1, ..., S inner steps."""
@@ -63,6 +66,8 @@ class Evaluation:
     """[K, S + 1]: share of each task's episodes in which some step was a success, where environments report it."""
     choice: Choice | None = None
     """How the sizes of steps beyond those of training were chosen; None where all were given or are training's."""
+    split: str = TEST
+    """The split that the tasks were drawn from; `"given"` if they were given."""
 
     def __repr__(self) -> str:
         return as_text(self.table(steps=shown_episodes(self.returns.shape[1])))
@@ -81,7 +86,7 @@ class Evaluation:
 
     def table(self, title: str = "", steps: Iterable[int] | None = None) -> Table:
         """`rows` for a terminal, and for `print`."""
-        table = TextTable(title=title or f"{len(self.returns)} test tasks, {self.episodes} episodes each")
+        table = TextTable(title=title or f"{len(self.returns)} {self.split} tasks, {self.episodes} episodes each")
         table.caption = None if self.choice is None else self.choice.text()
         last = [] if self.success_rates is None else ["success [95%]"]
         for name in ("steps", "size", "mean [95% interval]", "interquartile mean [95%]", *last):
@@ -96,23 +101,52 @@ class Evaluation:
 
     def save(self, directory: Path) -> list[Path]:
         """Write `adaptation.csv` (one row per number of steps) and `adaptation.json` (also every task's returns
-        and, where environments report it, success rates)."""
+        and, where environments report it, success rates). Of any split but the test split they are called
+        `adaptation-SPLIT`, so that no evaluation replaces one of another split."""
         rows = [{name: x for name, x in asdict(row).items() if x is not None} for row in self.rows()]
         text = io.StringIO()
         writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        csv_path, json_path = Path(directory) / "adaptation.csv", Path(directory) / "adaptation.json"
+        csv_path, json_path = (Path(directory) / file_name("adaptation", self.split, end) for end in ("csv", "json"))
         atomic_write(csv_path, text.getvalue().encode())
         no_nan = [{name: None if value != value else value for name, value in row.items()} for row in rows]
         write_json(json_path, {
-            "rows": no_nan, "step_sizes": list(self.step_sizes), "episodes": self.episodes, "seed": self.seed,
+            "split": self.split, "rows": no_nan,
+            "step_sizes": list(self.step_sizes), "episodes": self.episodes, "seed": self.seed,
             "step_sizes_chosen": None if self.choice is None else self.choice.as_data(),
             "tasks": {name: value.tolist() for name, value in self.tasks.items()},
             "returns": self.returns.tolist(),
             **({} if self.success_rates is None else {"success_rates": self.success_rates.tolist()}),
         })  # fmt: skip
         return [csv_path, json_path]
+
+
+def side_by_side(evaluations: Sequence[Evaluation], title: str = "") -> Table:
+    """The mean returns of evaluations on several splits as one table, and success rates where they are reported."""
+    table = TextTable(title=title or f"{len(evaluations[0].returns)} tasks of each split")
+    choices = {one.choice.text(): None for one in evaluations if one.choice is not None}
+    table.caption = "; ".join(choices) or None
+    for name in ("steps", "size"):
+        table.add_column(name, justify="right")
+    for one in evaluations:
+        table.add_column(f"{one.split} [95% interval]", justify="right")
+        if one.success_rates is not None:
+            table.add_column(f"{one.split}, success [95%]", justify="right")
+    for rows in zip(*(one.rows() for one in evaluations), strict=True):
+        size = evaluations[0].step_sizes[rows[0].step - 1] if rows[0].step else None
+        cells = ["" if size is None else f"{size:g}"]
+        for row in rows:
+            cells.append(f"{row.mean:.2f} \\[{row.mean_low:.2f}, {row.mean_high:.2f}]")
+            if row.success is not None:
+                cells.append(f"{row.success:.0%} \\[{row.success_low:.0%}, {row.success_high:.0%}]")
+        table.add_row(str(rows[0].step), *cells)
+    return table
+
+
+def file_name(name: str, split: str, ending: str) -> str:
+    """The name of a result's file; only those of the test split have no split in it."""
+    return f"{name}.{ending}" if split == TEST else f"{name}-{split}.{ending}"
 
 
 def interquartile_mean(x: np.ndarray, axis: int = -1) -> np.ndarray:

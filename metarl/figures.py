@@ -74,10 +74,10 @@ def adaptation_curve(axes: "Axes", evaluations: Mapping[str, Evaluation], of: st
     longest = max(evaluation.returns.shape[1] for evaluation in evaluations.values())
     if longest <= 12:
         axes.set_xticks(range(longest))
-    n = len(next(iter(evaluations.values())).returns)
-    axes.set(
-        xlabel=f"{counted(next(iter(evaluations.values())))}s", ylabel=_LABELS[of], title=f"adaptation ({n} test tasks)"
-    )
+    first = next(iter(evaluations.values()))
+    splits = " and ".join(dict.fromkeys(evaluation.split for evaluation in evaluations.values()))
+    title = f"adaptation ({len(first.returns)} {splits} tasks)"
+    axes.set(xlabel=f"{counted(first)}s", ylabel=_LABELS[of], title=title)
     if len(evaluations) > 1:
         axes.legend(frameon=False, fontsize=8)
 
@@ -126,6 +126,21 @@ def evaluation_figure(
         adaptation_curve(rest.pop(0), {family.id: evaluation}, of)
     if drawable:
         paths(rest, family, evaluation, typical_task(evaluation))
+    return figure
+
+
+def comparison_figure(evaluations: Sequence[Evaluation], metrics: Sequence[Mapping[str, Any]] = ()) -> "Figure":
+    """Training curve (where there are metrics) and the adaptation curves of several splits in the same axes, both again
+    for the success rate (where all have one)."""
+    reported = all(one.success_rates is not None for one in evaluations)
+    shown = ["return", "success"] if reported else ["return"]
+    logged = [of for of in shown if metrics and f"{of}/step_0" in metrics[0]]
+    figure, axes = new_figure(len(shown) + len(logged))
+    rest = list(axes)
+    for of in shown:
+        if of in logged:
+            training_curve(rest.pop(0), metrics, of, counted(evaluations[0]))
+        adaptation_curve(rest.pop(0), {f"{one.split} tasks": one for one in evaluations}, of)
     return figure
 
 

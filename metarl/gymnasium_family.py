@@ -13,6 +13,7 @@ import json
 import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 import gymnasium as gym
@@ -27,7 +28,8 @@ from metarl.arguments import listed, whole, yes_or_no
 from metarl.places import ATTRIBUTE, CONFIGURE, KEYWORD, OPTION, PLACES
 from metarl.priors import Choices, Prior, in_common, prior, together
 from metarl.spaces import spaces_of
-from metarl.tasks import SPLITS, FamilySpec, Task, TaskFamily, Tasks, did_you_mean, split_rng, validate_task
+from metarl.splits import SPLITS, TEST, TRAIN, VALIDATION, check_split, split_rng
+from metarl.tasks import FamilySpec, Task, TaskFamily, Tasks, did_you_mean, validate_task
 from metarl.visible_family import visible as make_visible
 
 Parameters = Mapping[str, Any]
@@ -67,8 +69,10 @@ def from_gymnasium(
         env: a registered id (`"Pendulum-v1"`, `"package:Name-v0"`), a class, or any callable that makes environments.
         parameters: name -> distribution.
         horizon: steps after which every episode is cut off; by default the id's own `max_episode_steps`.
-        splits: `{"train": {...}, "test": {...}}`, distributions that take the place of those in `parameters` in that
-            split. Without it both splits have the same distribution and separate draws.
+        splits: `{"test": {...}, "ood": {...}}`, distributions that take the place of those in `parameters` in that
+            split. `"train"`, `"validation"` and `"test"` always exist, with separate draws; any further name makes a
+            split to evaluate on. Without distributions of its own, a split has those of `parameters` (the validation
+            split those of training). Boxes of further splits do not widen `task_space`.
         where: name -> `"keyword"`, `"option"`, `"attribute"` or `"configure"` (left to `configure`), instead of
             looking for it.
         configure: called with every new unwrapped environment and its task's values, once, before the first reset.
@@ -133,9 +137,14 @@ class GymnasiumFamily:
         self.id = id or f"gym:{self._env_id}"
         self._registered = registered = _registered(env) if isinstance(env, str) else None
         self.horizon = self._checked_horizon(horizon, registered)
-        self.priors, spaces = _priors(parameters or {}, splits or {})
+        self.splits: tuple[str, ...] = tuple(dict.fromkeys((*SPLITS, *(splits or {}))))
+        self.priors, spaces = _priors(parameters or {}, splits or {}, self.splits)
         self.task_space = Dict(spaces)
-        self.shared_splits = all(in_common(*priors) for priors in self.priors.values())
+        self.shared_splits = any(
+            all(in_common(priors[i], priors[j]) for priors in self.priors.values())
+            for (i, one), (j, other) in combinations(enumerate(self.splits), 2)
+            if (one, other) != (TRAIN, VALIDATION)
+        )
         creator: Any = env if registered is None else _creator(registered)
         self.where = self._find(creator, dict(where or {}))
         self._probe()
@@ -144,16 +153,17 @@ class GymnasiumFamily:
 
     def sample(self, n: int, rng: np.random.Generator, split: str = "train") -> Tasks:
         """Draw `n` tasks. A parameter's values do not depend on which others there are."""
-        base = int(split_rng(rng, split).integers(2**63))
+        check_split(self, split)
+        base = int(split_rng(rng, split, self.splits).integers(2**63))
         out = {}
         for name, priors in self.priors.items():
             own = np.random.default_rng([base, zlib.crc32(name.encode())])
-            out[name] = priors[SPLITS.index(split)].sample(own, n)
+            out[name] = priors[self.splits.index(split)].sample(own, n)
         return out
 
     def make(self, task: Task, render_mode: str | None = None) -> gym.Env:
         """The environment of one task, with all wrappers, cut off after `horizon` steps."""
-        values = self._values(validate_task(self, task))
+        values = self._values(validate_task(self, task, outside=True))
         options = {name: x for name, x in values.items() if self.where[name] == OPTION}
 
         def build() -> gym.Env:
@@ -208,15 +218,17 @@ class GymnasiumFamily:
 
     def __repr__(self) -> str:
         words = []
-        for name, (train, test) in self.priors.items():
-            drawn = str(train) if train == test else f"{train} for training, {test} for testing"
+        for name, priors in self.priors.items():
+            first, rest = priors[0], list(zip(self.splits, priors, strict=True))[1:]
+            others = [f"{other} in {split!r}" for split, other in rest if other != first]
+            drawn = ", ".join([str(first), *others])
             words.append(f"{name!r} ({PLACES[self.where[name]]}): {drawn}")
         return f"{self.id}, horizon {self.horizon}, {'; '.join(words)}"
 
     # -----------------------------------------------------------------------------------------------------------------
 
     def _definition(self) -> tuple[Any, ...]:
-        return (self.id, self.env, self.horizon, self.priors, self.where, self.configure, self.wrappers,
+        return (self.id, self.env, self.horizon, self.splits, self.priors, self.where, self.configure, self.wrappers,
                 self.make_kwargs, self.fresh, self.hidden_task)  # fmt: skip
 
     def _checked_horizon(self, horizon: int | None, registered: EnvSpec | None) -> int:
@@ -288,7 +300,7 @@ class GymnasiumFamily:
         env = self.make(task)
         env.close()
         self.observation_space, self.action_space = env.observation_space, env.action_space
-        for name, (first, _) in self.priors.items():
+        for name, (first, *_) in self.priors.items():
             if isinstance(first, Choices):
                 for index in range(len(first.among)):
                     self.make(task | {name: np.asarray(index)}).close()
@@ -463,13 +475,20 @@ def _creator(registered: EnvSpec) -> Callable[..., Any]:
 
 
 def _priors(
-    parameters: Parameters, splits: Mapping[str, Parameters]
+    parameters: Parameters, splits: Mapping[str, Parameters], names_of_splits: Sequence[str]
 ) -> tuple[dict[str, list[Prior]], dict[str, gym.Space]]:
-    """For every parameter, in order of names: its prior in each of `SPLITS`, and the space of all its values."""
-    for split in splits:
-        if split not in SPLITS:
-            raise ValueError(f"splits has the keys {SPLITS}, got {split!r}")
-    given = [{**parameters, **splits.get(split, {})} for split in SPLITS]
+    """For every parameter, in order of names: its prior in each of the splits, and the space of its values in the
+    usual ones."""
+    for split, values in splits.items():
+        if not isinstance(split, str) or not split.isidentifier():
+            raise ValueError(f"the keys of splits are names like 'test' or 'ood', got {split!r}")
+        usual = next((name for name in SPLITS if name.startswith(split.lower())), None)
+        if usual is not None and split != usual:  # a split of its own would silently stand beside it
+            raise ValueError(f"splits has the key {split!r}: call that split {usual!r}, or give it another name")
+        if not isinstance(values, Mapping):
+            raise ValueError(f"splits[{split!r}] must be a dict of distributions, got {values!r}")
+    trained = {**parameters, **splits.get(TRAIN, {})}
+    given = [{**(parameters if split == TEST else trained), **splits.get(split, {})} for split in names_of_splits]
     names = sorted({name for values in given for name in values})
     if not names:
         raise ValueError(
@@ -479,8 +498,9 @@ def _priors(
     priors: dict[str, list[Prior]] = {}
     spaces: dict[str, gym.Space] = {}
     for name in names:
-        for split, values in zip(SPLITS, given, strict=True):
+        for split, values in zip(names_of_splits, given, strict=True):
             if name not in values:
-                raise ValueError(f"parameter {name!r} has no distribution for {split}ing")
-        priors[name], spaces[name] = together(name, [prior(name, values[name]) for values in given])
+                raise ValueError(f"parameter {name!r} has no distribution for the split {split!r}")
+        found = [prior(name, values[name]) for values in given]
+        priors[name], spaces[name] = together(name, found, len(SPLITS))
     return priors, spaces

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from metarl import algorithms, checkpoint, saved_learner
 from metarl.adapted_policy import AdaptedPolicy
 from metarl.arguments import file_path, new_file, positive_sizes, whole, yes_or_no
 from metarl.checkpoint import CheckpointError
-from metarl.evaluate import FINAL, PERIODIC, STEP_SIZES, Evaluation, checked_step_sizes, evaluation_seed
+from metarl.evaluate import FINAL, GIVEN, PERIODIC, STEP_SIZES, Evaluation, checked_step_sizes, evaluation_seed
 from metarl.parallel import keep_freed_memory
 from metarl.policies import ModulePolicy, Policy, without_context
 from metarl.policies_gru import GRUPolicy, Memory
@@ -35,6 +36,7 @@ from metarl.run_directory import (
 )
 from metarl.saved_family import signature
 from metarl.spaces import Spaces, check_same_spaces, spaces_of
+from metarl.splits import TEST, VALIDATION
 from metarl.step_sizes import TASKS, Choice, choose
 from metarl.suggestions import known_arguments, setting_hint
 from metarl.tasks import (
@@ -43,9 +45,9 @@ from metarl.tasks import (
     check_is_family,
     make,
     num_tasks,
+    requested_task,
     stack_tasks,
     task_at,
-    validate_task,
 )
 from metarl.torch_defaults import torch_defaults
 from metarl.train import Stats, in_one_piece, train
@@ -261,9 +263,8 @@ class MetaLearner:
             callback: called with every iteration's statistics; returning False stops the training. Or a callback of
                 stable-baselines3, or a list of both kinds (docs/stable_baselines3.md says which work).
             progress_bar: show iteration, returns, speed and time left.
-            eval_every: evaluate on validation tasks every `eval_every` iterations and after the last, and keep the best
-                state; 0 disables it. Validation tasks are draws from the training distribution that training does not
-                use (of a family with a fixed list of training tasks, tasks of that list), never test tasks.
+            eval_every: evaluate on validation tasks after so many iterations, and after the last, and keep the best
+                state; 0 never does.
             eval_tasks: validation tasks of such an evaluation.
             eval_step_sizes: its inner steps, one size for each; by default as in training (at least one step).
             checkpoint_every: write the latest state after so many iterations, and when training ends or breaks off.
@@ -300,7 +301,7 @@ class MetaLearner:
 
         def evaluate(state: Any) -> Stats:
             seed = evaluation_seed(self.seed, PERIODIC)
-            tasks = self._validation_tasks(eval_tasks, seed)
+            tasks = self.sampler.tasks(eval_tasks, seed, 0, VALIDATION)
             curve = self._evaluate(state, self.sampler, tasks, self.config.episodes, sizes, seed)
             mean = curve.returns.mean((0, 2)).tolist()
             stats = {f"eval/step_{k}": mean[k] for k in shown_episodes(len(mean))}
@@ -385,18 +386,24 @@ class MetaLearner:
         tasks: Tasks | None = None,
         seed: int | None = None,
         details: bool = False,
+        split: str | None = None,
     ) -> Evaluation:
         """The adaptation curve on test tasks: mean return after 0, 1, ..., `steps` inner steps.
 
         Args:
-            n_tasks: how many tasks to draw from the test split.
+            n_tasks: how many tasks to draw.
             episodes: episodes per task before and after every step; by default as in training.
             steps: inner steps, 3 by default; of RL2 further episodes in the trial, by default as in training.
             step_sizes: one size for every step (then `steps` is not needed); by default the training's and, for steps
                 beyond those of training (and of `lr_schedule`), what does best on validation tasks.
-            tasks: evaluate on these instead of drawing any.
+            tasks: evaluate on these instead of drawing any. Outside of the range that the family draws from they are
+                taken with a UserWarning.
             seed: of tasks and episodes; by default one that follows from the run's seed.
             details: keep all rollouts and parameters in the result.
+            split: which of the family's splits to draw from, by default `"test"`.
+
+        Raises:
+            ValueError: a split that the family does not have, or both `tasks` and `split`.
         """
         sizes = self._step_sizes(steps, step_sizes, self._default_steps(3, 3))
         episodes = self.config.episodes if episodes is None else whole("episodes", episodes, 1)
@@ -404,15 +411,19 @@ class MetaLearner:
         n_tasks = whole("n_tasks", n_tasks if tasks is None else num_tasks(tasks), 1)
         keep_freed_memory()
         seed = evaluation_seed(self.seed, FINAL) if seed is None else _checked_seed(seed)
+        if tasks is not None and split is not None:
+            raise ValueError(f"split={split!r} says what to draw, and tasks= that nothing is drawn: leave one out")
+        split = GIVEN if tasks is not None else split or TEST
         if tasks is None:
-            tasks = self._test_tasks(n_tasks, seed)
+            tasks = self.sampler.tasks(n_tasks, seed, 0, split)
         else:
-            tasks = stack_tasks([validate_task(self.family, task_at(tasks, i)) for i in range(num_tasks(tasks))])
+            asked = partial(requested_task, self.family, stacklevel=5)
+            tasks = stack_tasks(list(map(asked, [task_at(tasks, i) for i in range(num_tasks(tasks))])))
         sizes, choice = self._chosen_sizes(sizes, step_sizes, episodes)
         found = self._evaluate(self.state, self.sampler, tasks, episodes, sizes, seed)
         returns = found.returns.mean(2).cpu().double().numpy()
         rates = None if found.success_rates is None else found.success_rates.cpu().double().numpy()
-        return Evaluation(returns, sizes, episodes, tasks, seed, found if details else None, rates, choice)
+        return Evaluation(returns, sizes, episodes, tasks, seed, found if details else None, rates, choice, split)
 
     @known_arguments
     @torch_defaults
@@ -430,8 +441,9 @@ class MetaLearner:
         from what the first of its trials left in memory.
 
         Args:
-            task: a task of the family, or a plain Gymnasium environment with the same spaces (it need not belong
-                to any family). Where the family has its own wrappers, `wrap`, they are put around it.
+            task: a task of the family, outside of the range that it draws from with a UserWarning; or a plain
+                Gymnasium environment with the same spaces (it need not belong to any family). Where the family has its
+                own wrappers, `wrap`, they are put around it.
             steps: inner steps, by default as many as in training (at least 1).
             episodes: episodes for every step, by default as in training.
             step_sizes: one size for every step; by default the training's and, for steps beyond those of training, what
@@ -455,7 +467,7 @@ class MetaLearner:
             check_same_spaces(self.family.id, self.policy.spaces, env)
             sampler = EnvSampler(env, limit, self.device, self.sampler.reports_success)
         else:
-            tasks = stack_tasks([validate_task(self.family, task)])
+            tasks = stack_tasks([requested_task(self.family, task, stacklevel=5)])
         sizes, _ = self._chosen_sizes(sizes, step_sizes, episodes)
         found = self._evaluate(self.state, sampler, tasks, episodes, sizes, seed)
         self.sampler.reports_success |= sampler.reports_success
@@ -495,7 +507,7 @@ class MetaLearner:
             choice = kept[episodes, len(usual)]
             return choice.sizes, choice
         seed = evaluation_seed(self.seed, STEP_SIZES)
-        tasks = self._validation_tasks(TASKS, seed)
+        tasks = self.sampler.tasks(TASKS, seed, 0, VALIDATION)
 
         def play(sizes: tuple[float, ...]) -> Any:
             return self._evaluate(self.state, self.sampler, tasks, episodes, sizes, seed)
@@ -506,13 +518,6 @@ class MetaLearner:
             kept = {}
         self._choice = (self.state, {**kept, (episodes, len(usual)): choice})
         return choice.sizes, choice
-
-    def _validation_tasks(self, n: int, seed: int) -> Tasks:
-        """Draws from the training distribution by a seed that training never has: nothing is chosen on test tasks."""
-        return self.sampler.tasks(n, seed, 0, split="train")
-
-    def _test_tasks(self, n: int, seed: int) -> Tasks:
-        return self.sampler.tasks(n, seed, 0, split="test")
 
     def _default_steps(self, least: int, otherwise: int | None = None) -> int:
         """Inner steps, as in training or `otherwise`, at least `least`; RL2's trials are as long as in training."""
@@ -550,7 +555,7 @@ class MetaLearner:
     def _packed(self, state: Any, best: float | None) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         tensors, rest = checkpoint.pack_state(state)
         return tensors, {"kind": "learner", **self.describe(), "state": rest, "best_score": best,
-                         "reports_success": self.sampler.reports_success}  # fmt: skip
+                         "chosen_on": VALIDATION, "reports_success": self.sampler.reports_success}  # fmt: skip
 
     @classmethod
     @torch_defaults

@@ -295,11 +295,12 @@ class Drawn:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Two splits of one parameter
+# Several splits of one parameter
 
 
-def together(name: str, priors: Sequence[Prior]) -> tuple[list[Prior], Space]:
-    """The priors of one parameter in several splits, in terms of one space, which holds the values of all.
+def together(name: str, priors: Sequence[Prior], usual: int | None = None) -> tuple[list[Prior], Space]:
+    """The priors of one parameter in several splits, in terms of one space: it holds all choices, and the numbers of
+    the first `usual` of them (by default of all; others may lie outside).
 
     Raises:
         ValueError: they draw values of different shapes or kinds.
@@ -319,7 +320,7 @@ def together(name: str, priors: Sequence[Prior]) -> tuple[list[Prior], Space]:
     lows, highs = zip(*(_ends(space) for space in spaces), strict=True)
     if isinstance(first, Box):
         dtype = np.result_type(*(space.dtype for space in spaces)).type
-        return list(priors), Box(np.min(lows, 0), np.max(highs, 0), first.shape, dtype)
+        return list(priors), Box(np.min(lows[:usual], 0), np.max(highs[:usual], 0), first.shape, dtype)
     low, high = np.min(lows, 0), np.max(highs, 0)
     if isinstance(first, Discrete):
         return list(priors), Discrete(int(high - low) + 1, start=int(low))

@@ -19,6 +19,7 @@ from metarl.policies import Policy
 from metarl.printing import fields_text
 from metarl.recording import ActionNoise, Recording
 from metarl.spaces import Image, Spaces, spaces_of
+from metarl.splits import sample_split
 from metarl.success import of_steps
 from metarl.tasks import TaskFamily, Tasks, num_tasks, task_at
 from metarl.transition import Reader, reraise
@@ -245,8 +246,8 @@ class Sampler:
         return vars(self) | {"_envs": {}}
 
     def tasks(self, n: int, seed: int, iteration: int, split: str = "train") -> Tasks:
-        """`n` tasks of meta-iteration `iteration`, from `seed` alone."""
-        return self.family.sample(n, np.random.default_rng([seed, iteration]), split)
+        """`n` tasks of meta-iteration `iteration`, from `seed` alone, of any split of the family."""
+        return sample_split(self.family, n, np.random.default_rng([seed, iteration]), split)
 
     def collect(
         self,

@@ -21,6 +21,8 @@ OWN_PACKAGES = ("metarl", "metarl_envs", "gymnasium")
 """Importing these runs no code that a header could choose."""
 MANY = 10**7
 """Whole numbers beyond it, among the arguments that a header gives, could ask for all of the memory."""
+_BOX = re.compile(r"Box\((?:[^()]|\[[^\]]*\])*?, (\([\d, ]*\), \w+)\)", re.DOTALL)
+"""A Box as text; its shape and dtype."""
 _WORD = re.compile(r"[\w +-]*")
 _OF_FILES = re.compile(r"(^|_)(file|path|dir|directory|folder|url|uri|xml|filename)s?($|_)", re.IGNORECASE)
 
@@ -37,8 +39,14 @@ def signature(family: TaskFamily) -> dict[str, Any]:
     return {"id": family.id, "made": made, "horizon": family.horizon, **spaces}
 
 
-def load_family(path: Path, saved: dict[str, Any], given: str | TaskFamily | None, trust: bool = False) -> TaskFamily:
-    """The family with the signature `saved` in the checkpoint `path`; `given`, if that is not None.
+def load_family(
+    path: Path, saved: dict[str, Any], given: str | TaskFamily | None, trust: bool = False, scaled: bool = False
+) -> TaskFamily:
+    """The family with the signature `saved` in the checkpoint `path`; `given`, if that is not None. Its parameters may
+    have other ranges than they had in training, with a UserWarning.
+
+    Args:
+        scaled: the learner has a network that sees tasks, scaled by their ranges.
 
     Raises:
         CheckpointError: none can be made, it would import or open what the user did not name, or the one that is given
@@ -52,6 +60,17 @@ def load_family(path: Path, saved: dict[str, Any], given: str | TaskFamily | Non
         family = make(given) if isinstance(given, str) else given
     found = signature(family)
     differing = [key for key in saved if key != "made" and saved[key] != found[key]]
+    if differing == ["task_space"] and given is not None and _same_parameters(saved, found):
+        if not scaled and not family.id.startswith(f"{VISIBLE}:"):
+            warnings.warn(f"{path} was trained on tasks in {saved['task_space']}, this family has tasks in "
+                          f"{found['task_space']}: training and evaluation go on with this one", UserWarning,
+                          stacklevel=5)  # fmt: skip
+            return family
+        raise CheckpointError(
+            f"{path} shows tasks to a network, scaled by the range {saved['task_space']}; in {found['task_space']} the "
+            "same task would look different. Keep the range, and name further tasks as a split: from_gymnasium(..., "
+            'splits={"ood": {...}})'
+        )
     if differing:
         was, now = ({key: of[key] for key in differing} for of in (saved, found))
         raise CheckpointError(f"{path} is a checkpoint of another family: it was saved with {was}, this one has {now}")
@@ -62,6 +81,12 @@ def load_family(path: Path, saved: dict[str, Any], given: str | TaskFamily | Non
         warnings.warn(f"{path} was saved with {saved['id']} made with {was}, this one was made with {now}: training "
                       "and evaluation go on with this one", UserWarning, stacklevel=5)  # fmt: skip
     return family
+
+
+def _same_parameters(saved: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
+    """Whether two task spaces differ in the bounds of numbers only."""
+    kinds = [_BOX.sub(r"Box(\1)", signed["task_space"]) for signed in (saved, found)]
+    return kinds[0] == kinds[1]
 
 
 def _from_header(path: Path, saved: dict[str, Any], named: bool, trust: bool) -> TaskFamily:

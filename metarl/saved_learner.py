@@ -16,6 +16,7 @@ from metarl.checkpoint import CheckpointError, DamagedError, reading
 from metarl.policies import ModulePolicy
 from metarl.run_directory import BEST, CONFIG, LATEST, PREVIOUS, RunDirectory, read_config
 from metarl.saved_family import load_family
+from metarl.splits import VALIDATION
 from metarl.tasks import TaskFamily
 
 KIND = "learner"
@@ -100,15 +101,22 @@ def _made(
         if (policy is None) == (meta["policy"] == ModulePolicy.__name__):
             remedy = "pass that module as policy=" if policy is None else "leave policy= out"
             raise CheckpointError(f"{path} was saved by a learner with a policy of type {meta['policy']}: {remedy}")
-        own = load_family(path, meta["family"], family, trust)
+        own = load_family(path, meta["family"], family, trust, bool(meta["config"].get("task_critic")))
         learner = kind(meta["algorithm"], own, seed=meta["seed"], device=device, policy=policy, workers=workers,
                        **meta["config"])  # fmt: skip
         like = learner.state
         if meta["state"] is not None:
             learner.state = checkpoint.unpack_state(type(like), tensors, meta["state"], like, learner.device)
-        learner._best_score = checked_score(meta["best_score"])
+        learner._best_score = comparable_score(meta)
         learner.sampler.reports_success = meta.get("reports_success") is True  # older ones do not say it
     return learner
+
+
+def comparable_score(meta: dict[str, Any]) -> float | None:
+    """The best score so far, if later ones can be compared with it: earlier versions chose the best state on test
+    tasks, and say nothing of it."""
+    score = checked_score(meta["best_score"])
+    return score if meta.get("chosen_on") == VALIDATION else None
 
 
 def checked_score(value: Any) -> float | None:

@@ -9,6 +9,7 @@ import functools
 import importlib
 import importlib.metadata
 import inspect
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,6 +17,8 @@ import gymnasium as gym
 import numpy as np
 
 from metarl.arguments import whole
+from metarl.splits import SPLITS as SPLITS
+from metarl.splits import split_rng as split_rng
 from metarl.suggestions import did_you_mean
 
 Task = dict[str, np.ndarray]
@@ -24,7 +27,6 @@ Task = dict[str, np.ndarray]
 Tasks = dict[str, np.ndarray]
 """Many tasks; each value [K, ...]."""
 
-SPLITS = ("train", "test")
 ENTRY_POINT_GROUP = "metarl.families"
 GYMNASIUM, VISIBLE = "gym", "visible"
 """Prefixes of ids: `gym:Pendulum-v1` is a Gymnasium environment, `visible:ID` a family with its tasks visible."""
@@ -39,8 +41,13 @@ class TaskFamily(Protocol):
     - `make_vector(n_tasks, episodes, device) -> gymnasium.vector.VectorEnv`: a faster way to run many of its
       environments at once than one by one (see `metarl.vector`).
     - `hidden_task` (default True): whether the first observation says nothing about the task.
-    - `shared_splits` (default False): the tasks are a finite set, and training and testing draw from the same one.
-      Without it `check_family` refuses a family whose splits have a task in common.
+    - `splits` (default `("train", "validation", "test")`): the names that `sample` takes as `split`, `"train"` and
+      `"test"` among them and any others, like `"ood"`. A family that does not state it is never asked for anything
+      but `"train"` and `"test"`: its validation tasks are further draws from its training split.
+    - `shared_splits` (default False): the tasks are a finite set, and all splits draw from the same one. Without it
+      `check_family` refuses a family whose splits have a task in common. (Validation tasks may be training tasks.)
+    - `task_limits` (a Dict like `task_space`): where the parameters of a task that somebody asks for by name may lie,
+      which may be outside of `task_space`. By default numbers may have any finite value.
     - `wrap(env)`: a plain environment with the wrappers that the family's own have (see `MetaLearner.adapt`).
     - `draw(axes, task, observations)`: draw some episodes of one task on matplotlib axes. `observations` is a list
       with one float array [T_e, O] per episode, its valid steps only (see `metarl.figures`).
@@ -55,7 +62,7 @@ class TaskFamily(Protocol):
     task_space: gym.spaces.Dict
 
     def sample(self, n: int, rng: np.random.Generator, split: str = "train") -> Tasks:
-        """Draw `n` tasks from the `"train"` or `"test"` distribution: `{name: array [n, ...]}`."""
+        """Draw `n` tasks of a split, `"train"`, `"test"` or another in `splits`: `{name: array [n, ...]}`."""
         ...
 
     def make(self, task: Task) -> gym.Env:
@@ -106,21 +113,16 @@ def stack_tasks(tasks: Sequence[Task]) -> Tasks:
     return {name: np.stack([np.asarray(task[name]) for task in tasks]) for name in tasks[0]}
 
 
-def split_rng(rng: np.random.Generator, split: str) -> np.random.Generator:
-    """A generator that depends on `rng` and on `split`, so that the two splits never share a draw.
+def validate_task(family: TaskFamily, task: Mapping[str, Any], outside: bool = False) -> Task:
+    """`task` as arrays of the family's types.
 
-    Without it `sample(n, default_rng(0), "test")` would return the very tasks of `sample(n, default_rng(0), "train")`,
-    and whoever evaluates with the training seed would test on the training tasks.
+    Args:
+        outside: take finite numbers beyond the bounds in `task_space` too (which say where tasks are drawn from), as
+            long as they lie in the family's `task_limits`, if it has any. Choices are never taken beyond theirs.
+
+    Raises:
+        ValueError: naming the entry, its value and what is allowed.
     """
-    if not isinstance(rng, np.random.Generator):
-        raise ValueError(f"rng must be a numpy.random.Generator, like numpy.random.default_rng(0), got {rng!r}")
-    if split not in SPLITS:
-        raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
-    return np.random.default_rng([int(rng.integers(2**63)), SPLITS.index(split)])
-
-
-def validate_task(family: TaskFamily, task: Mapping[str, Any]) -> Task:
-    """`task` as arrays of the family's types. Raises ValueError naming the entry, its value and what is allowed."""
     spaces = family.task_space.spaces
     if not isinstance(task, Mapping):
         raise ValueError(f"a task of {family.id} is a dict with the keys {list(spaces)}, like "
@@ -140,14 +142,45 @@ def validate_task(family: TaskFamily, task: Mapping[str, Any]) -> Task:
         if not np.can_cast(value.dtype, space.dtype or value.dtype, "same_kind"):
             raise ValueError(f"task parameter {name!r} of {family.id} is {space.dtype}, got {shown}")
         value = value.astype(space.dtype)
+        space = _limits(family, name, space) if outside else space
+        if outside and not np.isfinite(value).all():
+            raise ValueError(f"task parameter {name!r} of {family.id} must be finite, got {shown}")
         if not space.contains(value if value.shape or not isinstance(space, gym.spaces.Discrete) else int(value)):
             raise ValueError(f"task parameter {name!r} of {family.id} lies in {space}, got {shown}")
         out[name] = value
     return out
 
 
+def _limits(family: TaskFamily, name: str, space: gym.Space) -> gym.Space:
+    """The space of all values that a parameter may have, in training or not."""
+    limits = getattr(family, "task_limits", None)
+    if limits is not None:
+        return limits[name]
+    if isinstance(space, gym.spaces.Box) and space.dtype is not None and np.issubdtype(space.dtype, np.floating):
+        return gym.spaces.Box(-np.inf, np.inf, space.shape, space.dtype.type)
+    if isinstance(space, gym.spaces.Box) and space.dtype is not None:
+        ends = np.iinfo(space.dtype)
+        return gym.spaces.Box(ends.min, ends.max, space.shape, space.dtype.type)
+    return space
+
+
+def requested_task(family: TaskFamily, task: Mapping[str, Any], stacklevel: int = 3) -> Task:
+    """A task that a user has asked for: `validate_task`, and a UserWarning where it lies outside `task_space`."""
+    found = validate_task(family, task, outside=True)
+    for name, space in family.task_space.spaces.items():
+        if isinstance(space, gym.spaces.Box) and not space.contains(found[name]):
+            warnings.warn(
+                f"task parameter {name!r} = {found[name].tolist()} lies outside {space}, the range of {family.id}: "
+                "policies trained on it have not seen such tasks",
+                UserWarning,
+                stacklevel=stacklevel,
+            )
+    return found
+
+
 def parse_task(family: TaskFamily, text: str | Iterable[str]) -> Task:
-    """`"goal=0.3,-0.2"` (several parameters as several strings, or joined by `;`) -> task.
+    """`"goal=0.3,-0.2"` (several parameters as several strings, or joined by `;`) -> task, which may lie outside
+    `task_space` (see `validate_task`).
 
     Raises:
         ValueError: a word without `=`, a value that is no number, or whatever `validate_task` finds.
@@ -169,7 +202,7 @@ def parse_task(family: TaskFamily, text: str | Iterable[str]) -> Task:
         if space is not None and numbers.size == int(np.prod(space.shape or ())):
             numbers = numbers.reshape(space.shape or ())
         task[name] = numbers
-    return validate_task(family, task)
+    return validate_task(family, task, outside=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -54,6 +54,9 @@ class VisibleFamily:
         low, high = (np.concatenate([getattr(part, end) for part in parts]) for end in ("low", "high"))
         self.observation_space: gym.Space = Box(low, high, dtype=np.float32)
         self.shared_splits = getattr(family, "shared_splits", False)
+        for name in ("splits", "task_limits"):
+            if hasattr(family, name):
+                setattr(self, name, getattr(family, name))
         made = getattr(family, "spec", None)
         self.spec = FamilySpec(f"{VISIBLE}:{made.id}", made.kwargs) if isinstance(made, FamilySpec) else None
 

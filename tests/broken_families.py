@@ -174,7 +174,7 @@ BROKEN_PLAIN = {
     "tasks not finite": (sampled(lambda t: put(t, 3, np.inf)), "'goal' has entries that are not finite"),
     "tasks not from rng": (with_members(sample=ambient_tasks), "same generator state gives different tasks each time"),
     "same draws": (with_members(sample=same_tasks_everywhere), "train and test tasks are the same"),
-    "common tasks": (with_members(sample=few_tasks_for_both), "the splits have tasks in common"),
+    "common tasks": (with_members(sample=few_tasks_for_both), "the splits train and test have tasks in common"),
     "make fails": (with_members(make=lambda self, task: 1 / 0), "raises ZeroDivisionError"),
     "make returns none": (with_members(make=lambda self, task: None), "make returns <class 'NoneType'>"),
     "make varies": (Varying(), "a second environment of the same task differs at step 1"),

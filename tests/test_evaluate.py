@@ -183,7 +183,7 @@ def goals(tasks: Any) -> set[tuple[float, ...]]:
 def test_final_periodic_and_training_tasks_have_none_in_common():
     learner = tiny()
     final = goals(learner.evaluate(50, steps=0).tasks)
-    periodic = goals(learner._test_tasks(50, evaluation_seed(0, PERIODIC)))
+    periodic = goals(learner.sampler.tasks(50, evaluation_seed(0, PERIODIC), 0, "validation"))
     training = set().union(*(goals(learner.sampler.tasks(50, 0, iteration)) for iteration in range(3)))
     assert (len(final), len(periodic), len(training)) == (50, 50, 150)
     assert not final & periodic

@@ -77,7 +77,7 @@ def test_a_seed_s_results_are_written_and_reported(module, monkeypatch, tmp_path
 
 
 def test_what_is_chosen_is_chosen_on_training_letters():
-    module, letters = script("glyphs"), glyphs()
+    module, letters = script("glyphs"), glyphs(validation_classes=())
     chosen = module.validation()
     assert set(chosen.train_classes) | set(chosen.test_classes) == set(letters.train_classes)
     assert not set(chosen.train_classes) & set(chosen.test_classes)
@@ -89,7 +89,7 @@ def test_what_is_chosen_is_chosen_on_training_letters():
 
 
 def test_the_pretrained_network_names_training_letters():
-    naming = script("glyphs").Naming(glyphs())
+    naming = script("glyphs").Naming(glyphs(validation_classes=()))
     check_family(naming)
     sets = naming.sample(2, np.random.default_rng(0), "train", 1, 5)
     assert sets.x_query.shape == (2, 25, 1, 16, 16) and naming.outputs == 175
@@ -101,10 +101,12 @@ def test_the_pretrained_network_names_training_letters():
 
 def test_its_last_layer_is_drawn_anew():
     module = script("glyphs")
-    named = FewShotLearner(module.Naming(glyphs()), seed=4, device="cpu", **module.settings("pretrained")).learn(1)
+    named = FewShotLearner(
+        module.Naming(glyphs(validation_classes=())), seed=4, device="cpu", **module.settings("pretrained")
+    ).learn(1)
     own = module.with_new_head(named)
     assert torch.equal(own.state.params["w0"], named.state.params["w0"])
     assert own.state.params["w2"].shape == (64, 5) and own.network.n_outputs == 5
-    fresh = FewShotLearner(glyphs(), seed=4, device="cpu", **module.SHARED)
+    fresh = FewShotLearner(glyphs(validation_classes=()), seed=4, device="cpu", **module.SHARED)
     assert torch.equal(own.state.params["w2"], fresh.state.params["w2"])
     assert not torch.equal(own.state.params["w0"], fresh.state.params["w0"])

@@ -161,7 +161,7 @@ def test_an_array_that_steps_change_in_place_is_whole_again_after_a_reset():
         ({"push": GRAVITY}, {"make_kwargs": {"max_episode_steps": 3}}, "as horizon="),
         ({"push": GRAVITY}, {"horizon": None}, "no max_episode_steps of its own: say horizon="),
         ({"push": GRAVITY}, {"horizon": 0}, "at least 1, got 0"),
-        ({"push": GRAVITY}, {"splits": {"val": {}}}, "'val'"),
+        ({"push": GRAVITY}, {"splits": {"val": {}}}, "'val': call that split 'validation'"),
         ({"push": GRAVITY}, {"horizon": 2.5}, "horizon must be a whole number, got 2.5"),
         ({"push": GRAVITY}, {"fresh": "no"}, "fresh must be True or False, got 'no'"),
         ({"push": GRAVITY}, {"visible": 1}, "visible must be True or False, got 1"),
@@ -171,7 +171,7 @@ def test_an_array_that_steps_change_in_place_is_whole_again_after_a_reset():
         ({"push": GRAVITY}, {"configure": 3}, "configure: 3 is no function"),
         (["push"], {}, r"parameters must be a dict, got \['push'\]"),
         ({}, {}, "at least one parameter"),
-        ({}, {"splits": {"train": {"push": GRAVITY}}}, "'push' has no distribution for testing"),
+        ({}, {"splits": {"train": {"push": GRAVITY}}}, "'push' has no distribution for the split 'test'"),
         ({"push": 3.0}, {}, "parameter 'push': 3.0 is one fixed value"),
     ],
 )

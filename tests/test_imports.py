@@ -13,7 +13,7 @@ from metarl.algorithms import ALGORITHMS
 ROOT = Path(metarl.__file__).parent
 
 LAYERS = [
-    {"distributions", "tasks", "random", "adapt", "losses", "optimizers", "parallel", "worker", "arguments"}
+    {"distributions", "tasks", "random", "adapt", "losses", "optimizers", "parallel", "worker", "arguments", "splits"}
     | {"torch_defaults", "suggestions", "printing", "finite", "survival", "success", "transition", "step_sizes"},
     {"spaces", "mlp", "modules", "normalize", "places", "priors", "visible_family", "observations"},
     {

@@ -123,9 +123,10 @@ def test_the_goals_are_the_packages_own(mw, name):
         got = family._goals[split][name]
         np.testing.assert_array_equal(got[:, : want.shape[1]], want)
         assert not got[:, want.shape[1] :].any()
-        drawn = family.sample(200, np.random.default_rng(0), split)["rand_vec"]
-        assert {tuple(v) for v in drawn} <= {tuple(v) for v in got}
-        assert len({tuple(v) for v in drawn}) > 40
+        drawn = family.sample(400, np.random.default_rng(0), split)["rand_vec"]
+        assert {tuple(v) for v in drawn} == {tuple(v) for v in (got[:40] if split == "train" else got)}
+    held_out = family.sample(200, np.random.default_rng(0), "validation")["rand_vec"]
+    assert {tuple(v) for v in held_out} == {tuple(v) for v in family._goals["train"][name][40:]}
 
 
 @pytest.mark.slow

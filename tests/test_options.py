@@ -243,6 +243,11 @@ def tasks(expected: int) -> Claim:
     return evaluated(lambda x: num_tasks(x["tasks"]) == expected)
 
 
+def outside_of_the_square(outcome: Outcome) -> bool:
+    """All goals of the last adaptation are."""
+    return bool((np.abs(outcome.of("evaluate")[-1]["tasks"]["goal"]).max(1) > 0.5).all())
+
+
 def trusted(outcome: Outcome) -> bool:
     return [x["trust"] for x in outcome.of("load_family")] == [True]
 
@@ -288,6 +293,7 @@ CASES: dict[str, dict[str, tuple[Words, Claim]]] = {
     "evaluate": NAMED | {
         "run": ({"run": ("b",)}, starts_from_best("b")),
         "checkpoint": ({"--checkpoint": ("latest",)}, starts_from("a", LATEST, "evaluate")),
+        "split": ({"--split": ("ood",)}, outside_of_the_square),
         "tasks": ({"--tasks": ("3",)}, tasks(3)),
         "episodes": ({"--episodes": ("3",)}, episodes(3)),
         "steps": ({"--steps": ("2",)}, steps(2)),

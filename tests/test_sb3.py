@@ -673,9 +673,9 @@ def test_single_environments_are_reached_where_there_are_any():
     ("arguments", "message"),
     [
         ({"task": "other"}, "got 'other'"),
-        ({"task": {"goal": [3.0, 0.0]}}, "goal"),
+        ({"task": {"goal": [np.nan, 0.0]}}, "goal"),
         ({"task": [{"goal": [0.1, 0.0]}]}, "each of 2 environments, got 1"),
-        ({"split": "validation"}, "validation"),
+        ({"split": "valid"}, "has no split 'valid'"),
         ({"seed": -1}, "negative"),
         ({"workers": -1}, "workers must .*negative"),
     ],

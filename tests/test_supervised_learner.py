@@ -160,7 +160,7 @@ def test_an_evaluation_s_tasks_are_the_same_for_every_state_and_no_training_task
     learner.learn(2, eval_every=1, eval_tasks=3)
     again = learner.evaluate(3)
     assert (first.parameters["phase"] == again.parameters["phase"]).all() and first.seed == again.seed
-    assert [split for split, _ in drawn] == ["test", "train", "train", "train", "train", "test"]
+    assert [split for split, _ in drawn] == ["test", "train", "validation", "train", "validation", "test"]
     assert drawn[0] == drawn[5] and drawn[2] == drawn[4] != drawn[0]  # periodic ones have their own
     assert len({key for _, key in drawn}) == 4
 

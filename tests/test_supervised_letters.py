@@ -31,7 +31,7 @@ def test_the_letters(images):
     check_family(family)
     assert family.x.shape == (229 * 16, 1, 16, 16) and len(letters.FACES) == 16
     assert family.x.min() == 0 and family.x.max() == 1
-    assert len(family.train_classes) == 175 and len(family.test_classes) == 54
+    assert [len(x) for x in (family.train_classes, family.validation_classes, family.test_classes)] == [142, 33, 54]
     assert {len(x) for x in images.values()} == {16}
     sets = family.sample(20, RNG(0), "test", 5, 11)  # all examples
     assert sets.x_query.shape == (20, 55, 1, 16, 16)
@@ -43,11 +43,13 @@ def test_the_letters(images):
 
 def test_the_splits_have_no_letter_in_common_in_upper_or_lower_case():
     family = glyphs()
-    train, test = ({chr(label).lower() for label in split} for split in (family.train_classes, family.test_classes))
-    assert not train & test and len(train | test) == 171
+    splits = (family.train_classes, family.validation_classes, family.test_classes)
+    train, validation, test = ({chr(label).lower() for label in split} for split in splits)
+    assert not train & test and not train & validation and not validation & test
+    assert len(train | validation | test) == 171
     for alphabet in ("LATIN", "GREEK", "CYRILLIC"):  # every alphabet is in both
-        for split in (family.train_classes, family.test_classes):
-            assert sum(unicodedata.name(chr(label)).startswith(alphabet) for label in split) >= 5
+        for split, least in zip(splits, (5, 1, 5), strict=True):
+            assert sum(unicodedata.name(chr(label)).startswith(alphabet) for label in split) >= least
 
 
 def test_no_letter_is_there_twice(images):
@@ -142,7 +144,7 @@ def test_the_letters_are_the_same_every_time():
 
 def test_what_is_held_out_can_be_chosen():
     greek = tuple("ΓΔΘξΨ")
-    family = glyphs(test_classes=greek)
+    family = glyphs(test_classes=greek, validation_classes=())
     assert family.test_classes == tuple(map(ord, greek)) and len(family.train_classes) == 224
     assert not set(family.test_classes) & set(family.train_classes)
     assert glyphs(ways=3).ways == 3 and not glyphs(shuffled=False).shuffled

@@ -142,7 +142,7 @@ def test_split_generators_move_with_their_source():
 
 
 def test_unknown_split_is_refused():
-    with pytest.raises(ValueError, match=r"'train', 'test'.*got 'trian'"):
+    with pytest.raises(ValueError, match=r"'train', 'validation', 'test'.*got 'trian'"):
         split_rng(np.random.default_rng(0), "trian")
 
 

@@ -29,8 +29,9 @@ class AcrobotParams(ParameterFamily):
         The centres of mass lie in the middle of the links, as in Gymnasium's own (0.5 m of 1 m).
         `ranges={"link_mass_2": (0.5, 2.0), "gravity": 9.8}` replaces ranges, a single number fixes a parameter.
     Splits
-        Train and test tasks come from the same ranges, by generators that share no draw; `test_ranges` replaces
-        ranges for testing only.
+        Train, validation and test tasks come from the same ranges, by generators that share no draw; `test_ranges`
+        replaces ranges for testing only. `ood`: every parameter that varies is outside its training range, below or
+        above it by at most a quarter of the range's width.
     Observation
         Cosine and sine of the first angle (0 hangs down) and of the second (0 goes on straight), both angular
         velocities [rad/s]: a `Box` of 6. Both angles and velocities start uniformly in [-0.1, 0.1].

@@ -43,6 +43,7 @@ class BernoulliBandit(TensorFamily):
         self.observation_space = gym.spaces.Box(0, 1, (1,), np.float32)
         self.action_space = gym.spaces.Discrete(arms)
         self.task_space = gym.spaces.Dict({"p": gym.spaces.Box(0, 1, (arms,), np.float32)})
+        self.task_limits = self.task_space
 
     def sample(self, n: int, rng: np.random.Generator, split: str = "train") -> Tasks:
         return {"p": split_rng(rng, split).uniform(size=(n, self.arms)).astype(np.float32)}

@@ -24,8 +24,9 @@ class CartPoleParams(ParameterFamily):
         `length` [m], half the pole: 0.25 to 0.75 (0.5). `force_mag` [N]: 5 to 15 (10); a negative one swaps the
         two actions. `ranges={"length": (0.3, 1.5), "gravity": 9.8}` replaces ranges, a single number fixes a parameter.
     Splits
-        Train and test tasks come from the same ranges, by generators that share no draw; `test_ranges` replaces
-        ranges for testing only.
+        Train, validation and test tasks come from the same ranges, by generators that share no draw; `test_ranges`
+        replaces ranges for testing only. `ood`: every parameter that varies is outside its training range, below or
+        above it by at most a quarter of the range's width.
     Observation
         Cart position [m], cart velocity [m/s], pole angle [rad], pole angular velocity [rad/s]: a `Box` of 4. Each
         starts uniformly in [-0.05, 0.05].

@@ -15,7 +15,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Box, Discrete
 
-from metarl.tasks import Task, Tasks, did_you_mean, split_rng, validate_task
+from metarl.splits import SPLITS, VALIDATION, split_rng
+from metarl.tasks import Task, Tasks, did_you_mean, validate_task
 from metarl.vector import LoopVectorEnv
 
 REMEDY = "pip install metaworld==3.1.1 beside metarl in an environment of its own: it needs mujoco==3.3.0"
@@ -38,16 +39,19 @@ def package() -> Any:
 class _MetaWorldFamily:
     """What the families below have in common; `MetaWorldML1` has the specification."""
 
+    splits = SPLITS
     hidden_task = False  # object positions differ between tasks and are seen
     id: str
 
     def __init__(self, benchmark: Callable[[Any, int], Any], train: list[str], test: list[str], seed: int,
-                 horizon: int, goal_observed: bool, batched: bool):  # fmt: skip
+                 horizon: int, goal_observed: bool, batched: bool, held_out_goals: int):  # fmt: skip
         if not 1 <= horizon <= MAX_HORIZON:
             raise ValueError(f"horizon must lie between 1 and the package's {MAX_HORIZON}, got {horizon}")
         if seed < 0:
             raise ValueError(f"seed must not be negative, got {seed}")
-        self.horizon = horizon
+        if not 0 <= held_out_goals < GOALS:
+            raise ValueError(f"held_out_goals must lie between 0 and {GOALS - 1}, got {held_out_goals}")
+        self.horizon, self.held_out_goals = horizon, held_out_goals
         self.names = list(dict.fromkeys([*train, *test]))
         self._benchmark_of, self.seed, self.goal_observed, self.batched = benchmark, seed, goal_observed, batched
         self._classes = package().env_dict.ALL_V3_ENVIRONMENTS
@@ -61,6 +65,7 @@ class _MetaWorldFamily:
         self.task_space = gym.spaces.Dict(
             {"task": Discrete(len(self.names)), "rand_vec": Box(-2.0, 2.0, (VECTOR_LENGTH,), np.float64)}
         )
+        self.task_limits = self.task_space
 
     @cached_property
     def _goals(self) -> dict[str, dict[str, np.ndarray]]:
@@ -77,7 +82,10 @@ class _MetaWorldFamily:
 
     def sample(self, n: int, rng: np.random.Generator, split: str = "train") -> Tasks:
         rng = split_rng(rng, split)
-        goals = self._goals[split]
+        goals = self._goals["test" if split == "test" else "train"]
+        if split != "test" and self.held_out_goals:
+            held_out = slice(-self.held_out_goals, None) if split == VALIDATION else slice(-self.held_out_goals)
+            goals = {name: vectors[held_out] for name, vectors in goals.items()}
         names = list(goals)
         rounds = [rng.permutation(len(names)) for _ in range(-(-n // len(names)))]
         chosen = [names[i] for i in np.concatenate(rounds)[:n]] if n else []
@@ -106,7 +114,7 @@ class _MetaWorldFamily:
 
     def make(self, task: Task, render_mode: str | None = None) -> gym.Env:
         """The package's own environment of one task."""
-        task = validate_task(self, task)
+        task = validate_task(self, task, outside=True)
         env = self.env_class(task)(render_mode=render_mode)
         self.set_task(env, task)
         return _PackageEnv(env, self)
@@ -128,7 +136,8 @@ class MetaWorldML1(_MetaWorldFamily):
         random vector of object and goal positions, with zeros after it where a class needs fewer numbers. The
         package's benchmark fixes 50 of them by its `seed`; `sample` draws among these with equal probability.
     Splits
-        The benchmark's training and test tasks: other vectors of the same class.
+        The benchmark's training and test tasks: other vectors of the same class. The last `held_out_goals` of a class's
+        50 training vectors are not trained on: they are the validation split.
     Observation
         39 numbers: hand position, gripper opening and positions and quaternions of up to two objects, now and one
         step ago, then the goal's position: zero, unless `goal_observed`. Where a task moves its objects about, the
@@ -150,6 +159,8 @@ class MetaWorldML1(_MetaWorldFamily):
         horizon: steps of an episode, at most the package's 500.
         goal_observed: leave the goal in the observation; a policy that sees it need not adapt.
         batched: run many environments by `MetaWorldVectorEnv`; without it the package's, one by one.
+        held_out_goals: training vectors of every class that are for validation only; 0 trains on all 50, as published,
+            and validates on these.
     """
 
     id = "MetaWorld-ML1-v0"
@@ -161,27 +172,34 @@ class MetaWorldML1(_MetaWorldFamily):
         horizon: int = 500,
         goal_observed: bool = False,
         batched: bool = True,
+        held_out_goals: int = 10,
     ):
         known = package().ML1.ENV_NAMES
         if task not in known:
             raise ValueError(f"Meta-World has no task {task!r}{did_you_mean(task, known)}")
         self.task = task
-        super().__init__(lambda mw, s: mw.ML1(task, seed=s), [task], [task], seed, horizon, goal_observed, batched)
+        super().__init__(lambda mw, s: mw.ML1(task, seed=s), [task], [task], seed, horizon, goal_observed, batched,
+                         held_out_goals)  # fmt: skip
 
 
 class MetaWorldML10(_MetaWorldFamily):
     """Meta-World ML10: 10 classes of manipulation tasks to train on, 5 others to test on.
 
-    As `MetaWorldML1`, but `task` is one of `names`: the training classes, then the test classes. `sample` takes the
+    As `MetaWorldML1`, but `task` is one of `names`: the training classes, then the test classes. Validation tasks have
+    the training classes and their held-out vectors. `sample` takes the
     classes of its split in turn, in random order, so that all come up equally often.
     """
 
     id = "MetaWorld-ML10-v0"
 
-    def __init__(self, seed: int = 42, horizon: int = 500, goal_observed: bool = False, batched: bool = True):
+    def __init__(
+        self, seed: int = 42, horizon: int = 500, goal_observed: bool = False, batched: bool = True,
+        held_out_goals: int = 10,
+    ):  # fmt: skip
         classes = package().env_dict.ML10_V3
         train, test = list(classes["train"]), list(classes["test"])
-        super().__init__(lambda mw, s: mw.ML10(seed=s), train, test, seed, horizon, goal_observed, batched)
+        super().__init__(lambda mw, s: mw.ML10(seed=s), train, test, seed, horizon, goal_observed, batched,
+                         held_out_goals)  # fmt: skip
 
 
 class MetaWorldML45(_MetaWorldFamily):
@@ -192,13 +210,19 @@ class MetaWorldML45(_MetaWorldFamily):
 
     id = "MetaWorld-ML45-v0"
 
-    def __init__(self, seed: int = 42, horizon: int = 500, goal_observed: bool = False, batched: bool = True):
+    def __init__(
+        self, seed: int = 42, horizon: int = 500, goal_observed: bool = False, batched: bool = True,
+        held_out_goals: int = 10,
+    ):  # fmt: skip
         classes = package().env_dict.ML45_V3
         train, test = list(classes["train"]), list(classes["test"])
-        super().__init__(lambda mw, s: mw.ML45(seed=s), train, test, seed, horizon, goal_observed, batched)
+        super().__init__(lambda mw, s: mw.ML45(seed=s), train, test, seed, horizon, goal_observed, batched,
+                         held_out_goals)  # fmt: skip
 
 
 MAX_HORIZON = 500
+GOALS = 50
+"""Vectors of a class in each of the package's splits."""
 VECTOR_LENGTH = 6
 """The length of the longest random vector."""
 

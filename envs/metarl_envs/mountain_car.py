@@ -26,8 +26,9 @@ class MountainCarParams(ParameterFamily):
         Where force exceeds gravity the car needs no swing.
         `ranges={"force": (0.0005, 0.002), "gravity": 0.0025}` replaces ranges, a single number fixes a parameter.
     Splits
-        Train and test tasks come from the same ranges, by generators that share no draw; `test_ranges` replaces
-        ranges for testing only.
+        Train, validation and test tasks come from the same ranges, by generators that share no draw; `test_ranges`
+        replaces ranges for testing only. `ood`: every parameter that varies is outside its training range, below or
+        above it by at most a quarter of the range's width.
     Observation
         Position and velocity per step: a `Box` of 2. It starts at rest, uniformly in [-0.6, -0.4].
     Action
@@ -90,8 +91,9 @@ class MountainCarContinuousParams(ParameterFamily):
         no swing.
         `ranges={"power": (0.001, 0.002), "gravity": 0.0025}` replaces ranges, a single number fixes a parameter.
     Splits
-        Train and test tasks come from the same ranges, by generators that share no draw; `test_ranges` replaces
-        ranges for testing only.
+        Train, validation and test tasks come from the same ranges, by generators that share no draw; `test_ranges`
+        replaces ranges for testing only. `ood`: every parameter that varies is outside its training range, below or
+        above it by at most a quarter of the range's width.
     Observation
         Position and velocity per step: a `Box` of 2. It starts at rest, uniformly in [-0.6, -0.4].
     Action

@@ -9,9 +9,12 @@ import gymnasium as gym
 import numpy as np
 
 from metarl.arguments import whole
-from metarl.tasks import SPLITS, Task, Tasks, did_you_mean, split_rng
+from metarl.splits import SPLITS, TEST, split_rng
+from metarl.tasks import Task, Tasks, did_you_mean
 from metarl.vector.tensor import TensorFamily
 
+OOD = "ood"
+"""The split whose tasks lie outside the training ranges."""
 POSITIVE = float(np.finfo(np.float32).tiny)
 """The least value of a mass, a length, or whatever else stands in a denominator."""
 
@@ -36,16 +39,20 @@ class ParameterFamily(TensorFamily):
     """What such families share: `parameters` are the task, each drawn uniformly from its range of the split."""
 
     parameters: ClassVar[dict[str, Parameter]]
+    splits: ClassVar[tuple[str, ...]] = (*SPLITS, OOD)
 
     def __init__(
         self, horizon: int, ranges: Mapping[str, Range] | None = None, test_ranges: Mapping[str, Range] | None = None
     ):
         self.horizon = whole("horizon", horizon, 1)
-        self.task_space = task_space(self.parameters)
+        self.task_space = self.task_limits = task_space(self.parameters)
         self.default_task = default_task(self.parameters)
         self.ranges = split_ranges(self.id, self.parameters, ranges, test_ranges)
 
     def sample(self, n: int, rng: np.random.Generator, split: str = "train") -> Tasks:
+        if split == OOD:
+            least = {name: p.minimum for name, p in self.parameters.items()}
+            return sample_outside(self.ranges["train"], least, n, split_rng(rng, split, self.splits))
         return sample_uniform(self.ranges, n, rng, split)
 
 
@@ -72,7 +79,7 @@ def split_ranges(
     train = {name: (p.low, p.high) for name, p in parameters.items()}
     train |= _checked(id, parameters, ranges or {})
     test = train | _checked(id, parameters, test_ranges or {})
-    return dict(zip(SPLITS, (train, test), strict=True))
+    return {split: test if split == TEST else train for split in SPLITS}
 
 
 def sample_uniform(
@@ -81,6 +88,20 @@ def sample_uniform(
     """`n` tasks, every parameter [n] uniform in its range of that split and independent of the others."""
     rng = split_rng(rng, split)
     return {name: rng.uniform(low, high, n).astype(np.float32) for name, (low, high) in ranges[split].items()}
+
+
+def sample_outside(
+    ranges: Mapping[str, tuple[float, float]], least: Mapping[str, float], n: int, rng: np.random.Generator
+) -> Tasks:
+    """`n` tasks, every parameter [n] uniform in the two stretches, a quarter of its range wide, below and above it. One
+    that does not vary stays, and none goes below its least value."""
+    tasks = {}
+    for name, (low, high) in ranges.items():
+        width = (high - low) / 4
+        below = min(width, max(0.0, low - least[name]))  # how much room there is
+        place = rng.uniform(-below, width, n)  # negative is below the range
+        tasks[name] = np.where(place < 0, low + place, high + place).astype(np.float32)
+    return tasks
 
 
 def _checked(id: str, parameters: Parameters, ranges: Mapping[str, Range]) -> dict[str, tuple[float, float]]:

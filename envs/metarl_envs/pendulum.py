@@ -23,8 +23,9 @@ class PendulumParams(ParameterFamily):
         `g` [m/s^2]: 5 to 15 (10). `m` [kg]: 0.75 to 1.25 (1.0). `l` [m]: 0.75 to 1.25 (1.0).
         `ranges={"g": (2.0, 20.0), "m": 1.0}` replaces ranges, a single number fixes a parameter.
     Splits
-        Train and test tasks come from the same ranges, by generators that share no draw; `test_ranges` replaces
-        ranges for testing only.
+        Train, validation and test tasks come from the same ranges, by generators that share no draw; `test_ranges`
+        replaces ranges for testing only. `ood`: every parameter that varies is outside its training range, below or
+        above it by at most a quarter of the range's width.
     Observation
         Cosine and sine of the angle from upright, angular velocity [rad/s]: a `Box` of 3. The angle starts
         uniformly in [-pi, pi], the angular velocity in [-1, 1].

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from metarl.arguments import whole
-from metarl.tasks import Task, Tasks, split_rng
+from metarl.splits import SPLITS, split_rng
+from metarl.tasks import Task, Tasks
 from metarl.vector.tensor import State, TensorFamily
 
 CORNERS = ((-2.0, -2.0), (2.0, -2.0), (-2.0, 2.0), (2.0, 2.0))
@@ -28,7 +29,8 @@ class PointNavigation(TensorFamily):
     Task parameters and their distribution
         `goal` [2]: uniform in the square [-0.5, 0.5]^2.
     Splits
-        Train and test goals come from the same distribution, by generators that share no draw.
+        Train, validation and test goals come from the same distribution, by generators that share no draw. `ood`:
+        uniform in the square [-1, 1]^2 without [-0.5, 0.5]^2.
     Observation
         The position, `Box(-inf, inf, (2,))`. It starts at the origin.
     Action
@@ -46,6 +48,7 @@ class PointNavigation(TensorFamily):
     """
 
     id = "PointNavigation-v0"
+    splits: ClassVar[tuple[str, ...]] = (*SPLITS, "ood")
     max_step: ClassVar[float] = 0.1
     goal_radius: ClassVar[float] = 0.01
     extent: ClassVar[float] = 0.5
@@ -59,7 +62,9 @@ class PointNavigation(TensorFamily):
         self.task_space = gym.spaces.Dict({"goal": goals})
 
     def sample(self, n: int, rng: np.random.Generator, split: str = "train") -> Tasks:
-        rng = split_rng(rng, split)
+        rng = split_rng(rng, split, self.splits)
+        if split == "ood":
+            return {"goal": around_square(rng, n, self.extent)}
         return {"goal": rng.uniform(-self.extent, self.extent, (n, 2)).astype(np.float32)}
 
     def initial(self, task: State, draws: Tensor) -> State:
@@ -209,6 +214,13 @@ class PointNavigationCorners(TensorFamily):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What the three have in common
+
+
+def around_square(rng: np.random.Generator, n: int, extent: float) -> np.ndarray:
+    """`n` points [n, 2], float32, uniform in a square of twice the side without the square +-extent in its middle."""
+    points = rng.uniform(-1.0, 1.0, (n, 2))
+    radius = np.abs(points).max(1, keepdims=True)  # its square is uniform in [0, 1]; wanted is one in [1/4, 1]
+    return (points / radius * np.sqrt(0.25 + 0.75 * radius**2) * 2 * extent).astype(np.float32)
 
 
 def walk(position: Tensor, action: Tensor, max_step: float) -> Tensor:

@@ -46,6 +46,7 @@ class TabularMDP(TensorFamily):
         rows = gym.spaces.Box(0, 1, (states, actions, states), np.float32)
         rewards = gym.spaces.Box(-np.inf, np.inf, (states, actions), np.float32)
         self.task_space = gym.spaces.Dict({"transitions": rows, "rewards": rewards})
+        self.task_limits = self.task_space
 
     def sample(self, n: int, rng: np.random.Generator, split: str = "train") -> Tasks:
         rng = split_rng(rng, split)

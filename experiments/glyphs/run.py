@@ -38,6 +38,11 @@ INNER_LR = (0.1, 0.3, 1.0)
 TRIAL = 150
 
 
+def letters() -> FewShotClasses:
+    """All 175 letters for training: this experiment chooses settings on `validation()`, in trainings of its own."""
+    return glyphs(validation_classes=())
+
+
 def settings(name: str) -> dict[str, Any]:
     chosen = {"inner_lr": read_json(CHOSEN)["chosen"][name]} if name in META else {}
     return settings_for(name, ITERATIONS) | chosen
@@ -81,12 +86,12 @@ class Naming:
 
 
 def family_of(name: str) -> FewShotClasses | Naming:
-    return Naming(glyphs()) if name == few_shot.PRETRAINED else glyphs()
+    return Naming(letters()) if name == few_shot.PRETRAINED else letters()
 
 
 def with_new_head(named: FewShotLearner) -> FewShotLearner:
     """The network that names letters, with a last layer of random weights for as many classes as tasks have."""
-    fresh = FewShotLearner(glyphs(), seed=named.seed, device="cpu", **SHARED)
+    fresh = FewShotLearner(letters(), seed=named.seed, device="cpu", **SHARED)
     body = {name: value for name, value in named.state.params.items() if name not in head_of(list(named.state.params))}
     fresh.state = replace(fresh.state, params=fresh.state.params | body)
     return fresh
@@ -94,16 +99,16 @@ def with_new_head(named: FewShotLearner) -> FewShotLearner:
 
 def validation() -> FewShotClasses:
     """Of the training letters, every fifth in upper and lower case is for validation and the others for training."""
-    letters = glyphs()
-    names = list(dict.fromkeys(chr(label).lower() for label in letters.train_classes))
-    valid = tuple(label for label in letters.train_classes if chr(label).lower() in names[2::5])
-    rest = tuple(label for label in letters.train_classes if label not in valid)
-    return replace(letters, id="letters for validation", train_classes=rest, test_classes=valid)
+    all_letters = letters()
+    names = list(dict.fromkeys(chr(label).lower() for label in all_letters.train_classes))
+    valid = tuple(label for label in all_letters.train_classes if chr(label).lower() in names[2::5])
+    rest = tuple(label for label in all_letters.train_classes if label not in valid)
+    return replace(all_letters, id="letters for validation", train_classes=rest, test_classes=valid)
 
 
 def test_sets(shots: int, protocol: dict[str, int]) -> Sets:
     """The same tasks for everybody."""
-    return drawn(glyphs(), shots, protocol)
+    return drawn(letters(), shots, protocol)
 
 
 def tuning_sets(shots: int, protocol: dict[str, int]) -> Sets:

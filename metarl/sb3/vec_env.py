@@ -16,8 +16,9 @@ from stable_baselines3.common.vec_env import VecEnv
 from metarl import random
 from metarl.arguments import whole
 from metarl.spaces import lowest
+from metarl.splits import check_split, sample_split
 from metarl.success import of_steps
-from metarl.tasks import SPLITS, Task, TaskFamily, Tasks, check_is_family, make, task_at, validate_task
+from metarl.tasks import Task, TaskFamily, Tasks, check_is_family, make, requested_task, task_at
 from metarl.torch_defaults import torch_defaults
 from metarl.vector import make_vector
 
@@ -45,7 +46,7 @@ def as_vec_env(
             tasks gives every environment its own. Given ones stay until `set_attr("task", ...)`.
         seed: with the actions, determines every number: the task and the randomness of episode c in environment i
             follow from (seed, i, c) alone.
-        split: where `"resample"` draws from, `"train"` or `"test"`.
+        split: where `"resample"` draws from, one of the family's splits.
         device: where a tensor family computes.
         workers: processes that step the environments. None takes what the family offers itself, else the environments
             run one by one in this process, where `env_method` and `get_attr` reach them; so does 0 for any family.
@@ -58,8 +59,7 @@ def as_vec_env(
     family = make(family) if isinstance(family, str) else family
     check_is_family(family)
     n_envs, seed = whole("n_envs", n_envs, 1), whole("seed", seed)
-    if split not in SPLITS:
-        raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
+    check_split(family, split)
     if seed < 0:
         raise ValueError(f"seed must not be negative, got {seed}")
     fixed: list[Task | None]
@@ -68,9 +68,9 @@ def as_vec_env(
             raise ValueError(f"task must be a task, a sequence of tasks or {RESAMPLE!r}, got {task!r}")
         fixed = [None] * n_envs
     elif isinstance(task, Mapping):
-        fixed = [validate_task(family, task)] * n_envs
+        fixed = [requested_task(family, task)] * n_envs
     else:
-        fixed = [validate_task(family, one) for one in task]
+        fixed = [requested_task(family, one) for one in task]
         if len(fixed) != n_envs:
             raise ValueError(f"expected one task for each of {n_envs} environments, got {len(fixed)}")
     return FamilyVecEnv(family, n_envs, fixed, isinstance(task, Mapping), seed, split, device, workers)
@@ -196,7 +196,7 @@ class FamilyVecEnv(VecEnv):
         """The tasks of everybody's episode c. One draw for all: some families spread what they draw at once."""
         if c not in self._pools:
             rng = np.random.default_rng([self._seed, c])
-            self._pools[c] = self.family.sample(self.num_envs, rng, self.split)
+            self._pools[c] = sample_split(self.family, self.num_envs, rng, self.split)
         return self._pools[c]
 
     def _convert(self, obs: Any) -> np.ndarray:
@@ -236,7 +236,7 @@ class FamilyVecEnv(VecEnv):
                 f"these {self.num_envs} environments of {self.family.id} were made for one task that is the same for "
                 'all; make them with task="resample" or a sequence of tasks'
             )
-        task = None if resample else validate_task(self.family, value)
+        task = None if resample else requested_task(self.family, value)
         for i in at:
             self._fixed[i], self._drawn[i], self._renewed[i] = task, resample, True
 

@@ -10,8 +10,9 @@ import numpy as np
 from rich.table import Table
 
 from metarl.checkpoint import atomic_write, write_json
-from metarl.evaluate import bootstrap_interval
+from metarl.evaluate import bootstrap_interval, file_name
 from metarl.printing import TextTable, as_text
+from metarl.splits import TEST
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class FewShotRow:
 
 @dataclass(frozen=True, repr=False)
 class FewShotEvaluation:
-    """Losses of adapting to K test tasks by S inner steps."""
+    """Losses of adapting to K tasks by S inner steps."""
 
     losses: np.ndarray
     """[K, S + 1]: mean loss over each task's query set after 0, 1, ..., S inner steps."""
@@ -43,6 +44,8 @@ class FewShotEvaluation:
     seed: int
     parameters: Mapping[str, np.ndarray] = field(default_factory=dict)
     """What tells the tasks apart, each [K, ...], where the family says it."""
+    split: str = TEST
+    """The split that the tasks were drawn from; `"given"` if they were given."""
 
     def __repr__(self) -> str:
         return as_text(self.table())
@@ -70,7 +73,8 @@ class FewShotEvaluation:
 
     def table(self, title: str = "") -> Table:
         """`rows` for a terminal."""
-        table = TextTable(title=title or f"{len(self.losses)} test tasks, {self.shots} shots, {self.queries} queries")
+        what = f"{len(self.losses)} {self.split} tasks, {self.shots} shots, {self.queries} queries"
+        table = TextTable(title=title or what)
         last = [] if self.accuracies is None else ["accuracy [95%]"]
         for name in ("steps", "size", "loss [95% interval]", *last):
             table.add_column(name, justify="right")
@@ -81,17 +85,18 @@ class FewShotEvaluation:
         return table
 
     def save(self, directory: Path | str) -> list[Path]:
-        """Write `few_shot.csv` (one row per number of steps) and `few_shot.json` (also every task's numbers)."""
+        """Write `few_shot.csv` (one row per number of steps) and `few_shot.json` (also every task's numbers). Of any
+        split but the test split they are called `few_shot-SPLIT`."""
         rows = [{name: x for name, x in asdict(row).items() if x is not None} for row in self.rows()]
         text = io.StringIO()
         writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        csv_path, json_path = Path(directory) / "few_shot.csv", Path(directory) / "few_shot.json"
+        csv_path, json_path = (Path(directory) / file_name("few_shot", self.split, end) for end in ("csv", "json"))
         atomic_write(csv_path, text.getvalue().encode())
         write_json(json_path, {
             "rows": [{name: _finite(value) for name, value in row.items()} for row in rows],
-            "step_sizes": list(self.step_sizes), "shots": self.shots, "queries": self.queries,
+            "split": self.split, "step_sizes": list(self.step_sizes), "shots": self.shots, "queries": self.queries,
             "seed": self.seed, "parameters": {name: np.asarray(x).tolist() for name, x in self.parameters.items()},
             "losses": [[_finite(value) for value in task] for task in self.losses.tolist()],
             **({} if self.accuracies is None else {"accuracies": self.accuracies.tolist()}),

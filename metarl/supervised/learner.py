@@ -15,11 +15,12 @@ from metarl import checkpoint
 from metarl.adapt import Params
 from metarl.arguments import file_path, new_file, whole, yes_or_no
 from metarl.checkpoint import CheckpointError, reading
-from metarl.evaluate import FINAL, PERIODIC, checked_step_sizes, evaluation_seed
+from metarl.evaluate import FINAL, GIVEN, PERIODIC, checked_step_sizes, evaluation_seed
 from metarl.learner import portable, resolve_device, restore
 from metarl.printing import curve_text
 from metarl.run_directory import CONFIG, LATEST, PREVIOUS, RunDirectory, check_same_settings, versions
-from metarl.saved_learner import checked_score, of_run
+from metarl.saved_learner import comparable_score, of_run
+from metarl.splits import TEST, VALIDATION, sample_split
 from metarl.suggestions import known_arguments, setting_hint
 from metarl.supervised import maml
 from metarl.supervised.evaluation import FewShotEvaluation
@@ -138,10 +139,9 @@ class FewShotLearner:
                 another run is refused; one that holds this learner's own is continued.
             callback: called with every iteration's statistics; returning False stops the training.
             progress_bar: show iteration, loss, speed and time left.
-            eval_every: evaluate on validation tasks every `eval_every` iterations and after the last, and keep the best
-                state; 0 disables it. Validation tasks are further draws from the training split, never test tasks.
-            eval_tasks, eval_steps: validation tasks and inner steps of such an evaluation; steps by default as in
-                training.
+            eval_every: evaluate on validation tasks after so many iterations, and after the last; 0 never does.
+            eval_tasks, eval_steps: validation tasks and inner steps of such an evaluation; by default as many steps as
+                in training.
             checkpoint_every: write the latest state after so many iterations, and when training ends or breaks off.
 
         Raises:
@@ -163,7 +163,7 @@ class FewShotLearner:
 
         def evaluate(state: State) -> Stats:
             found = self._evaluate(
-                state, self._draw(eval_tasks, evaluation_seed(self.seed, PERIODIC), split="train"), sizes
+                state, self._draw(eval_tasks, evaluation_seed(self.seed, PERIODIC), VALIDATION), sizes
             )
             stats = {f"eval/step_{k}": float(x) for k, x in enumerate(found[0].mean(0))}
             if found[1] is not None:
@@ -218,27 +218,35 @@ class FewShotLearner:
     def evaluate(
         self, n_tasks: int = 600, *, steps: int | None = None, step_sizes: Sequence[float] | None = None,
         shots: int | None = None, queries: int | None = None, sets: Sets | None = None, seed: int | None = None,
+        split: str | None = None,
     ) -> FewShotEvaluation:  # fmt: skip
         """The curve on test tasks: loss (and accuracy) on query sets after 0, 1, ..., `steps` inner steps.
 
         Args:
-            n_tasks: how many tasks to draw from the test split.
+            n_tasks: how many tasks to draw.
             steps: inner steps, by default as many as in training.
             step_sizes: one size for every step (then `steps` is not needed); by default the training's for all.
             shots, queries: examples in the sets, by default as in training.
             sets: evaluate on these instead of drawing any.
             seed: of the tasks; by default one that follows from the run's seed.
+            split: which of the family's splits to draw from, by default `"test"`.
+
+        Raises:
+            ValueError: a split that the family does not have, or both `sets` and `split`.
         """
         sizes = self._step_sizes(steps, step_sizes, self.config.inner_steps)
         seed = evaluation_seed(self.seed, FINAL) if seed is None else whole("seed", seed, 0)
         n_tasks = whole("n_tasks", n_tasks, 1)
         shots = self.config.shots if shots is None else whole("shots", shots, 1)
         queries = self.config.queries if queries is None else whole("queries", queries, 1)
+        if sets is not None and split is not None:
+            raise ValueError(f"split={split!r} says what to draw, and sets= that nothing is drawn: leave one out")
+        split = GIVEN if sets is not None else split or TEST
         if sets is None:
-            sets = self._draw(n_tasks, seed, shots, queries)
+            sets = self._draw(n_tasks, seed, split, shots, queries)
         check_sets(self.family, sets)
         losses, accuracies = self._evaluate(self.state, sets, sizes)
-        return FewShotEvaluation(losses, accuracies, sizes, shots, queries, seed, sets.parameters)
+        return FewShotEvaluation(losses, accuracies, sizes, shots, queries, seed, sets.parameters, split)
 
     @known_arguments
     @torch_defaults
@@ -264,11 +272,9 @@ class FewShotLearner:
         params = {name: value[0] for name, value in found.params.items()}
         return FewShotPredictor(self.family, self.network, params, found.losses[0].cpu().numpy())
 
-    def _draw(
-        self, n: int, seed: int, shots: int | None = None, queries: int | None = None, split: str = "test"
-    ) -> Sets:
-        rng = np.random.default_rng([seed, 0])
-        return self.family.sample(n, rng, split, shots or self.config.shots, queries or self.config.queries)
+    def _draw(self, n: int, seed: int, split: str, shots: int | None = None, queries: int | None = None) -> Sets:
+        sizes = shots or self.config.shots, queries or self.config.queries
+        return sample_split(self.family, n, np.random.default_rng([seed, 0]), split, *sizes)
 
     def _evaluate(self, state: State, sets: Sets, sizes: Sequence[float]) -> tuple[np.ndarray, np.ndarray | None]:
         """Losses and accuracies [K, S + 1]."""
@@ -304,7 +310,13 @@ class FewShotLearner:
 
     def _packed(self, state: State, best: float | None) -> tuple[Params, dict[str, Any]]:
         tensors, rest = checkpoint.pack_state(state)
-        return tensors, {"kind": "few-shot learner", **self.describe(), "state": rest, "best_score": best}
+        return tensors, {
+            "kind": "few-shot learner",
+            **self.describe(),
+            "state": rest,
+            "best_score": best,
+            "chosen_on": VALIDATION,
+        }
 
     @classmethod
     @torch_defaults
@@ -350,7 +362,7 @@ class FewShotLearner:
             raise CheckpointError(f"{path} was trained on the family {meta['family']}, this one is {found}")
         learner = cls(family, network=network, seed=meta["seed"], device=device, **meta["config"])
         learner.state = checkpoint.unpack_state(State, tensors, meta["state"], learner.state, learner.device)
-        learner._best_score = checked_score(meta["best_score"])
+        learner._best_score = comparable_score(meta)
         return learner
 
 

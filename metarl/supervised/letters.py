@@ -29,7 +29,10 @@ LOOK_ALIKE = 0.2
 """Two letters look alike if their images in any one face differ by less than this share of the fainter one's norm."""
 
 
-def glyphs(ways: int = 5, test_classes: Sequence[str] | None = None, shuffled: bool = True) -> FewShotClasses:
+def glyphs(
+    ways: int = 5, test_classes: Sequence[str] | None = None, shuffled: bool = True,
+    validation_classes: Sequence[str] | None = None,
+) -> FewShotClasses:  # fmt: skip
     """Few-shot tasks out of printed letters in 16 type faces each, images [1, 16, 16] in [0, 1], 1 where there is ink.
 
     The letters are drawn from the fonts in matplotlib's wheel (DejaVu Sans, Sans Mono and Serif, and STIXGeneral, in
@@ -41,31 +44,44 @@ def glyphs(ways: int = 5, test_classes: Sequence[str] | None = None, shuffled: b
     the phonetic alphabet, Greek, Cyrillic. Left out are composites of a letter and an accent, and of letters that look
     alike in any face (A, Α, А; but also l and I) all but the first in Unicode's order. Class numbers are code points:
     `chr` of one is the letter. Held out is every fourth letter in this order, upper and lower case together: 54
-    classes, with 175 to train on. Relatives are on both sides: H is held out, the phonetic alphabet's small ʜ is not.
+    classes; of the other 175 every fifth, likewise, is for validation: 33 classes, with 142 to train on. Relatives are
+    on both sides: H is held out, the phonetic alphabet's small ʜ is not.
 
     Turned letters are no further classes, as turned digits are: turned by half, u is n, d is p, and the phonetic
     alphabet is full of turned letters.
 
     Args:
-        test_classes: the letters held out for testing instead; all others are for training.
+        test_classes: the letters held out for testing instead.
+        validation_classes: the letters held out to choose the best state on instead; `()` holds none out, trains on all
+            that are not for testing, and draws validation tasks from those.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
-        ValueError: a letter to hold out that is none of the classes.
+        ValueError: a letter to hold out that is none of the classes, or is held out twice.
     """
     letters, x = _drawn()
-    if test_classes is None:
-        pairs = list(dict.fromkeys(letter.lower() for letter in letters))
-        held_out = tuple(letter for letter in letters if letter.lower() in pairs[3::4])
-    else:
-        held_out = tuple(test_classes)
-    if unknown := sorted(set(held_out) - set(letters)):
-        raise ValueError(f"test_classes has {unknown}, which are no classes: not letters of all {len(FACES)} faces "
-                         f"without an accent, or look-alikes of another. There are {''.join(letters)}")  # fmt: skip
-    train = tuple(ord(letter) for letter in letters if letter not in held_out)
+    held_out = _every(letters, 3, 4) if test_classes is None else tuple(test_classes)
+    left = tuple(letter for letter in letters if letter not in held_out)
+    validation = _every(left, 2, 5) if validation_classes is None else tuple(validation_classes)
+    for name, given in (("test_classes", held_out), ("validation_classes", validation)):
+        if unknown := sorted(set(given) - set(letters)):
+            raise ValueError(f"{name} has {unknown}, which are no classes: not letters of all {len(FACES)} faces "
+                             f"without an accent, or look-alikes of another. There are {''.join(letters)}")  # fmt: skip
+    train = tuple(ord(letter) for letter in left if letter not in validation)
     settings = f"ways={ways}, test_classes={None if test_classes is None else held_out}, shuffled={shuffled}"
+    if validation:
+        settings += f", validation_classes={None if validation_classes is None else validation}"
     y = np.repeat([ord(letter) for letter in letters], len(FACES))
-    return FewShotClasses(f"glyphs({settings})", x, y, train, tuple(map(ord, held_out)), ways, shuffled)
+    return FewShotClasses(
+        f"glyphs({settings})", x, y, train, tuple(map(ord, held_out)), ways, shuffled,
+        validation_classes=tuple(map(ord, validation)),
+    )  # fmt: skip
+
+
+def _every(letters: Sequence[str], start: int, step: int) -> tuple[str, ...]:
+    """Every `step`-th of `letters` from number `start` on, upper and lower case counted as one and taken together."""
+    pairs = list(dict.fromkeys(letter.lower() for letter in letters))
+    return tuple(letter for letter in letters if letter.lower() in pairs[start::step])
 
 
 @cache

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from metarl.printing import fields_text
-from metarl.tasks import SPLITS
+from metarl.splits import check_split as check_split
+from metarl.splits import sample_split, splits_of
 
 LossName = Literal["mse", "bce", "cross_entropy"]
 
@@ -70,7 +71,11 @@ def as_tensor(values: Any) -> Tensor:
 
 @runtime_checkable
 class SetFamily(Protocol):
-    """A distribution over few-shot tasks. No base class is needed: any object with these members is a family."""
+    """A distribution over few-shot tasks. No base class is needed: any object with these members is a family.
+
+    Optional: `splits`, the names that `sample` takes as `split`. A family without it is asked for `"train"` and
+    `"test"` only, and its validation tasks are further draws from its training split.
+    """
 
     id: str
     """A name that says what is drawn: it is kept in checkpoints and compared on loading."""
@@ -82,19 +87,13 @@ class SetFamily(Protocol):
     """What is predicted: real values, yes or no for each output, or one class."""
 
     def sample(self, n: int, rng: np.random.Generator, split: str, shots: int, queries: int) -> Sets:
-        """Draw `n` tasks of the `"train"` or `"test"` split, and for each a support set of `shots` examples and a
-        query set of `queries`; where there are classes, so many of each class."""
+        """Draw `n` tasks of the `"train"` or `"test"` split, or of another (see `splits`), and for each a support set
+        of `shots` examples and a query set of `queries`; where there are classes, so many of each class."""
         ...
 
 
-def check_split(split: str) -> None:
-    """Raise ValueError for a split that does not exist."""
-    if split not in SPLITS:
-        raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
-
-
 def check_family(family: Any) -> None:
-    """Raise what is wrong with a family of sets, by drawing two tasks from either split.
+    """Raise what is wrong with a family of sets, by drawing two tasks from every split.
 
     Raises:
         TypeError: a member is missing.
@@ -106,8 +105,8 @@ def check_family(family: Any) -> None:
         raise TypeError(f"{type(family).__name__} is no family of sets: it lacks {missing}")
     if family.loss not in ("mse", "bce", "cross_entropy"):
         raise ValueError(f"{family.id}: loss must be 'mse', 'bce' or 'cross_entropy', got {family.loss!r}")
-    for split in SPLITS:
-        sets = family.sample(2, np.random.default_rng(0), split, 1, 1)
+    for split in splits_of(family):
+        sets = sample_split(family, 2, np.random.default_rng(0), split, 1, 1)
         if not isinstance(sets, Sets):
             raise ValueError(f"{family.id}: sample must return metarl.supervised.Sets, got {type(sets).__name__}")
         if sets.n_tasks != 2:

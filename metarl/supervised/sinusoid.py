@@ -1,9 +1,11 @@
 """Sinusoid regression of the MAML paper."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
+from metarl.splits import SPLITS
 from metarl.supervised.sets import LossName, Sets, as_tensor, check_split
 
 
@@ -13,7 +15,7 @@ class Sinusoid:
     https://arxiv.org/abs/1703.03400, section 5.1).
 
     Task parameters: `amplitude` in [0.1, 5], `phase` in [0, pi], both uniform.
-    Splits: both draw from this distribution; no two draws are alike.
+    Splits: train, validation and test draw from this distribution; no two draws are alike.
     Input: x in [-5, 5], uniform, the same for support and query; [1]. With `visible`, x, amplitude and phase: [3].
     Target: y, without noise; [1]. Loss: the squared error.
     Source: the paper says sin with "phase"; its code subtracts the phase from x, as here.
@@ -26,6 +28,7 @@ class Sinusoid:
     x_range: tuple[float, float] = (-5.0, 5.0)
     outputs: int = 1
     loss: LossName = "mse"
+    splits: ClassVar[tuple[str, ...]] = SPLITS
 
     @property
     def id(self) -> str:
@@ -41,7 +44,7 @@ class Sinusoid:
 
     def sample(self, n: int, rng: np.random.Generator, split: str, shots: int, queries: int) -> Sets:
         """Draw `n` sinusoids, `shots` points to adapt on and `queries` to measure on."""
-        check_split(split)
+        check_split(self, split)
         amplitude, phase = rng.uniform(*self.amplitude, n), rng.uniform(*self.phase, n)
         points = rng.uniform(*self.x_range, (n, shots + queries, 1))
         y = as_tensor(amplitude[:, None, None] * np.sin(points - phase[:, None, None]))

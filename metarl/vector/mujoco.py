@@ -154,7 +154,7 @@ class MujocoFamily(abc.ABC):
 
     def make(self, task: Task, render_mode: str | None = None) -> gym.Env:
         """The plain Gymnasium environment of one task."""
-        task = validate_task(self, task)
+        task = validate_task(self, task, outside=True)
         env = self.gymnasium_env(render_mode)
         self.change_model(env.unwrapped.model, task)  # type: ignore[attr-defined]
         return TaskEnv(env, self, task)

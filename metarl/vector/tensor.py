@@ -71,7 +71,7 @@ class TensorFamily(abc.ABC):
 
     def make(self, task: Task, render_mode: str | None = None) -> "TensorEnv":
         """The plain Gymnasium environment of one task."""
-        return TensorEnv(self, validate_task(self, task), render_mode)
+        return TensorEnv(self, validate_task(self, task, outside=True), render_mode)
 
     def make_vector(self, n_tasks: int, episodes: int, device: torch.device | str = "cpu") -> "TensorVectorEnv":
         """K*E environments as one, task-major."""

@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 import gymnasium as gym
 import numpy as np
 
-from metarl.tasks import Task, Tasks, split_rng
+from metarl.splits import SPLITS, split_rng
+from metarl.tasks import Task, Tasks
 from metarl.vector.mujoco import MujocoFamily, Physics
 from metarl_envs.locomotion.first_state import normal_velocities
 
@@ -144,7 +145,8 @@ class AntVel(_Ant):
     Task parameters and their distribution
         `velocity`: uniform in [0, 3] m/s.
     Splits
-        Train and test velocities come from the same distribution, by generators that share no draw.
+        Train, validation and test velocities come from the same distribution, by generators that share no draw. `ood`:
+        uniform in [3, 4.5] m/s.
     Observation
         That of Gymnasium's `Ant-v5`, `Box(-inf, inf, (105,))`: positions but for x and y, velocities, contact forces.
     Action
@@ -163,6 +165,7 @@ class AntVel(_Ant):
     """
 
     id = "AntVel-v0"
+    splits: ClassVar[tuple[str, ...]] = (*SPLITS, "ood")
     env_kwargs: ClassVar[dict[str, Any]] = MAML_WEIGHTS
 
     def __init__(self, horizon: int = 200):
@@ -170,7 +173,8 @@ class AntVel(_Ant):
         self.task_space = gym.spaces.Dict({"velocity": gym.spaces.Box(0.0, 3.0, (), np.float64)})
 
     def sample(self, n: int, rng: np.random.Generator, split: str = "train") -> Tasks:
-        return {"velocity": split_rng(rng, split).uniform(0.0, 3.0, n)}
+        rng = split_rng(rng, split, self.splits)
+        return {"velocity": rng.uniform(3.0, 4.5, n) if split == "ood" else rng.uniform(0.0, 3.0, n)}
 
     def reward(self, before: Physics, after: Physics, action: np.ndarray, task: Tasks) -> np.ndarray:
         forward = 1.0 - np.abs(_velocity(before, after, self.dt)[:, 0] - task["velocity"])

@@ -5,7 +5,8 @@ from typing import Any, ClassVar
 import gymnasium as gym
 import numpy as np
 
-from metarl.tasks import Task, Tasks, split_rng
+from metarl.splits import SPLITS, split_rng
+from metarl.tasks import Task, Tasks
 from metarl.vector.mujoco import MujocoFamily, Physics
 from metarl_envs.locomotion.first_state import normal_velocities
 
@@ -69,7 +70,8 @@ class HalfCheetahVel(MujocoFamily):
     Task parameters and their distribution
         `velocity`: uniform in [0, 2] m/s; the upper end is `max_velocity`.
     Splits
-        Train and test velocities come from the same distribution, by generators that share no draw.
+        Train, validation and test velocities come from the same distribution, by generators that share no draw. `ood`:
+        uniform from `max_velocity` to one and a half times that.
     Observation
         That of Gymnasium's `HalfCheetah-v5`, `Box(-inf, inf, (17,))`: positions but for x, then velocities.
     Action
@@ -89,6 +91,7 @@ class HalfCheetahVel(MujocoFamily):
     """
 
     id = "HalfCheetahVel-v0"
+    splits: ClassVar[tuple[str, ...]] = (*SPLITS, "ood")
     env_id = "HalfCheetah-v5"
     env_kwargs: ClassVar[dict[str, Any]] = {"ctrl_cost_weight": 0.05}
 
@@ -100,7 +103,9 @@ class HalfCheetahVel(MujocoFamily):
         self.task_space = gym.spaces.Dict({"velocity": gym.spaces.Box(0.0, max_velocity, (), np.float64)})
 
     def sample(self, n: int, rng: np.random.Generator, split: str = "train") -> Tasks:
-        return {"velocity": split_rng(rng, split).uniform(0.0, self.max_velocity, n)}
+        rng = split_rng(rng, split, self.splits)
+        low, high = (1.0, 1.5) if split == "ood" else (0.0, 1.0)
+        return {"velocity": rng.uniform(low * self.max_velocity, high * self.max_velocity, n)}
 
     def initial(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         return normal_velocities(self, rng, 0.1)

@@ -28,6 +28,11 @@ class _RandParams(MujocoFamily):
             low, high = base**-SCALE_LIMIT, base**SCALE_LIMIT
             boxes[name] = gym.spaces.Box(low, high, getattr(self.model, array).shape, np.float64)
         self.task_space = gym.spaces.Dict(boxes)
+        least = float(np.finfo(np.float64).tiny)  # a body without mass or inertia is none
+        limits: dict[str, gym.Space] = {}
+        for name, box in boxes.items():
+            limits[name] = gym.spaces.Box(least, np.inf, box.shape, np.float64)
+        self.task_limits = gym.spaces.Dict(limits)
 
     def sample(self, n: int, rng: np.random.Generator, split: str = "train") -> Tasks:
         rng = split_rng(rng, split)

@@ -51,7 +51,7 @@ class ReacherGoal(MujocoFamily):
         return {"goal": np.stack([radius * np.cos(angle), radius * np.sin(angle)], 1)}
 
     def make(self, task: Task, render_mode: str | None = None) -> gym.Env:
-        task = validate_task(self, task)
+        task = validate_task(self, task, outside=True)
         return TaskEnv(_HiddenTarget(self.gymnasium_env(render_mode), task["goal"]), self, task)
 
     def initial(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -1,11 +1,12 @@
 """Swimmer whose task is the velocity to swim at."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
 
-from metarl.tasks import Task, Tasks, split_rng
+from metarl.splits import SPLITS, split_rng
+from metarl.tasks import Task, Tasks
 from metarl.vector.mujoco import MujocoFamily, Physics
 from metarl_envs.locomotion.first_state import uniform_velocities
 
@@ -16,7 +17,8 @@ class SwimmerVel(MujocoFamily):
     Task parameters and their distribution
         `velocity`: uniform in [0.1, 0.2] m/s.
     Splits
-        Train and test velocities come from the same distribution, by generators that share no draw.
+        Train, validation and test velocities come from the same distribution, by generators that share no draw. `ood`:
+        uniform in [0.2, 0.3] m/s.
     Observation
         That of Gymnasium's `Swimmer-v5`, `Box(-inf, inf, (8,))`: positions but for x and y, then velocities.
     Action
@@ -34,6 +36,7 @@ class SwimmerVel(MujocoFamily):
     """
 
     id = "SwimmerVel-v0"
+    splits: ClassVar[tuple[str, ...]] = (*SPLITS, "ood")
     env_id = "Swimmer-v5"
 
     def __init__(self, horizon: int = 200):
@@ -41,7 +44,8 @@ class SwimmerVel(MujocoFamily):
         self.task_space = gym.spaces.Dict({"velocity": gym.spaces.Box(0.1, 0.2, (), np.float64)})
 
     def sample(self, n: int, rng: np.random.Generator, split: str = "train") -> Tasks:
-        return {"velocity": split_rng(rng, split).uniform(0.1, 0.2, n)}
+        rng = split_rng(rng, split, self.splits)
+        return {"velocity": rng.uniform(0.2, 0.3, n) if split == "ood" else rng.uniform(0.1, 0.2, n)}
 
     def initial(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         return uniform_velocities(self, rng, 0.1)
