@@ -143,11 +143,12 @@ def test_a_worker_that_was_started_by_another_thread_outlives_that_thread():
 
 
 def test_the_guardian_goes_with_its_workers_and_ends_nobody_else():
+    before = running(f"metarl-guardian\0{os.getpid()}\0")  # those of pools that other tests left open
     other = subprocess.Popen(["sleep", "100"], start_new_session=True)
     guardian = Guardian([other.pid])
-    assert running(f"metarl-guardian\0{os.getpid()}\0") == [guardian.pid]
+    assert set(running(f"metarl-guardian\0{os.getpid()}\0")) == {*before, guardian.pid}
     guardian.dismiss()
-    assert running(f"metarl-guardian\0{os.getpid()}\0") == []
+    assert running(f"metarl-guardian\0{os.getpid()}\0") == before
     assert other.poll() is None
     other.kill()
     other.wait()
@@ -160,14 +161,15 @@ def reset(family: Any, timeout: float) -> ProcessVectorEnv:
 
 
 def test_a_stopped_worker_is_reported_and_ended_in_bounded_time():
+    before = set(workers_of(os.getpid()))
     env = reset(Noisy(), 30.0)
     env.timeout = 1.0
-    os.kill(workers_of(os.getpid())[0], signal.SIGSTOP)
+    os.kill(next(pid for pid in workers_of(os.getpid()) if pid not in before), signal.SIGSTOP)
     begin = time.monotonic()
     with pytest.raises(WorkerError, match="has not answered for 1 seconds"):
         env.step(np.zeros((2, 2), np.float32))
     assert time.monotonic() - begin < 20.0
-    assert workers_of(os.getpid()) == []
+    assert set(workers_of(os.getpid())) <= before
 
 
 @pytest.mark.parametrize(
@@ -178,10 +180,11 @@ def test_a_stopped_worker_is_reported_and_ended_in_bounded_time():
 )  # fmt: skip
 def test_a_worker_that_hangs_is_reported_with_its_place_in_bounded_time(how, message, monkeypatch):
     monkeypatch.setattr("metarl.vector.process._REAPING", 1.0)
+    before = set(family_of(os.getpid()))
     env = reset(Stuck(how), 30.0)
     env.timeout = 1.0
     begin = time.monotonic()
     with pytest.raises(WorkerError, match=message):
         env.step(np.zeros((2, 2), np.float32))
     assert time.monotonic() - begin < 20.0
-    assert family_of(os.getpid()) == []
+    assert set(family_of(os.getpid())) <= before
