@@ -72,7 +72,7 @@ class TrainOptions:
     family_kwargs: tuple[str, ...] = ()
     """Arguments of the family, like arms=10 horizon=1, or for gym:Pendulum-v1 parameters={"g":{"box":[5,15]}}."""
     eval_every: int = 10
-    """Evaluate on validation tasks after so many iterations, and keep the best state; 0 disables it."""
+    """Iterations between evaluations on validation tasks, by which the best state is kept; 0 disables them."""
     eval_tasks: int = 20
     """Validation tasks of these evaluations: further draws from the training distribution."""
     eval_step_sizes: tuple[float, ...] = ()

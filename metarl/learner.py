@@ -263,8 +263,8 @@ class MetaLearner:
             callback: called with every iteration's statistics; returning False stops the training. Or a callback of
                 stable-baselines3, or a list of both kinds (docs/stable_baselines3.md says which work).
             progress_bar: show iteration, returns, speed and time left.
-            eval_every: evaluate on validation tasks after so many iterations, and after the last, and keep the best
-                state; 0 never does.
+            eval_every: iterations between evaluations on validation tasks, by which the best state is kept; one
+                follows the last; 0 disables them.
             eval_tasks: validation tasks of such an evaluation.
             eval_step_sizes: its inner steps, one size for each; by default as in training (at least one step).
             checkpoint_every: write the latest state after so many iterations, and when training ends or breaks off.

@@ -12,7 +12,7 @@ from metarl import random
 from metarl.spaces import Spaces
 
 STEPS = 64
-"""Room is made for a multiple of so many steps: shorter horizons have T equal to the horizon, whatever happens."""
+"""Room is made for a multiple of this many steps: shorter horizons have T equal to the horizon, whatever happens."""
 _NOISE_STEPS = 256  # steps that noise is drawn for at once
 _DRAW_BLOCK = 1 << 22  # numbers drawn at once where several short episodes are: 16 MiB
 

@@ -4,9 +4,13 @@ Training fixes the sizes of its own inner steps. What a further step should be, 
 long as the first most policies overshoot, since they are nearly where they should be and their gradient is noisier.
 """
 
+import contextlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from metarl.finite import NotFiniteError
 
 FACTORS = (1.0, 0.5, 0.25, 0.125)
 """Tried on the usual size of a step."""
@@ -35,8 +39,9 @@ class Choice:
         return f"{sizes} of {steps} chosen on {self.tasks} validation tasks ({self.env_steps:,} environment steps)"
 
     def as_data(self) -> dict[str, Any]:
-        """The same for a file."""
-        tried = [{"size": size, "return": value} for step in self.returns for size, value in step.items()]
+        """The same for a file; the return is None after a step that was too long to compute with."""
+        tried = [{"size": size, "return": value if math.isfinite(value) else None}
+                 for step in self.returns for size, value in step.items()]  # fmt: skip
         return {"tasks": self.tasks, "env_steps": self.env_steps, "tried": tried, "steps_chosen": len(self.returns)}
 
 
@@ -45,7 +50,7 @@ def choose(play: Callable[[tuple[float, ...]], Any], usual: Sequence[float], kno
     times its usual size with the best mean return after it.
 
     The same episodes' randomness serves every candidate, so that what differs is the size. A step that only does harm
-    gets the smallest.
+    gets the smallest, and of equally good ones the smallest is taken.
 
     Args:
         play: step sizes -> the adaptation to the validation tasks, with `returns` [K, S + 1, E] and `rollouts`.
@@ -54,9 +59,12 @@ def choose(play: Callable[[tuple[float, ...]], Any], usual: Sequence[float], kno
     for size in usual[known:]:
         found: dict[float, float] = {}
         for factor in FACTORS:
-            adaptation = play((*sizes, factor * size))
-            found[factor * size] = float(adaptation.returns[:, -1].mean())
-            env_steps += sum(rollout.steps for rollout in adaptation.rollouts)
-        sizes = (*sizes, max(found, key=found.__getitem__))
+            found[factor * size] = -math.inf
+            with contextlib.suppress(NotFiniteError):  # a step too long to compute with is the worst there is
+                adaptation = play((*sizes, factor * size))
+                found[factor * size] = float(adaptation.returns[:, -1].mean())
+                env_steps += sum(rollout.steps for rollout in adaptation.rollouts)
+        best = max(found.values())
+        sizes = (*sizes, min(tried_size for tried_size, value in found.items() if value == best))
         tried.append(found)
     return Choice(sizes, tuple(tried), tasks, env_steps)

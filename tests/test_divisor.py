@@ -67,7 +67,7 @@ def loss(kind: str, per: str, logits: Tensor, paths: tuple[list[int], ...]) -> T
 
 
 def expected(kind: str, per: str, episodes: int, order: int) -> Tensor:
-    """The expectation of a derivative of the loss over all outcomes of so many episodes."""
+    """The expectation of a derivative of the loss over all outcomes of this many episodes."""
     total = torch.zeros(())
     for paths in product(PATHS, repeat=episodes):
         weight = torch.stack([chance(LOGITS, path) for path in paths]).prod()

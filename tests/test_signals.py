@@ -1,4 +1,4 @@
-"""Ctrl-C, a polite kill, a closed terminal: the run is saved, and a second request ends it at once."""
+"""Ctrl-C, SIGTERM, a closed terminal: the run is saved, and a second request ends it at once."""
 
 import contextlib
 import os
@@ -63,7 +63,7 @@ def launch() -> Iterator[Callable[..., subprocess.Popen]]:
 
 
 def trained(out: Path, process: subprocess.Popen, rows: int) -> None:
-    """Wait until so many iterations are logged."""
+    """Wait until this many iterations are logged."""
     end = time.monotonic() + 120
     while iterations_logged(out) < rows and process.poll() is None and time.monotonic() < end:
         time.sleep(0.02)

@@ -9,6 +9,7 @@ import pytest
 
 import metarl
 from metarl.evaluate import STEP_SIZES, evaluation_seed
+from metarl.finite import NotFiniteError
 from metarl.step_sizes import FACTORS, TASKS, choose
 
 
@@ -29,6 +30,24 @@ def test_each_further_size_is_the_best_after_those_before_it():
     assert choice.sizes == (0.5, 0.25, 0.0625)
     assert [list(step) for step in choice.returns] == [[0.5 * factor for factor in FACTORS]] * 2
     assert choice.returns[0][0.5] == pytest.approx(-0.2) and choice.returns[0][0.25] == pytest.approx(0.0)
+
+
+def test_of_equally_good_sizes_the_smallest_is_taken():
+    def flat(sizes: tuple[float, ...]) -> Any:
+        return SimpleNamespace(returns=np.zeros((2, len(sizes) + 1, 3)), rollouts=[])
+
+    assert choose(flat, [0.5, 0.5], 1, 2).sizes == (0.5, 0.5 * min(FACTORS))
+
+
+def test_a_size_too_long_to_compute_with_is_the_worst_and_ends_nothing():
+    def overflows(sizes: tuple[float, ...]) -> Any:
+        if sizes[-1] > 0.2:
+            raise NotFiniteError("parameters too large have overflowed")
+        return valley(sizes)
+
+    choice = choose(overflows, [0.5, 0.5], 1, 2)
+    assert choice.sizes == (0.5, 0.125) and choice.returns[0][0.5] == -np.inf
+    assert json.dumps(choice.as_data(), allow_nan=False).count("null") == 2
 
 
 def test_what_the_choice_costs_is_counted():

@@ -306,7 +306,7 @@ FACES = ("command line", "loaders", "python")
 
 
 def fuzz(face: str, calls: int, seed: int, directory: Path) -> list[Finding]:
-    """So many calls of one face. -> those that were not in order."""
+    """Make this many calls of one interface. -> those that were not in order."""
     out, here = list[Finding](), os.getcwd()
     files = make_files(directory)
     learner = MetaLearner.load(files.run, device="cpu")

@@ -317,7 +317,7 @@ def trial(number: int, kind: str, whole: Reference, directory: Path, rng: np.ran
 
 
 def campaign(kills: int, seed: int, directory: Path, kinds: Sequence[str] = tuple(KINDS)) -> list[Kill]:
-    """At least so many kills, over the kinds in turn."""
+    """At least this many kills, over the kinds in turn."""
     wholes = {kind: reference(kind, directory) for kind in kinds}
     out, number = list[Kill](), 0
     while len(out) < kills:

@@ -139,7 +139,7 @@ class FewShotLearner:
                 another run is refused; one that holds this learner's own is continued.
             callback: called with every iteration's statistics; returning False stops the training.
             progress_bar: show iteration, loss, speed and time left.
-            eval_every: evaluate on validation tasks after so many iterations, and after the last; 0 never does.
+            eval_every: iterations between evaluations on validation tasks; one follows the last; 0 disables them.
             eval_tasks, eval_steps: validation tasks and inner steps of such an evaluation; by default as many steps as
                 in training.
             checkpoint_every: write the latest state after so many iterations, and when training ends or breaks off.
