@@ -126,7 +126,7 @@ def test_what_it_returns_is_the_callers(cheetah, tasks):
         (lambda f, t: backend.MujocoVectorEnv(f, K, E, threads=0), "threads must be at least 1, got 0"),
         (lambda f, t: metarl.make("HalfCheetahVel-v0", horizon=0), "horizon must be at least 1, got 0"),
         (lambda f, t: metarl.make("HalfCheetahVel-v0", max_velocity=-1.0), "max_velocity must be positive, got -1.0"),
-        (lambda f, t: f.make({"velocity": 5.0}), "'velocity' of HalfCheetahVel-v0 lies in"),
+        (lambda f, t: f.make({"velocity": np.nan}), "'velocity' of HalfCheetahVel-v0 must be finite, got nan"),
     ],
 )
 def test_errors_say_what_is_wrong(cheetah, tasks, call, message):

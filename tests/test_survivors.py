@@ -146,7 +146,10 @@ def test_the_guardian_goes_with_its_workers_and_ends_nobody_else():
     before = running(f"metarl-guardian\0{os.getpid()}\0")  # those of pools that other tests left open
     other = subprocess.Popen(["sleep", "100"], start_new_session=True)
     guardian = Guardian([other.pid])
-    assert set(running(f"metarl-guardian\0{os.getpid()}\0")) == {*before, guardian.pid}
+    deadline = time.monotonic() + 10.0  # for a moment after it was started a process has no command line yet
+    while set(running(f"metarl-guardian\0{os.getpid()}\0")) != {*before, guardian.pid}:
+        assert time.monotonic() < deadline, "the guardian is not there"
+        time.sleep(0.01)
     guardian.dismiss()
     assert running(f"metarl-guardian\0{os.getpid()}\0") == before
     assert other.poll() is None
