@@ -173,7 +173,7 @@ def trpo_step(
     objectives: Sequence[Objective],
     max_kl: float,
     damping: float = 1e-5,
-    cg_iterations: int = 10,
+    cg_iterations: int = 5,
     max_backtracks: int = 15,
     backtrack: float = 0.8,
     kept_chunks: int | None = None,

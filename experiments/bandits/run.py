@@ -61,7 +61,7 @@ class Setting:
     def training(self) -> dict:
         """The learner's settings."""
         return {"inner_steps": self.train_steps, "episodes": self.pulls // (self.train_steps + 1), "hidden": (),
-                "lr_schedule": self.factors(self.train_steps), **self.settings}  # fmt: skip
+                "lr_schedule": self.factors(self.train_steps), "cg_iterations": 10, **self.settings}  # fmt: skip
 
     def testing(self) -> tuple[float, ...]:
         """The sizes of the S + 1 inner steps of an adaptation to all n pulls."""

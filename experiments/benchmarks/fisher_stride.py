@@ -77,7 +77,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    settings = {"n_tasks": args.tasks, "episodes": args.episodes, "inner_lr": args.lr, "max_kl": 0.02}
+    settings = {
+        "n_tasks": args.tasks,
+        "episodes": args.episodes,
+        "inner_lr": args.lr,
+        "max_kl": 0.02,
+        "cg_iterations": 10,
+    }
     learner = metarl.MetaLearner("maml_trpo", metarl.make(args.family, horizon=args.horizon), seed=0, device="cpu",
                                  lr_in_std=True, min_std=0.1, **settings)  # fmt: skip
     found = defaultdict(list)

@@ -70,7 +70,10 @@ class Problem:
 
 def make_problem(args: argparse.Namespace, warm_up: int = 2, **settings: Any) -> Problem:
     """The problem after `warm_up` iterations."""
-    config = Config(**{"n_tasks": args.tasks, "episodes": args.episodes[0], "hidden": tuple(args.hidden)} | settings)
+    config = Config(
+        **{"n_tasks": args.tasks, "episodes": args.episodes[0], "hidden": tuple(args.hidden), "cg_iterations": 10}
+        | settings
+    )
     sampler = Sampler(metarl.make("PointNavigation-v0", horizon=args.horizon), args.device)
     policy = config.policy(spaces_of(sampler.family))
     problem = Problem(config, sampler, policy, maml_trpo.init(config, policy, SEED, args.device))

@@ -163,7 +163,7 @@ def ways_to_step(id: str, args: argparse.Namespace) -> dict[str, Callable[[], in
 def iteration(args: argparse.Namespace) -> Rows:
     """Wall seconds of one meta-iteration by part, its limit, and the busy share of the cores."""
     sampler = Sampler(metarl.make("HalfCheetahDir-v0", horizon=args.horizon))
-    config = Config(n_tasks=args.tasks, episodes=args.episodes, hidden=tuple(args.hidden))
+    config = Config(n_tasks=args.tasks, episodes=args.episodes, hidden=tuple(args.hidden), cg_iterations=10)
     policy = config.policy(spaces_of(sampler.family))
     state = maml_trpo.init(config, policy, SEED, "cpu")
     state, _ = maml_trpo.iteration(config, sampler, policy, state, SEED)

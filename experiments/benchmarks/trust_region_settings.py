@@ -31,6 +31,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "10 products, 1e-2": {"cg_iterations": 10, "damping": 1e-2},
     "5 products, 1e-5": {"cg_iterations": 5, "damping": 1e-5},
     "5 products, 1e-2": {"cg_iterations": 5, "damping": 1e-2},
+    "10 products, 1e-1": {"cg_iterations": 10, "damping": 1e-1},
+    "7 products, 1e-2": {"cg_iterations": 7, "damping": 1e-2},
 }
 TO_THE_END = "10 products, 1e-5, to the end"
 """Also where the residuals are no longer orthogonal."""
@@ -85,11 +87,11 @@ def rows() -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def run(families: list[str]) -> None:
+def run(families: list[str], settings: list[str]) -> None:
     done = {(row["family"], row["setting"], int(row["seed"])) for row in rows()}
     for seed in SEEDS:
         for family in families:
-            for setting in SETTINGS:
+            for setting in settings:
                 if (family, setting, seed) in done:
                     continue
                 found = cell(family, setting, seed)
@@ -123,10 +125,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("run", "report"))
     parser.add_argument("--families", nargs="+", choices=list(FAMILIES), default=list(FAMILIES))
+    parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.command == "run":
-        run(args.families)
+        run(args.families, args.settings)
     else:
         report()
 

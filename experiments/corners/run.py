@@ -34,7 +34,7 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 FAMILY, HORIZON = "PointNavigationCorners-v0", 50
 SETTINGS: dict[str, Any] = {"n_tasks": 20, "episodes": 20, "inner_lr": 0.5, "lr_in_std": True, "min_std": 0.2,
-                            "max_kl": 0.02}  # fmt: skip
+                            "max_kl": 0.02, "cg_iterations": 10}  # fmt: skip
 FORMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "near": ({"horizon": HORIZON}, {}),
     "far": ({"horizon": HORIZON, "start_radius": 2.0}, {"init_std": 0.5}),

@@ -42,7 +42,7 @@ RESULTS = HERE / "results"
 META_BATCHES = 20
 BOOTSTRAP = 2000
 TASKS_SEED, EPISODES_SEED = 86_420, 1_000_003
-COMMON: dict[str, Any] = {"gamma": 1.0, "gae_lambda": 1.0, "inner_gradient": "lvc"}
+COMMON: dict[str, Any] = {"gamma": 1.0, "gae_lambda": 1.0, "inner_gradient": "lvc", "cg_iterations": 10}
 RUNS: dict[str, dict[str, Any]] = {
     "tabular": {
         "family": ("TabularMDP-v0", {}), "iterations": (0, 10, 20, 40, 80),

@@ -48,7 +48,7 @@ SETTINGS = {
     100: Setting(25, 9, 10, 1.0),
 }
 COMMON = {"hidden": (), "inner_optimizer": "natural", "natural_damping": 0.003, "reward_baseline": 1.5,
-          "gae_lambda": 0.0, "multi_step_until": 10**9, "n_tasks": 20}  # fmt: skip
+          "gae_lambda": 0.0, "multi_step_until": 10**9, "n_tasks": 20, "cg_iterations": 10}  # fmt: skip
 """A reward is credited to the action that it followed at once: nearly everything that can be known of these MDPs."""
 ITERATIONS = 10
 
