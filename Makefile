@@ -18,7 +18,7 @@ test: .venv/installed
 # Again with MuJoCo 3.3, which Meta-World pins; the environment proper has a newer one, and no Meta-World.
 test-mujoco33: .venv/installed $(MUJOCO33)/installed
 	PYTHONPATH=$(CURDIR)/$(MUJOCO33) $(BIN)/pytest -n auto -m "not slow" \
-	  $(wildcard tests/test_metaworld.py tests/test_mujoco*.py tests/test_locomotion.py)
+	  tests/envs/test_metaworld.py tests/vector/test_mujoco.py tests/envs/test_locomotion.py
 
 test-slow: .venv/installed
 	$(BIN)/pytest -n auto -m slow

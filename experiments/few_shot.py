@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from metarl import figures
 from metarl.checkpoint import atomic_write, read_json, write_json
+from metarl.report import figures
 from metarl.supervised import FewShotEvaluation, FewShotLearner, SetFamily, Sets
-from metarl.train import versions
+from metarl.training.train import versions
 
 SCRATCH, PRETRAINED, NEIGHBOUR = "from scratch", "pretrained", "nearest neighbour"
 GRID = (0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 1.0)

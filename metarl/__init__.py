@@ -10,40 +10,40 @@ __version__ = "0.1.0"
 
 _EXPORTS = {
     "MetaLearner": "metarl.learner",
-    "AdaptedPolicy": "metarl.adapted_policy",
-    "RecurrentPolicy": "metarl.recurrent_policy",
+    "AdaptedPolicy": "metarl.adapted.gradient_policy",
+    "RecurrentPolicy": "metarl.adapted.recurrent_policy",
     "TaskFamily": "metarl.tasks",
     "Task": "metarl.tasks",
     "Tasks": "metarl.tasks",
-    "make": "metarl.tasks",
-    "register": "metarl.tasks",
-    "registered": "metarl.tasks",
+    "make": "metarl.families.registry",
+    "register": "metarl.families.registry",
+    "registered": "metarl.families.registry",
     "split_rng": "metarl.splits",
     "TensorFamily": "metarl.vector.tensor",
-    "make_vector": "metarl.vector",
-    "check_family": "metarl.check",
-    "from_gymnasium": "metarl.gymnasium_family",
-    "visible": "metarl.visible_family",
+    "make_vector": "metarl.vector.backends",
+    "check_family": "metarl.families.check",
+    "from_gymnasium": "metarl.families.gymnasium",
+    "visible": "metarl.families.visible",
 }
 
 __all__ = [*sorted(_EXPORTS), "__version__"]
 
 if TYPE_CHECKING:
-    from metarl.adapted_policy import AdaptedPolicy as AdaptedPolicy
-    from metarl.check import check_family as check_family
-    from metarl.gymnasium_family import from_gymnasium as from_gymnasium
+    from metarl.adapted.gradient_policy import AdaptedPolicy as AdaptedPolicy
+    from metarl.adapted.recurrent_policy import RecurrentPolicy as RecurrentPolicy
+    from metarl.families.check import check_family as check_family
+    from metarl.families.gymnasium import from_gymnasium as from_gymnasium
+    from metarl.families.registry import make as make
+    from metarl.families.registry import register as register
+    from metarl.families.registry import registered as registered
+    from metarl.families.visible import visible as visible
     from metarl.learner import MetaLearner as MetaLearner
-    from metarl.recurrent_policy import RecurrentPolicy as RecurrentPolicy
     from metarl.splits import split_rng as split_rng
     from metarl.tasks import Task as Task
     from metarl.tasks import TaskFamily as TaskFamily
     from metarl.tasks import Tasks as Tasks
-    from metarl.tasks import make as make
-    from metarl.tasks import register as register
-    from metarl.tasks import registered as registered
-    from metarl.vector import make_vector as make_vector
+    from metarl.vector.backends import make_vector as make_vector
     from metarl.vector.tensor import TensorFamily as TensorFamily
-    from metarl.visible_family import visible as visible
 
 
 def __getattr__(name: str) -> Any:

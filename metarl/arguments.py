@@ -7,8 +7,10 @@ NumPy's numbers become Python's, which JSON can hold. A bool is no number and no
 import math
 import numbers
 import os
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 
@@ -72,3 +74,66 @@ def new_file(name: str, value: Any) -> Path:
     if path.is_dir():
         raise ValueError(f"{name} must be a file, and {str(path)!r} is a directory: name a file in it")
     return path
+
+
+_PLAIN: dict[Any, Callable[[str, Any], Any]] = {
+    bool: yes_or_no,
+    int: whole,
+    float: number,
+    int | None: lambda name, value: None if value is None else whole(name, value),
+    float | None: lambda name, value: None if value is None else number(name, value),
+    tuple[int, ...]: lambda name, value: tuple(
+        whole(f"every entry of {name}", x) for x in listed(name, value, "whole numbers")
+    ),
+    tuple[float, ...]: lambda name, value: tuple(
+        number(f"every entry of {name}", x) for x in listed(name, value, "numbers")
+    ),
+}
+"""What makes a plain value of each type that a field may have; words are checked by what they may be."""
+
+
+def check_types(config: Any) -> None:
+    """Every field as a plain Python value of its type: to be called first in `__post_init__`.
+
+    Raises:
+        ValueError: a field of another type.
+    """
+    hints = get_type_hints(type(config))
+    for field in fields(config):
+        if (plain := _PLAIN.get(hints[field.name])) is not None:
+            object.__setattr__(config, field.name, plain(field.name, getattr(config, field.name)))
+
+
+def check_choice(config: Any, **choices: tuple[str, ...]) -> None:
+    """Raise ValueError for a field that is none of its choices."""
+    for name, known in choices.items():
+        if getattr(config, name) not in known:
+            raise ValueError(f"{name} must be one of {known}, got {getattr(config, name)!r}")
+
+
+def check_whole(config: Any, **least: int) -> None:
+    """Raise ValueError for a field below its least value, or no whole number; None passes."""
+    for name, bound in least.items():
+        if getattr(config, name) is not None:
+            whole(name, getattr(config, name), bound)
+
+
+def check_positive(config: Any, *names: str) -> None:
+    """Raise ValueError for a field that is not above zero, or infinite."""
+    for name in names:
+        if not 0 < getattr(config, name) < math.inf:
+            raise ValueError(f"{name} must be positive and finite, got {getattr(config, name)}")
+
+
+def check_not_negative(config: Any, *names: str) -> None:
+    """Raise ValueError for a field below zero, or infinite."""
+    for name in names:
+        if not 0 <= getattr(config, name) < math.inf:
+            raise ValueError(f"{name} must not be negative, and finite, got {getattr(config, name)}")
+
+
+def check_fraction(config: Any, *names: str) -> None:
+    """Raise ValueError for a field outside [0, 1]."""
+    for name in names:
+        if not 0 <= getattr(config, name) <= 1:
+            raise ValueError(f"{name} must lie in [0, 1], got {getattr(config, name)}")

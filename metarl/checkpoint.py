@@ -3,7 +3,7 @@
 A checkpoint is one safetensors file: tensors, and in its header a JSON text with everything else. One file can be
 replaced in one atomic step; loading it runs no code. A checksum over both finds damage that the format does not.
 Equal states make equal files. A checksum is no signature: whoever writes a file can compute one, so what a header says
-is checked before it is acted on (`reading`, `limited_to`; `metarl.saved_family` for what it may import).
+is checked before it is acted on (`reading`, `limited_to`; `metarl.families.saved` for what it may import).
 """
 
 import contextlib

@@ -19,7 +19,7 @@ import rich.text
 import tyro
 
 from metarl.suggestions import did_you_mean, setting_hint
-from metarl.survival import STOPPING
+from metarl.vector.survival import STOPPING
 
 T = TypeVar("T")
 
@@ -150,8 +150,8 @@ def _reject_unknown(argv: Sequence[str], names: Sequence[str]) -> None:
 
 
 def _train(name: str, options: TrainOptions, config: Any) -> int:
+    from metarl.families.registry import make
     from metarl.learner import MetaLearner
-    from metarl.tasks import make
 
     if options.iterations < 1:
         raise UsageError(f"--iterations must be at least 1, got {options.iterations}")
@@ -186,7 +186,7 @@ def _resume(options: ResumeOptions) -> int:
 def _planned(options: ResumeOptions) -> tuple[int, dict[str, Any]]:
     """The total of iterations and the schedule of a run; without a sound config.json, --iterations says it."""
     from metarl.checkpoint import CheckpointError
-    from metarl.run_directory import LATEST, read_config
+    from metarl.training.directory import LATEST, read_config
 
     try:
         settings = read_config(options.resume)
@@ -222,7 +222,7 @@ def _notes() -> Iterator[None]:
 
 
 def _learn(learner: Any, iterations: int, out: Path, progress: bool, schedule: dict[str, Any]) -> int:
-    from metarl.run_directory import LATEST, RunDirectoryError
+    from metarl.training.directory import LATEST, RunDirectoryError
 
     family, config = learner.family, learner.config
     episodes = f"{config.episodes} episodes"
@@ -316,10 +316,10 @@ class EvaluateOptions:
 
 def evaluate_command(argv: Sequence[str]) -> int:
     options = _parse(EvaluateOptions, "metarl evaluate", argv)
-    from metarl import figures
-    from metarl.evaluate import Evaluation, file_name, side_by_side
-    from metarl.run_directory import RunDirectory
+    from metarl.report import figures
+    from metarl.report.evaluation import Evaluation, file_name, side_by_side
     from metarl.splits import check_split
+    from metarl.training.directory import RunDirectory
 
     _set_threads(options.threads)
     learner = _load(options, options.device, options.workers)
@@ -437,7 +437,7 @@ class RenderOptions:
 
 def render_command(argv: Sequence[str]) -> int:
     options = _parse(RenderOptions, "metarl render", argv)
-    from metarl.render import film
+    from metarl.report.render import film
     from metarl.tasks import parse_task, task_at
 
     learner = _load(options, "cpu")
@@ -464,7 +464,7 @@ def render_command(argv: Sequence[str]) -> int:
 
 def _load(options: EvaluateOptions | AdaptOptions | RenderOptions, device: str, workers: int | None = None) -> Any:
     from metarl.learner import MetaLearner
-    from metarl.train import BEST
+    from metarl.training.train import BEST
 
     path = options.run
     if path.is_dir():
@@ -483,7 +483,7 @@ class ListOptions:
 def list_command(argv: Sequence[str]) -> int:
     _parse(ListOptions, "metarl list", argv)
     from metarl import algorithms
-    from metarl.tasks import registered
+    from metarl.families.registry import registered
 
     for title, rows in (
         ("algorithms", {n: (algorithms.get(n).__doc__ or "").splitlines()[0] for n in algorithms.ALGORITHMS}),

@@ -14,17 +14,37 @@ import numpy as np
 import torch
 from torch import nn
 
-from metarl import algorithms, checkpoint, saved_learner
-from metarl.adapted_policy import AdaptedPolicy
+from metarl import algorithms, checkpoint
+from metarl.adapted.gradient_policy import AdaptedPolicy
+from metarl.adapted.recurrent_policy import RecurrentPolicy
 from metarl.arguments import file_path, new_file, positive_sizes, whole, yes_or_no
 from metarl.checkpoint import CheckpointError
-from metarl.evaluate import FINAL, GIVEN, PERIODIC, STEP_SIZES, Evaluation, checked_step_sizes, evaluation_seed
-from metarl.parallel import keep_freed_memory
-from metarl.policies import ModulePolicy, Policy, without_context
-from metarl.policies_gru import GRUPolicy, Memory
-from metarl.recurrent_policy import RecurrentPolicy
-from metarl.rollout import EnvSampler, Sampler
-from metarl.run_directory import (
+from metarl.families.registry import make
+from metarl.families.saved import signature
+from metarl.parallel import keep_freed_memory, resolve_device
+from metarl.policies.base import Policy
+from metarl.policies.gru import GRUPolicy, Memory
+from metarl.policies.mlp import without_context
+from metarl.policies.module import ModulePolicy
+from metarl.policies.spaces import Spaces, check_same_spaces, spaces_of
+from metarl.recurrent.trials import shown_episodes
+from metarl.report.evaluation import (
+    FINAL,
+    GIVEN,
+    PERIODIC,
+    STEP_SIZES,
+    Evaluation,
+    checked_step_sizes,
+    evaluation_seed,
+)
+from metarl.report.step_sizes import TASKS, Choice, choose
+from metarl.rollout.sampler import EnvSampler, Sampler
+from metarl.splits import TEST, VALIDATION
+from metarl.suggestions import known_arguments, setting_hint
+from metarl.tasks import TaskFamily, Tasks, check_is_family, num_tasks, requested_task, stack_tasks, task_at
+from metarl.torch_defaults import torch_defaults
+from metarl.training import saved
+from metarl.training.directory import (
     BEST,
     CONFIG,
     LATEST,
@@ -34,25 +54,9 @@ from metarl.run_directory import (
     read_config,
     versions,
 )
-from metarl.saved_family import signature
-from metarl.spaces import Spaces, check_same_spaces, spaces_of
-from metarl.splits import TEST, VALIDATION
-from metarl.step_sizes import TASKS, Choice, choose
-from metarl.suggestions import known_arguments, setting_hint
-from metarl.tasks import (
-    TaskFamily,
-    Tasks,
-    check_is_family,
-    make,
-    num_tasks,
-    requested_task,
-    stack_tasks,
-    task_at,
-)
-from metarl.torch_defaults import torch_defaults
-from metarl.train import Stats, in_one_piece, train
-from metarl.trial import shown_episodes
-from metarl.warm_start import (
+from metarl.training.saved import portable, restore
+from metarl.training.train import Stats, in_one_piece, train
+from metarl.training.warm_start import (
     check_same_activation,
     module_of,
     settings_of,
@@ -60,41 +64,6 @@ from metarl.warm_start import (
     unused_warning,
     with_policy,
 )
-
-
-def resolve_device(device: str | torch.device) -> torch.device:
-    """`"auto"` is the GPU where there is one. Raises ValueError for a device that is not there."""
-    if str(device) == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    found: torch.device | None
-    try:
-        found = torch.device(device)
-    except (RuntimeError, TypeError):
-        found = None
-    if found is None or found.type not in ("cpu", "cuda"):
-        raise ValueError(f"device must be auto, cpu or cuda, got {device!r}")
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {device!r} was asked for, but this machine has no CUDA device; use auto or cpu")
-    if found.type == "cuda" and (found.index or 0) >= (count := torch.cuda.device_count()):
-        raise ValueError(f"device {device!r} was asked for, but this machine has {count}, counted from cuda:0")
-    return found
-
-
-def portable(learner: Any) -> dict[str, Any]:
-    """A learner's attributes for pickle, with the tensors of its state on the CPU."""
-    return vars(learner) | {"state": checkpoint.on_device(learner.state, "cpu")}
-
-
-def restore(learner: Any, attributes: dict[str, Any]) -> None:
-    """Give `learner` these attributes, on the CPU if its GPU is not there."""
-    try:
-        device = resolve_device(attributes["device"])
-    except ValueError:
-        device = torch.device("cpu")
-    state = checkpoint.on_device(attributes["state"], device)
-    vars(learner).update(attributes | {"device": device, "state": state})
-    if hasattr(learner, "sampler"):
-        learner.sampler.device = device
 
 
 def make_config(algorithm: str, values: Mapping[str, Any]) -> Any:
@@ -288,7 +257,7 @@ class MetaLearner:
         step: Callable[[Any], tuple[Any, Stats]] = self._step
         hooks = None
         if isinstance(callback, list | tuple) or hasattr(callback, "init_callback"):
-            from metarl.callbacks import Hooks
+            from metarl.training.callbacks import Hooks
 
             hooks = Hooks(self, callback)
             step, callback = hooks.around(self._step), hooks.after_iteration
@@ -593,7 +562,7 @@ class MetaLearner:
             UserWarning: the latest state of a run is damaged, and the previous one is used.
         """
         trust = yes_or_no("trust", trust)
-        return saved_learner.load(cls, file_path("path", path), family, resolve_device(device), policy, workers, trust)
+        return saved.load(cls, file_path("path", path), family, resolve_device(device), policy, workers, trust)
 
 
 def _best_of(path: Path, trust: bool) -> MetaLearner:

@@ -114,3 +114,21 @@ def keep_freed_memory() -> None:
     m_trim_threshold, m_mmap_threshold = -1, -3
     libc.mallopt(m_mmap_threshold, 32 << 20)  # 32 MiB is the most that glibc accepts
     libc.mallopt(m_trim_threshold, 1 << 30)
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """`"auto"` is the GPU where there is one. Raises ValueError for a device that is not there."""
+    if str(device) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    found: torch.device | None
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        found = None
+    if found is None or found.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be auto, cpu or cuda, got {device!r}")
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {device!r} was asked for, but this machine has no CUDA device; use auto or cpu")
+    if found.type == "cuda" and (found.index or 0) >= (count := torch.cuda.device_count()):
+        raise ValueError(f"device {device!r} was asked for, but this machine has {count}, counted from cuda:0")
+    return found

@@ -14,6 +14,12 @@ from typing import ParamSpec, TypeVar
 P = ParamSpec("P")
 R = TypeVar("R")
 
+ALGORITHMS = (
+    "maml_trpo", "maml_ppo", "maml_vpg", "promp", "e_maml", "fomaml", "reptile", "meta_sgd", "maml_plus_plus", "anil",
+    "cavia", "rl2",
+)  # fmt: skip
+"""The package's own algorithms, in the order in which they are listed."""
+
 _FEW = 16
 """As many names are listed in full."""
 _SURE, _SIMILAR = 0.75, 0.5

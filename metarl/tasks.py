@@ -5,12 +5,8 @@ process. `Tasks` is the batched form, every value with the task axis K in front.
 """
 
 import dataclasses
-import functools
-import importlib
-import importlib.metadata
-import inspect
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import gymnasium as gym
@@ -27,7 +23,6 @@ Task = dict[str, np.ndarray]
 Tasks = dict[str, np.ndarray]
 """Many tasks; each value [K, ...]."""
 
-ENTRY_POINT_GROUP = "metarl.families"
 GYMNASIUM, VISIBLE = "gym", "visible"
 """Prefixes of ids: `gym:Pendulum-v1` is a Gymnasium environment, `visible:ID` a family with its tasks visible."""
 
@@ -50,7 +45,7 @@ class TaskFamily(Protocol):
       which may be outside of `task_space`. By default numbers may have any finite value.
     - `wrap(env)`: a plain environment with the wrappers that the family's own have (see `MetaLearner.adapt`).
     - `draw(axes, task, observations)`: draw some episodes of one task on matplotlib axes. `observations` is a list
-      with one float array [T_e, O] per episode, its valid steps only (see `metarl.figures`).
+      with one float array [T_e, O] per episode, its valid steps only (see `metarl.report.figures`).
     """
 
     id: str
@@ -215,111 +210,3 @@ class FamilySpec:
 
     id: str
     kwargs: dict[str, Any]
-
-
-_registry: dict[str, Callable[..., TaskFamily]] = {}
-
-
-def register(id: str, factory: Callable[..., TaskFamily]) -> None:
-    """Make `factory` known as `id`, so that `metarl.make(id, **kwargs)` calls it.
-
-    A package announces its families without being imported through entry points of the group `metarl.families`.
-
-    Raises:
-        ValueError: another factory has this id already, the id is no word, or the factory cannot be called.
-    """
-    if not isinstance(id, str):
-        raise ValueError(f"a family's id is a word like 'PointNavigation-v0', got {id!r}")
-    if not callable(factory):
-        raise ValueError(f"the factory of {id!r} must be a function or a class that makes the family, got {factory!r}; "
-                         f"a family that is made already is registered with lambda: family")  # fmt: skip
-    if _registry.get(id, factory) is not factory:
-        raise ValueError(f"a family {id!r} is registered already; give this one another name or version")
-    _registry[id] = factory
-
-
-def _entry_points() -> dict[str, importlib.metadata.EntryPoint]:
-    return {point.name: point for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)}
-
-
-def is_registered(id: str) -> bool:
-    """Whether `register` was called with this id in this process."""
-    return id in _registry
-
-
-def entry_point_module(id: str) -> str | None:
-    """The module that the family `id` of an installed package would be imported from, None if no package has it."""
-    point = _entry_points().get(id)
-    return None if point is None else point.module
-
-
-def registered() -> dict[str, str]:
-    """Every known family: id -> one line about it."""
-    out = {}
-    for id in sorted({*_registry, *_entry_points()}):
-        try:
-            doc = (_factory(id).__doc__ or "").strip()
-        except Exception as error:  # whatever a plug-in does wrong, the others are still listed
-            doc = f"cannot be imported: {type(error).__name__}: {error}"
-        out[id] = doc.splitlines()[0] if doc else ""
-    return out
-
-
-def _factory(id: str) -> Callable[..., TaskFamily]:
-    if id in _registry:
-        return _registry[id]
-    points = _entry_points()
-    if id not in points:
-        raise ValueError(f"no task family is called {id!r}{_family_hint(id, sorted({*_registry, *points}))}")
-    return points[id].load()
-
-
-def _family_hint(id: str, known: Iterable[str]) -> str:
-    """What was probably meant by an unknown family's id, and where to look."""
-    names = importlib.import_module("metarl.algorithms").ALGORITHMS  # by name: it is above this module
-    if id.lower().replace("-", "_") in names:
-        return f"; it is an algorithm, and the family comes after it: {id} PointNavigation-v0"
-    hint = did_you_mean(id, known)
-    where = f"{hint}{' ' if hint.endswith('?') else '. '}`metarl list` shows all of them"
-    if id in gym.registry or "/" in id:
-        return (f"{where}; a Gymnasium environment is a family as 'gym:{id}' with the parameters that vary, in Python "
-                f"metarl.from_gymnasium({id!r}, {{...}})")  # fmt: skip
-    return where
-
-
-def _gymnasium_factory(env_id: str) -> Callable[..., TaskFamily]:
-    # By name: this module is below the one that has it.
-    return functools.partial(importlib.import_module("metarl.gymnasium_family").from_gymnasium, env_id)
-
-
-def make(id: str = "", /, **kwargs: Any) -> TaskFamily:
-    """Build the family registered as `id`.
-
-    `gym:ID` makes a Gymnasium environment's, `kwargs` being the arguments of `metarl.from_gymnasium`; `visible:ID`
-    the family `ID` with its tasks visible (see `metarl.visible`).
-
-    Raises:
-        ValueError: no family has this id (the message names the nearest), or it refuses `kwargs`.
-    """
-    id = id or kwargs.pop("id", "")  # after another id, `id=` is an argument: the name that a family is given
-    if not isinstance(id, str):
-        raise ValueError(f"a family's id is a word like 'PointNavigation-v0', got {id!r}")
-    prefix, _, rest = id.partition(":")
-    if prefix == VISIBLE and rest:
-        return importlib.import_module("metarl.visible_family").visible(make(rest, **kwargs))
-    gymnasium = prefix == GYMNASIUM and bool(rest)
-    factory = _gymnasium_factory(rest) if gymnasium else _factory(id)
-    parameters = inspect.signature(factory).parameters
-    if not any(p.kind == inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-        for name in kwargs:
-            if name not in parameters:
-                hint = did_you_mean(name, parameters)
-                raise ValueError(f"{id} cannot be made with {kwargs}: it has no argument {name!r}{hint}")
-    try:
-        family = factory(**kwargs)
-    except TypeError as error:
-        raise ValueError(f"{id} cannot be made with {kwargs}: {error}") from error
-    if gymnasium:  # writes its own specification
-        return family
-    object.__setattr__(family, "spec", FamilySpec(id, kwargs))
-    return family

@@ -20,7 +20,7 @@ from tiny_runs import contents, iterations_logged, rows_without_time, same_param
 import metarl
 from metarl import AdaptedPolicy, MetaLearner, cli, tasks
 from metarl.algorithms import maml_trpo
-from metarl.train import BEST, LATEST
+from metarl.training.train import BEST, LATEST
 
 SMALL = ["--n-tasks", "2", "--episodes", "2", "--hidden", "8", "--family-kwargs", "horizon=5", "--eval-tasks", "2",
          "--threads", "1", "--device", "cpu", "--no-progress"]  # fmt: skip

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_readme import blocks
+from documents import blocks
 
 import metarl
 from metarl import cli
-from metarl.tasks import ENTRY_POINT_GROUP, TaskFamily
+from metarl.families.registry import ENTRY_POINT_GROUP
+from metarl.tasks import TaskFamily
 
 DOCUMENT = Path(metarl.__file__).parents[1] / "docs" / "custom_families.md"
 

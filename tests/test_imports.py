@@ -1,48 +1,33 @@
-"""Imports point one way, and `import metarl` costs nothing."""
+"""Rooms import only rooms below them, and `import metarl` costs nothing."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from documents import DOCS
 
 import metarl
-from metarl.algorithms import ALGORITHMS
 
 ROOT = Path(metarl.__file__).parent
 
-LAYERS = [
-    {"distributions", "tasks", "random", "adapt", "losses", "optimizers", "parallel", "worker", "arguments", "splits"}
-    | {"torch_defaults", "suggestions", "printing", "finite", "survival", "success", "transition", "step_sizes"},
-    {"spaces", "mlp", "modules", "normalize", "places", "priors", "visible_family", "observations"},
-    {
-        *("policies", "policies_cnn", "policies_gru", "gymnasium_family", "vector", "vector.automatic", "vector.loop"),
-        *("vector.mujoco", "vector.process", "vector.resets", "vector.tensor"),
-    },
-    {"recording", "rollout", "trial", "check", "check_environments", "check_parameters", "task_critic"}
-    | {"supervised.losses", "supervised.networks", "supervised.sets"},
-    {"advantages", "baseline", "natural", "settings", "trust_region", "unrolled"},
-    {"inner_loop", "outer"},
-    {"algorithms", *(f"algorithms.{name}" for name in ALGORITHMS)}
-    | {"supervised.maml", "supervised.methods", "supervised.sinusoid"},
-    {"evaluate", "figures", "checkpoint", "train", "adapted_policy", "recurrent_policy", "callbacks", "render"}
-    | {"run_directory", "metrics_file", "saved_learner"}
-    | {
-        "warm_start",
-        "saved_family",
-        "health",
-        "event_files",
-        "supervised.classes",
-        "supervised.evaluation",
-        "supervised.letters",
-    },
-    {"learner", "supervised", "supervised.learner"},
-    {"cli", "__main__", "sb3", "sb3.policies", "sb3.saved_models", "sb3.vec_env"},
+ROWS = [
+    {"arguments", "checkpoint", "parallel", "params", "printing", "random", "splits", "suggestions", "torch_defaults"},
+    {"tasks", "formulas"},
+    {"policies", "vector"},
+    {"adapted", "families", "rollout"},
+    {"inner", "recurrent", "training"},
+    {"outer", "report"},
+    {"algorithms", "supervised"},
+    {"learner"},
+    {"cli", "sb3"},
+    {"__main__"},
 ]
-"""From the bottom up. A module may import from lower layers and from its own; a new module belongs into one of them."""
+"""From the bottom up. A room, or a module beside the rooms, imports only from rows below its own."""
 
-LEVEL = {module: level for level, layer in enumerate(LAYERS) for module in layer}
+ROW = {room: number for number, row in enumerate(ROWS) for room in row}
 
 
 def module_name(path: Path) -> str:
@@ -51,6 +36,10 @@ def module_name(path: Path) -> str:
 
 
 MODULES = {module_name(path): path for path in sorted(ROOT.rglob("*.py")) if path != ROOT / "__init__.py"}
+
+
+def room(module: str) -> str:
+    return module.partition(".")[0]
 
 
 def imported(path: Path) -> set[str]:
@@ -65,24 +54,60 @@ def imported(path: Path) -> set[str]:
     return out
 
 
-def ours(path: Path) -> set[str]:
+def rooms_imported(path: Path) -> set[str]:
     names = {name.removeprefix("metarl.") for name in imported(path) if name.startswith("metarl.")}
-    return names & MODULES.keys()
+    return {room(name) for name in names if room(name) in ROW}
 
 
-def test_every_module_has_a_layer():
-    assert set(MODULES) - set(LEVEL) == set()
+def named_in_strings(path: Path) -> set[str]:
+    """Rooms whose modules are named at the start of a string, as `import_module` takes them."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found |= {room(name) for name in re.findall(r"^metarl\.([a-z_.]+)", node.value) if room(name) in ROW}
+    return found
+
+
+def test_there_are_ten_rows_and_every_module_is_in_one():
+    assert len(ROWS) == 10
+    assert {room(module) for module in MODULES} == set(ROW)
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))
-def test_imports_point_down(module):
-    upward = {name for name in ours(MODULES[module]) if LEVEL.get(name, 0) > LEVEL.get(module, 0)}
-    assert upward == set()
+def test_a_room_imports_only_rooms_below_it(module):
+    own = room(module)
+    assert {other for other in rooms_imported(MODULES[module]) - {own} if ROW[other] >= ROW[own]} == set()
 
 
-def test_the_parser_finds_the_imports():
-    # The control: were `ours` to find nothing, the test above could not fail.
-    assert {"inner_loop", "outer", "trust_region", "policies", "settings"} <= ours(MODULES["algorithms.maml_trpo"])
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_no_import_is_hidden_in_a_string(module):
+    own = room(module)
+    assert {other for other in named_in_strings(MODULES[module]) - {own} if ROW[other] >= ROW[own]} == set()
+
+
+def test_the_parser_finds_the_imports(tmp_path):
+    # The control: were nothing found, the tests above could not fail.
+    assert {"inner", "outer", "policies", "rollout"} <= rooms_imported(MODULES["algorithms.maml_trpo"])
+    path = tmp_path / "module.py"
+    path.write_text('"""See metarl.cli."""\nimport importlib\nimportlib.import_module("metarl.learner")\n')
+    assert named_in_strings(path) == {"learner"}
+
+
+@pytest.mark.parametrize("name", sorted(name for name in ROW if (ROOT / name).is_dir()))
+def test_a_room_says_what_it_is_for_and_what_it_imports(name):
+    text = ast.get_docstring(ast.parse((ROOT / name / "__init__.py").read_text())) or ""
+    assert len(text.splitlines()) <= 12
+    row = ROW[name]
+    said = {other for other in re.findall(r"`([a-z_0-9]+)`", text.partition("Imports ")[2]) if other in ROW}
+    assert "Imports " in text and all(ROW[other] < row for other in said)
+
+
+def test_the_architecture_page_tells_the_same_story():
+    table = (DOCS / "architecture.md").read_text().partition("## Where things live")[2].partition("\n## ")[0]
+    lines = [line for line in table.splitlines() if re.match(r"\| \d+ \|", line)]
+    told = [set(re.findall(r"`([a-z_0-9]+)/?`", line.split("|")[2])) for line in lines]
+    assert [int(line.split("|")[1]) for line in lines] == list(range(len(ROWS), 0, -1))
+    assert told == ROWS[::-1]
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))

@@ -20,10 +20,11 @@ import metarl
 from metarl import AdaptedPolicy, MetaLearner
 from metarl.algorithms import maml_trpo
 from metarl.checkpoint import CheckpointError
-from metarl.learner import make_config, resolve_device
-from metarl.policies import ModulePolicy
-from metarl.rollout import Sampler
-from metarl.spaces import spaces_of
+from metarl.learner import make_config
+from metarl.parallel import resolve_device
+from metarl.policies.module import ModulePolicy
+from metarl.policies.spaces import spaces_of
+from metarl.rollout.sampler import Sampler
 
 
 def module(outputs: int = 2) -> nn.Module:
@@ -364,17 +365,17 @@ def test_a_family_of_the_users_own_must_be_passed_again(tmp_path):
 
 
 def test_a_registered_family_of_the_users_own_comes_back(tmp_path, monkeypatch):
-    monkeypatch.setattr("metarl.tasks._registry", {})
+    monkeypatch.setattr("metarl.families.registry._registry", {})
     metarl.register("MyGoals-v3", PointGoal)  # under another name than its id
     tiny(metarl.make("MyGoals-v3")).save(tmp_path / "l")
     assert isinstance(MetaLearner.load(tmp_path / "l").family, PointGoal)
-    monkeypatch.setattr("metarl.tasks._registry", {})
+    monkeypatch.setattr("metarl.families.registry._registry", {})
     with pytest.raises(CheckpointError, match="needs the family 'PointGoalProbe-v0'; pass it as family="):
         MetaLearner.load(tmp_path / "l")
 
 
 def test_arguments_that_are_no_json_do_not_keep_a_learner_from_being_saved(tmp_path, monkeypatch):
-    monkeypatch.setattr("metarl.tasks._registry", {})
+    monkeypatch.setattr("metarl.families.registry._registry", {})
     metarl.register("Odd-v0", lambda scale: PointGoal())
     tiny(metarl.make("Odd-v0", scale=np.ones(3))).save(tmp_path / "l")
     with pytest.raises(CheckpointError, match="pass the same one as family="):

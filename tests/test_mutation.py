@@ -48,7 +48,7 @@ def test_what_is_changed(kind, source, expected):
 
 
 def test_a_sample_depends_on_its_seed_alone():
-    found = mutants.mutants((HERE.parent / "metarl" / "losses.py").read_text())
+    found = mutants.mutants((HERE.parent / "metarl" / "formulas" / "losses.py").read_text())
     assert len(set(found)) == len(found) > 30
     one, other = (mutants.sample(found, 10, seed) for seed in (0, 1))
     assert mutants.sample(found, 10, 0) == one != other
@@ -94,4 +94,4 @@ def test_every_target_is_a_module_with_tests():
         assert (HERE.parent / module).exists(), module
         for name in names:
             assert (HERE / f"{name}.py").exists(), f"{module}: there is no {name}"
-    assert "tests/test_mujoco.py" in targets.tests_of("metarl/vector/mujoco.py", HERE.parent)
+    assert "tests/vector/test_mujoco.py" in targets.tests_of("metarl/vector/mujoco.py", HERE.parent)

@@ -11,8 +11,8 @@ from torch import nn
 
 import metarl
 from metarl import MetaLearner
-from metarl.evaluate import Evaluation
 from metarl.printing import as_text, curve_text, family_text
+from metarl.report.evaluation import Evaluation
 from metarl.supervised import FewShotLearner, Sets, Sinusoid, digits
 
 GOAL = {"goal": [0.3, -0.2]}

@@ -2,33 +2,20 @@
 
 import contextlib
 import re
-import shlex
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from documents import ROOT, blocks, commands
 from tiny_runs import tiny
 
 import metarl
 from metarl import cli
 
-ROOT = Path(metarl.__file__).parents[1]
 README = ROOT / "README.md"
 DOCUMENTS = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 
 pytestmark = pytest.mark.skipif(not README.exists(), reason="metarl is not run from its repository")
-
-
-def blocks(text: str, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-
-
-def commands(text: str) -> list[list[str]]:
-    """The words of every `metarl ...` line in the shell blocks."""
-    lines = [line for block in blocks(text, "(?:bash|sh|console)") for line in block.replace("\\\n", " ").splitlines()]
-    words = [shlex.split(line.removeprefix("$ "), comments=True) for line in lines]
-    return [line[1:] for line in words if line and line[0].rpartition("/")[2] == "metarl"]
 
 
 def targets(text: str) -> set[str]:

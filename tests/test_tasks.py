@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import metarl
-from metarl import tasks as tasks_module
-from metarl.tasks import num_tasks, parse_task, split_rng, stack_tasks, task_at, validate_task
+from metarl.families import registry as registry_module
+from metarl.tasks import FamilySpec, num_tasks, parse_task, split_rng, stack_tasks, task_at, validate_task
 
 
 class Family:
@@ -47,7 +47,7 @@ GOOD = {"goal": [0.3, -0.2], "mass": 2.5, "corner": 3}
 @pytest.fixture
 def registry(monkeypatch):
     """An empty registry of its own."""
-    monkeypatch.setattr(tasks_module, "_registry", {})
+    monkeypatch.setattr(registry_module, "_registry", {})
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -154,7 +154,7 @@ def test_registered_family_is_made_and_remembers_how(registry):
     metarl.register("Test-v0", Family)
     family = metarl.make("Test-v0", arms=3)
     assert family.arms == 3
-    assert family.spec == tasks_module.FamilySpec("Test-v0", {"arms": 3})
+    assert family.spec == FamilySpec("Test-v0", {"arms": 3})
     assert metarl.registered()["Test-v0"] == "A family for these tests."
 
 
@@ -176,17 +176,17 @@ def test_unknown_argument_of_a_family_is_refused_by_name():
 
 
 def test_family_that_cannot_be_imported_is_listed_and_does_not_hide_the_others(monkeypatch):
-    group = tasks_module.ENTRY_POINT_GROUP
+    group = registry_module.ENTRY_POINT_GROUP
     broken = importlib.metadata.EntryPoint("Broken-v0", "no_such_module:Family", group)
-    points = {**tasks_module._entry_points(), "Broken-v0": broken}
-    monkeypatch.setattr(tasks_module, "_entry_points", lambda: points)
+    points = {**registry_module._entry_points(), "Broken-v0": broken}
+    monkeypatch.setattr(registry_module, "_entry_points", lambda: points)
     listed = metarl.registered()
     assert listed["Broken-v0"] == "cannot be imported: ModuleNotFoundError: No module named 'no_such_module'"
     assert listed["PointNavigation-v0"].startswith("A point in the plane")
 
 
 def test_entry_points_load_classes_of_their_own_name():
-    points = importlib.metadata.entry_points(group=tasks_module.ENTRY_POINT_GROUP)
+    points = importlib.metadata.entry_points(group=registry_module.ENTRY_POINT_GROUP)
     ours = [point for point in points if point.module == "metarl_envs.bandits"]
     assert len(ours) == 2
     for point in ours:

@@ -30,10 +30,10 @@ def make_env(family_id: str, render_mode: str | None = None, **kwargs: Any) -> g
     Raises:
         ValueError: a task parameter is missing, unknown or outside its space; the message names it.
     """
-    from metarl import tasks  # here, so that the import of this package by Gymnasium stays light
+    from metarl import make, tasks  # here, so that the import of this package by Gymnasium stays light
 
     taken = inspect.signature(_entry_points()[family_id].load()).parameters
-    family: Any = tasks.make(family_id, **{name: value for name, value in kwargs.items() if name in taken})
+    family: Any = make(family_id, **{name: value for name, value in kwargs.items() if name in taken})
     given = {name: value for name, value in kwargs.items() if name not in taken}
     task = tasks.validate_task(family, {**getattr(family, "default_task", {}), **given})
     return family.make(task) if render_mode is None else family.make(task, render_mode=render_mode)

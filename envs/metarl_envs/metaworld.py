@@ -17,7 +17,7 @@ from gymnasium.spaces import Box, Discrete
 
 from metarl.splits import SPLITS, VALIDATION, split_rng
 from metarl.tasks import Task, Tasks, did_you_mean, validate_task
-from metarl.vector import LoopVectorEnv
+from metarl.vector.loop import LoopVectorEnv
 
 REMEDY = "pip install metaworld==3.1.1 beside metarl in an environment of its own: it needs mujoco==3.3.0"
 

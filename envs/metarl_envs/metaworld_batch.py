@@ -7,7 +7,7 @@ environment, and with a few names that they look up (`np`, `float`, `min`, `Rota
 the last axis alone. Where the code branches on numbers that differ between environments, the call is given up and
 repeated for the two groups.
 
-`tests/test_metaworld.py` holds every one of the 50 classes against the package itself, step by step.
+`tests/envs/test_metaworld.py` holds every one of the 50 classes against the package itself, step by step.
 """
 
 import builtins

@@ -16,7 +16,7 @@ from gymnasium.vector.utils import batch_space
 
 from metarl.parallel import pool, workers
 from metarl.tasks import Task, Tasks, num_tasks, task_at
-from metarl.vector.resets import reset_mask
+from metarl.vector.contract import reset_mask
 from metarl_envs.metaworld_batch import Attributes, Code, Columns, StandIn, batch, call, snapshot
 
 MOCAP_QUAT = (1.0, 0.0, 1.0, 0.0)

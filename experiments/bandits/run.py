@@ -23,9 +23,9 @@ from metarl_envs import bandit_strategies as strategies
 from metarl_envs import bandit_values
 
 import metarl
-from metarl import figures
 from metarl.checkpoint import atomic_write, read_json, write_json
-from metarl.train import versions
+from metarl.report import figures
+from metarl.training.train import versions
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"

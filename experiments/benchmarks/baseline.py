@@ -21,15 +21,17 @@ import torch
 from torch import Tensor
 
 import metarl
-from metarl import losses
-from metarl.adapt import expand
-from metarl.advantages import discounted_returns, fitted_values
 from metarl.algorithms.maml_trpo import Config
-from metarl.distributions import log_prob
-from metarl.inner_loop import init
-from metarl.policies import Policy
-from metarl.rollout import Rollout, Sampler
-from metarl.spaces import spaces_of
+from metarl.formulas import losses
+from metarl.formulas.distributions import log_prob
+from metarl.formulas.returns import discounted_returns
+from metarl.inner.advantages import fitted_values
+from metarl.inner.state import init
+from metarl.params import expand
+from metarl.policies.base import Policy
+from metarl.policies.spaces import spaces_of
+from metarl.rollout.rollout import Rollout
+from metarl.rollout.sampler import Sampler
 
 GAMMA = 0.99
 FAMILIES = {

@@ -22,13 +22,15 @@ from reporting import Rows, machine, show
 from torch import Tensor
 
 import metarl
-from metarl import inner_loop, outer, trust_region
+from metarl.inner import loop
+from metarl.outer import objective as outer
+from metarl.outer import trust_region
 from metarl.parallel import threads_over_tasks
 
 STRIDES = (1, 2, 3, 4, 5, 10)
 
 
-def direction(learner: metarl.MetaLearner, found: inner_loop.Experience, stride: int) -> tuple[Tensor, Tensor, float]:
+def direction(learner: metarl.MetaLearner, found: loop.Experience, stride: int) -> tuple[Tensor, Tensor, float]:
     """The meta-update's step, the gradient, and the seconds of the whole: gradient, Fisher products, line search."""
     config, state = learner.config, learner.state
     start = time.perf_counter()
@@ -46,7 +48,7 @@ def direction(learner: metarl.MetaLearner, found: inner_loop.Experience, stride:
 @threads_over_tasks
 def compare(learner: metarl.MetaLearner) -> dict[str, tuple[float, float]]:
     """Stride -> the share of the gain that is left, and seconds."""
-    found = inner_loop.experience(learner.config, learner.sampler, learner.policy, learner.state, learner.seed)
+    found = loop.experience(learner.config, learner.sampler, learner.policy, learner.state, learner.seed)
     meta = outer.trained(learner.config, learner.state)
     whole = outer.objectives(learner.config, learner.policy, found.data, learner.state)
     linear = [trust_region._linearise(objective, meta) for objective in whole]

@@ -22,8 +22,8 @@ from torch.nn import functional
 
 from metarl import random
 from metarl.algorithms.maml_trpo import Config, State
-from metarl.policies import MLPPolicy
-from metarl.rollout import Rollout, collect
+from metarl.policies.mlp import MLPPolicy
+from metarl.rollout.rollout import Rollout, collect
 from metarl.tasks import TaskFamily, Tasks
 
 Params = dict[str, Tensor]

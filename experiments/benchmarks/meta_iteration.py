@@ -33,16 +33,18 @@ from reporting import Rows, machine, show, write
 from torch import Tensor
 
 import metarl
-from metarl import inner_loop, outer, trust_region
-from metarl.adapt import expand
 from metarl.algorithms import maml_trpo
 from metarl.algorithms.maml_trpo import Config, State
-from metarl.inner_loop import Batch
+from metarl.inner import loop
+from metarl.inner.loop import Batch
+from metarl.outer import objective as outer
+from metarl.outer import trust_region
+from metarl.outer.trust_region import flatten
 from metarl.parallel import keep_freed_memory, thread_map
-from metarl.policies import MLPPolicy
-from metarl.rollout import Sampler
-from metarl.spaces import spaces_of
-from metarl.trust_region import flatten
+from metarl.params import expand
+from metarl.policies.mlp import MLPPolicy
+from metarl.policies.spaces import spaces_of
+from metarl.rollout.sampler import Sampler
 
 PARTS = ("breakdown", "fisher", "reference", "growth")
 SEED, MIB, STRIDE = 0, 2**20, 3
@@ -139,8 +141,8 @@ def stopwatch_in(sampler: Sampler) -> Iterator[Stopwatch]:
     timed = watch.around
     with (
         patch.object(sampler, "collect", timed("rollout", sampler.collect)),
-        patch.object(inner_loop, "estimate", timed("advantages", inner_loop.estimate)),
-        patch.object(inner_loop, "adapt", timed("inner step", inner_loop.adapt)),
+        patch.object(loop, "estimate", timed("advantages", loop.estimate)),
+        patch.object(loop, "adapt", timed("inner step", loop.adapt)),
         patch.object(maml_trpo, "trpo_step", timed("trpo_step", maml_trpo.trpo_step)),
         patch.object(trust_region, "conjugate_gradient", timed("conjugate_gradient", with_timed_products)),
         patch.object(trust_region, "value_and_kl", timed("line search", trust_region.value_and_kl)),
@@ -255,7 +257,7 @@ def fisher_products(problem: Problem) -> dict[str, Callable[[Tensor], Tensor]]:
         rollout = problem.sampler.collect(tasks, config.episodes, policy, params, SEED, state.iteration, step)
         data.append(Batch.of(config, rollout))
         if step < config.inner_steps:
-            params = inner_loop.adapt(config, policy, params, data[-1], config.inner_lr)[0]
+            params = loop.adapt(config, policy, params, data[-1], config.inner_lr)[0]
 
     def objective(chunk: slice, by_hand: bool) -> trust_region.Objective:
         return outer.objective(
@@ -275,7 +277,7 @@ def fisher_products(problem: Problem) -> dict[str, Callable[[Tensor], Tensor]]:
     def summed(products: Sequence[Callable[[Tensor], Tensor]]) -> Callable[[Tensor], Tensor]:
         return lambda v: torch.stack(thread_map(lambda product: product(v), products)).sum(0)
 
-    chunks, everything = inner_loop.chunks(data[-1]), slice(0, config.n_tasks)
+    chunks, everything = loop.chunks(data[-1]), slice(0, config.n_tasks)
     return {
         "by hand": summed([linearised(chunk, True) for chunk in chunks]),
         "double vjp": summed([linearised(chunk, False) for chunk in chunks]),

@@ -3,7 +3,7 @@
     make .venv/mujoco33/installed
     PYTHONPATH=.venv/mujoco33 python experiments/benchmarks/meta_world.py --out experiments/benchmarks/results
 
-ours      `metarl.vector.make_vector`: K tasks, E episodes each
+ours      `metarl.vector.backends.make_vector`: K tasks, E episodes each
 async     the package's `gym.make_vec("Meta-World/ML1-train", vector_strategy="async")`: one process per environment
 sync      the same, one after the other in this process
 mujoco    `mj_step` alone, as many substeps on the same models in the same threads: the ceiling
@@ -31,7 +31,7 @@ import torch
 from reporting import machine, show
 
 import metarl
-from metarl.vector import make_vector
+from metarl.vector.backends import make_vector
 
 SEED = 0
 

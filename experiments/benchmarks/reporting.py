@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from metarl.figures import new_figure, save_figure
-from metarl.train import versions
+from metarl.report.figures import new_figure, save_figure
+from metarl.training.train import versions
 
 Rows = list[dict[str, Any]]
 

@@ -2,7 +2,7 @@
 
     python experiments/benchmarks/simulators.py --out experiments/benchmarks/results
 
-rollout     HalfCheetahDir and AntDir: steps per second of `metarl.rollout.collect`, of the vector environment alone
+rollout     HalfCheetahDir and AntDir: steps per second of `collect` (`metarl.rollout`), of the vector environment alone
             (random actions), and of `mujoco.rollout` (random controls) on as many threads: with one call for all
             steps, and with one for each control step, after which a policy can look at the states. Ants that fall
             go on, as they do in the bare simulator, but in the row "over at a fall"
@@ -29,12 +29,13 @@ from reporting import Rows, machine, show
 
 import metarl
 from metarl import random
-from metarl.adapt import expand
 from metarl.algorithms import maml_trpo
 from metarl.algorithms.maml_trpo import Config
 from metarl.parallel import keep_freed_memory
-from metarl.rollout import Sampler, collect
-from metarl.spaces import spaces_of
+from metarl.params import expand
+from metarl.policies.spaces import spaces_of
+from metarl.rollout.rollout import collect
+from metarl.rollout.sampler import Sampler
 from metarl.tasks import Tasks
 from metarl.vector.mujoco import MujocoFamily, MujocoVectorEnv, import_mujoco
 

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 import metarl
-from metarl import trust_region
-from metarl.trust_region import conjugate_gradient
+from metarl.outer import trust_region
+from metarl.outer.trust_region import conjugate_gradient
 
 RESULTS = Path(__file__).parent / "results" / "trust_region_settings.csv"
 SEEDS = (50, 51, 52, 53, 54)

@@ -26,9 +26,9 @@ import torch
 from metarl_envs.point_navigation import CORNERS
 
 import metarl
-from metarl import figures
 from metarl.checkpoint import atomic_write, read_json, write_json
-from metarl.train import versions
+from metarl.report import figures
+from metarl.training.train import versions
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from metarl.checkpoint import read_json, write_json
-from metarl.settings import head_of
+from metarl.inner.settings import head_of
 from metarl.supervised import FewShotClasses, FewShotLearner, Sets, glyphs, method
 
 HERE = Path(__file__).resolve().parent

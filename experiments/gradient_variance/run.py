@@ -30,12 +30,14 @@ import torch
 from torch import Tensor
 
 import metarl
-from metarl import figures, losses
 from metarl.checkpoint import atomic_write, write_json
-from metarl.inner_loop import Batch, State, evaluate
-from metarl.outer import objectives, trained
-from metarl.train import versions
-from metarl.trust_region import flatten, value_and_gradient, value_and_kl
+from metarl.formulas import losses
+from metarl.inner.loop import Batch, evaluate
+from metarl.inner.state import State
+from metarl.outer.objective import objectives, trained
+from metarl.outer.trust_region import flatten, value_and_gradient, value_and_kl
+from metarl.report import figures
+from metarl.training.train import versions
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"

@@ -23,10 +23,10 @@ import numpy as np
 import torch
 
 import metarl
-from metarl import figures
 from metarl.checkpoint import atomic_write, read_json, write_json
-from metarl.evaluate import Evaluation, interquartile_mean
-from metarl.train import versions
+from metarl.report import figures
+from metarl.report.evaluation import Evaluation, interquartile_mean
+from metarl.training.train import versions
 
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE.parent))

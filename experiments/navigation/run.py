@@ -24,10 +24,10 @@ import numpy as np
 import torch
 
 import metarl
-from metarl import figures
 from metarl.checkpoint import atomic_write, read_json, write_json
-from metarl.evaluate import Evaluation
-from metarl.train import versions
+from metarl.report import figures
+from metarl.report.evaluation import Evaluation
+from metarl.training.train import versions
 
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE.parent))

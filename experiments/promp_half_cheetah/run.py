@@ -21,9 +21,9 @@ import numpy as np
 import torch
 
 import metarl
-from metarl import figures
 from metarl.checkpoint import atomic_write, read_json, write_json
-from metarl.train import versions
+from metarl.report import figures
+from metarl.training.train import versions
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"

@@ -33,7 +33,7 @@ import torch
 import metarl
 from metarl import AdaptedPolicy, MetaLearner, cli
 from metarl import checkpoint as checkpoints
-from metarl.recurrent_policy import RecurrentPolicy
+from metarl.adapted.recurrent_policy import RecurrentPolicy
 from metarl.supervised import FewShotLearner, Sinusoid
 
 IN_ORDER = (ValueError, TypeError, OSError, ImportError)

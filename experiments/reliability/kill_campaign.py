@@ -32,8 +32,8 @@ import torch
 import metarl
 from metarl import MetaLearner
 from metarl.checkpoint import CheckpointError
-from metarl.run_directory import BEST, CONFIG, LATEST, RunDirectory
 from metarl.supervised import FewShotLearner, Sinusoid
+from metarl.training.directory import BEST, CONFIG, LATEST, RunDirectory
 
 for _slow in (
     "stable_baselines3.common.logger",
@@ -208,7 +208,9 @@ def survivors(parent: int) -> int:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                found += f"metarl.worker import main; main(({parent},".encode() in (entry / "cmdline").read_bytes()
+                found += (
+                    f"metarl.vector.worker import main; main(({parent},".encode() in (entry / "cmdline").read_bytes()
+                )
             except OSError:
                 continue
     return found

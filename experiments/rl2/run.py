@@ -27,10 +27,10 @@ from metarl_envs.bandit_values import strategy_value, value_bound
 from metarl_envs.tabular_mdp import optimal_return
 
 import metarl
-from metarl import figures
 from metarl.checkpoint import atomic_write, read_json, write_json
-from metarl.rollout import Sampler
-from metarl.train import RunDirectory, versions
+from metarl.report import figures
+from metarl.rollout.sampler import Sampler
+from metarl.training.train import RunDirectory, versions
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"

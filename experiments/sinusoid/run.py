@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from metarl import figures
 from metarl.checkpoint import atomic_write, read_json, write_json
+from metarl.report import figures
 from metarl.supervised import FewShotEvaluation, FewShotLearner, Sinusoid, method
-from metarl.train import versions
+from metarl.training.train import versions
 
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE.parent))

@@ -19,7 +19,7 @@ from metarl_envs.tabular_mdp import optimal_return, uniform_return
 
 import metarl
 from metarl.checkpoint import atomic_write, read_json, write_json
-from metarl.train import versions
+from metarl.training.train import versions
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"

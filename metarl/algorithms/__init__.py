@@ -1,14 +1,13 @@
-"""One file per algorithm, each a module with the five names `Config`, `State`, `init`, `iteration`, `evaluate`."""
+"""One file per algorithm, each a module with the five names `Config`, `State`, `init`, `iteration`, `evaluate`.
+
+Imports `inner`, `outer`, `recurrent` and what is below them.
+"""
 
 import importlib
 from types import ModuleType
 
+from metarl.suggestions import ALGORITHMS as ALGORITHMS
 from metarl.suggestions import algorithm_hint
-
-ALGORITHMS = (
-    "maml_trpo", "maml_ppo", "maml_vpg", "promp", "e_maml", "fomaml", "reptile", "meta_sgd", "maml_plus_plus", "anil",
-    "cavia", "rl2",
-)  # fmt: skip
 
 
 def get(name: str) -> ModuleType:

@@ -3,7 +3,7 @@
 Stadie et al. 2018, https://arxiv.org/abs/1803.01118; formulation I of Rothfuss et al. 2019, section 4. MAML-TRPO whose
 outer loss also credits the policy before adaptation with what its episodes led to: the sampling distribution becomes
 something to be learned, so that the first episodes explore for the inner step. The iteration is that of `maml_trpo`;
-`exploration` weighs the term (`metarl.losses.exploration`).
+`exploration` weighs the term (`metarl.formulas.losses.exploration`).
 """
 
 from dataclasses import dataclass

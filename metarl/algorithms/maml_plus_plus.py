@@ -8,9 +8,9 @@ and the iteration that of `maml_ppo`. (Its batch-norm parts have no place in net
 
 from dataclasses import dataclass
 
-from metarl.adapt import LearnedLr
 from metarl.algorithms import maml_ppo
 from metarl.algorithms.maml_ppo import State, evaluate, init, iteration
+from metarl.inner.learned import LearnedLr
 
 __all__ = ["Config", "State", "evaluate", "init", "iteration"]
 

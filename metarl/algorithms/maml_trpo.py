@@ -14,14 +14,16 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from metarl.finite import SMALLER_STEPS, NotFiniteError
-from metarl.inner_loop import State, advance, evaluate, experience, init, learned_statistics, surveyed
-from metarl.outer import fisher_objectives, objectives, trained
+from metarl.arguments import check_not_negative, check_positive, check_whole
+from metarl.inner.loop import advance, evaluate, experience, surveyed
+from metarl.inner.settings import GradientSettings
+from metarl.inner.state import State, init, learned_statistics
+from metarl.outer.objective import fisher_objectives, objectives, trained
+from metarl.outer.trust_region import trpo_step
 from metarl.parallel import threads_over_tasks
-from metarl.policies import Policy
-from metarl.rollout import Sampler
-from metarl.settings import GradientSettings, check_not_negative, check_positive, check_whole
-from metarl.trust_region import trpo_step
+from metarl.policies.base import Policy
+from metarl.rollout.finite import SMALLER_STEPS, NotFiniteError
+from metarl.rollout.sampler import Sampler
 
 __all__ = ["Config", "State", "evaluate", "init", "iteration"]
 

@@ -15,13 +15,15 @@ from typing import Any
 
 from torch import Tensor
 
-from metarl import losses
-from metarl.inner_loop import State, advance, evaluate, experience, learned_statistics, surveyed
-from metarl.outer import Outer, adam_init, adam_steps, objectives, trained
+from metarl.formulas import losses
+from metarl.inner.loop import advance, evaluate, experience, surveyed
+from metarl.inner.settings import AdamSettings, GradientSettings
+from metarl.inner.state import State, learned_statistics
+from metarl.outer.adam import adam_init, adam_steps
+from metarl.outer.objective import Outer, objectives, trained
 from metarl.parallel import threads_over_tasks
-from metarl.policies import Policy
-from metarl.rollout import Sampler
-from metarl.settings import AdamSettings, GradientSettings
+from metarl.policies.base import Policy
+from metarl.rollout.sampler import Sampler
 
 __all__ = ["Config", "State", "evaluate", "init", "iteration"]
 

@@ -7,9 +7,9 @@ that of `maml_trpo`.
 
 from dataclasses import dataclass
 
-from metarl.adapt import LearnedLr
 from metarl.algorithms import maml_trpo
 from metarl.algorithms.maml_trpo import State, evaluate, init, iteration
+from metarl.inner.learned import LearnedLr
 
 __all__ = ["Config", "State", "evaluate", "init", "iteration"]
 

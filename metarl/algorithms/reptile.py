@@ -17,11 +17,13 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any
 
-from metarl.inner_loop import Experience, State, advance, evaluate, experience, init, surveyed
+from metarl.arguments import check_fraction, check_positive, check_whole
+from metarl.inner.loop import Experience, advance, evaluate, experience, surveyed
+from metarl.inner.settings import GradientSettings, cosine
+from metarl.inner.state import State, init
 from metarl.parallel import threads_over_tasks
-from metarl.policies import Policy
-from metarl.rollout import Sampler
-from metarl.settings import GradientSettings, check_fraction, check_positive, check_whole, cosine
+from metarl.policies.base import Policy
+from metarl.rollout.sampler import Sampler
 
 __all__ = ["Config", "State", "evaluate", "init", "iteration"]
 

@@ -18,30 +18,36 @@ import torch
 from gymnasium.spaces import Dict
 from torch import Tensor
 
-from metarl import distributions, finite, losses, normalize, optimizers, random
-from metarl.adapt import Params
-from metarl.advantages import check_fits, differ, discounted_returns, gae
-from metarl.normalize import ObsStats
-from metarl.parallel import threads_over_tasks
-from metarl.policies import at_least, std_statistics
-from metarl.policies_cnn import check_channels, enough_channels, image_of
-from metarl.policies_gru import GRUPolicy, Memory
-from metarl.printing import fields_text
-from metarl.rollout import EnvSampler, Rollout, Sampler
-from metarl.settings import (
+from metarl import random
+from metarl.arguments import (
     check_choice,
     check_fraction,
     check_not_negative,
     check_positive,
     check_types,
     check_whole,
-    cosine,
 )
-from metarl.spaces import Spaces
-from metarl.task_critic import CriticView, TaskCritic, view_of
+from metarl.formulas import distributions, losses, optimizers
+from metarl.formulas.returns import discounted_returns, gae
+from metarl.inner.advantages import check_fits, differ
+from metarl.inner.settings import cosine
+from metarl.parallel import threads_over_tasks
+from metarl.params import Params
+from metarl.policies import normalize
+from metarl.policies.base import at_least, std_statistics
+from metarl.policies.cnn import check_channels, enough_channels, image_of
+from metarl.policies.gru import GRUPolicy, Memory
+from metarl.policies.normalize import ObsStats
+from metarl.policies.spaces import Spaces
+from metarl.policies.vectors import TaskVectors
+from metarl.printing import fields_text
+from metarl.recurrent.sequences import Sequences, sequences, summed_up
+from metarl.recurrent.task_critic import CriticView, TaskCritic, view_of
+from metarl.recurrent.trials import Trials, collect_trials, shown_episodes
+from metarl.rollout import finite
+from metarl.rollout.rollout import Rollout
+from metarl.rollout.sampler import EnvSampler, Sampler
 from metarl.tasks import Tasks
-from metarl.trial import Sequences, Trials, collect_trials, sequences, shown_episodes, summed_up
-from metarl.visible_family import TaskVectors
 
 SHUFFLE = 0x5F0FF1E
 """The stage whose keys order the trials of the first epoch; far beyond the number of any episode."""
@@ -182,7 +188,8 @@ class State:
 
     params: Params
     optimizer: Params
-    """Adam's memory (see `metarl.optimizers`): running means of the gradients and their squares, number of steps."""
+    """Adam's memory (see `metarl.formulas.optimizers`): running means of the gradients and of their squares, number of
+    steps."""
     value_units: Tensor
     """[2], float64: the value of a step is `value_units[0] + value_units[1] * (the value head's output)`. Both are 0
     before the first data, whose units the head is then taken to be in."""
@@ -191,7 +198,7 @@ class State:
     obs_stats: ObsStats = field(default_factory=dict)
     """Running statistics of the observations; empty without `normalize_obs`."""
     critic: Params = field(default_factory=dict)
-    """The parameters of `metarl.task_critic`, in the same units; empty without `task_critic`."""
+    """The parameters of `metarl.recurrent.task_critic`, in the same units; empty without `task_critic`."""
     critic_optimizer: Params = field(default_factory=dict)
     """Adam's memory of those."""
 
@@ -313,7 +320,7 @@ def check_state(state: State) -> None:
 
 
 def surveyed(config: Config, sampler: Sampler, policy: GRUPolicy, state: State, seed: int, tasks: Tasks) -> State:
-    """The state to act with, as `metarl.inner_loop.surveyed`: first statistics of observations, where they are
+    """The state to act with, as `metarl.inner.loop.surveyed`: first statistics of observations, where they are
     normalised, come from trials of their own, which count as environment steps."""
     if not state.obs_stats or state.obs_stats["count"] > 0:
         return state

@@ -1,6 +1,6 @@
 """To and from stable-baselines3: policies both ways, and task families as its vector environments.
 
-`docs/stable_baselines3.md` has examples. Nothing else in this package imports this one.
+`docs/stable_baselines3.md` has examples. Imports `learner` and what is below it; nothing imports this room.
 """
 
 from metarl.sb3.policies import from_sb3, to_sb3

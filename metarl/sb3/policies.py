@@ -27,16 +27,18 @@ from stable_baselines3.common.vec_env import VecNormalize, VecTransposeImage, is
 from stable_baselines3.td3.policies import TD3Policy
 from torch import Tensor, nn
 
-from metarl import normalize
-from metarl.adapt import Params, expand
-from metarl.adapted_policy import AdaptedPolicy
+from metarl.adapted.gradient_policy import AdaptedPolicy
 from metarl.arguments import yes_or_no
 from metarl.learner import MetaLearner
-from metarl.normalize import ObsStats
-from metarl.policies import MLPPolicy, ModulePolicy, Policy, floored_log_std
-from metarl.policies_gru import GRUPolicy
+from metarl.params import Params, expand
+from metarl.policies import normalize
+from metarl.policies.base import Policy, floored_log_std
+from metarl.policies.gru import GRUPolicy
+from metarl.policies.mlp import MLPPolicy
+from metarl.policies.module import ModulePolicy
+from metarl.policies.normalize import ObsStats
+from metarl.policies.spaces import Spaces, lowest, spaces_of
 from metarl.sb3.saved_models import check_plain
-from metarl.spaces import Spaces, lowest, spaces_of
 from metarl.tasks import TaskFamily, did_you_mean
 from metarl.torch_defaults import torch_defaults
 

@@ -31,7 +31,14 @@ _PLAIN = {
 }
 _PLAIN |= {f"numpy.{core}.numeric": {"_frombuffer"} for core in ("core", "_core")}
 _PLAIN |= {f"numpy.{core}.multiarray": {"_reconstruct", "scalar"} for core in ("core", "_core")}
-_OURS = ("metarl.policies", "metarl.policies_cnn", "metarl.spaces", "metarl.modules", "metarl.sb3.policies")
+_OURS = (
+    "metarl.policies.mlp",
+    "metarl.policies.module",
+    "metarl.policies.cnn",
+    "metarl.policies.spaces",
+    "metarl.policies.stacked_module",
+    "metarl.sb3.policies",
+)
 """What `to_sb3` puts into a model."""
 _KINDS = (gym.Space, nn.Module, BaseBuffer, torch.optim.Optimizer)
 

@@ -15,12 +15,13 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from metarl import random
 from metarl.arguments import whole
-from metarl.spaces import lowest
+from metarl.families.registry import make
+from metarl.policies.spaces import lowest
 from metarl.splits import check_split, sample_split
-from metarl.success import of_steps
-from metarl.tasks import Task, TaskFamily, Tasks, check_is_family, make, requested_task, task_at
+from metarl.tasks import Task, TaskFamily, Tasks, check_is_family, requested_task, task_at
 from metarl.torch_defaults import torch_defaults
-from metarl.vector import make_vector
+from metarl.vector.backends import make_vector
+from metarl.vector.success import of_steps
 
 RESAMPLE: Literal["resample"] = "resample"
 _STAGE = 0x5B3  # keeps the episodes' seeds apart from those of meta-training

@@ -3,6 +3,8 @@
 from metarl.supervised import FewShotLearner, Sinusoid
 learner = FewShotLearner(Sinusoid(), shots=10).learn(5000, progress_bar=True)
 print(learner.evaluate(steps=10).loss)
+
+Imports `training`, `report`, `inner` and what is below them.
 """
 
 from metarl.supervised.classes import FewShotClasses, digits

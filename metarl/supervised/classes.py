@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from metarl.figures import MissingExtraError
 from metarl.printing import fields_text
+from metarl.report.figures import MissingExtraError
 from metarl.splits import SPLITS, TEST, VALIDATION, check_split, split_rng
 from metarl.supervised.sets import LossName, Sets, as_tensor
 

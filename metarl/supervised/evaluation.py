@@ -10,8 +10,8 @@ import numpy as np
 from rich.table import Table
 
 from metarl.checkpoint import atomic_write, write_json
-from metarl.evaluate import bootstrap_interval, file_name
 from metarl.printing import TextTable, as_text
+from metarl.report.evaluation import bootstrap_interval, file_name
 from metarl.splits import TEST
 
 

@@ -12,14 +12,12 @@ import torch
 from torch import nn
 
 from metarl import checkpoint
-from metarl.adapt import Params
 from metarl.arguments import file_path, new_file, whole, yes_or_no
 from metarl.checkpoint import CheckpointError, reading
-from metarl.evaluate import FINAL, GIVEN, PERIODIC, checked_step_sizes, evaluation_seed
-from metarl.learner import portable, resolve_device, restore
+from metarl.parallel import resolve_device
+from metarl.params import Params
 from metarl.printing import curve_text
-from metarl.run_directory import CONFIG, LATEST, PREVIOUS, RunDirectory, check_same_settings, versions
-from metarl.saved_learner import comparable_score, of_run
+from metarl.report.evaluation import FINAL, GIVEN, PERIODIC, checked_step_sizes, evaluation_seed
 from metarl.splits import TEST, VALIDATION, sample_split
 from metarl.suggestions import known_arguments, setting_hint
 from metarl.supervised import maml
@@ -28,7 +26,9 @@ from metarl.supervised.maml import Config, State
 from metarl.supervised.networks import MLPNetwork, ModuleNetwork, Network
 from metarl.supervised.sets import SetFamily, Sets, as_tensor, check_family, check_sets
 from metarl.torch_defaults import torch_defaults
-from metarl.train import Stats, in_one_piece, train
+from metarl.training.directory import CONFIG, LATEST, PREVIOUS, RunDirectory, check_same_settings, versions
+from metarl.training.saved import comparable_score, of_run, portable, restore
+from metarl.training.train import Stats, in_one_piece, train
 
 _CHUNK = 100
 """Test tasks that are adapted side by side."""

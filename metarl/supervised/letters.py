@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from metarl.figures import MissingExtraError
+from metarl.report.figures import MissingExtraError
 from metarl.supervised.classes import FewShotClasses
 
 if TYPE_CHECKING:

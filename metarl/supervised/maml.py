@@ -21,11 +21,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metarl import adapt, optimizers, random, settings
-from metarl.adapt import Direction, LearnedLr, Params, StepSize, expand, split
-from metarl.finite import NotFiniteError, check_finite
+from metarl import random
+from metarl.arguments import check_choice, check_fraction, check_not_negative, check_positive, check_types, check_whole
+from metarl.formulas import optimizers
+from metarl.inner.learned import LEARNED_LR, LearnedLr, learned_sizes, split, step_size
+from metarl.inner.settings import cosine, head_of, multi_step_weights
+from metarl.inner.step import Direction, StepSize, inner_step
 from metarl.parallel import threads_for
+from metarl.params import Params, expand
 from metarl.printing import fields_text
+from metarl.rollout.finite import NotFiniteError, check_finite
 from metarl.supervised.losses import ACCURACIES, LOSSES
 from metarl.supervised.networks import Network
 from metarl.supervised.sets import SetFamily, Sets
@@ -90,20 +95,18 @@ class Config:
     """Activation of the hidden layers: tanh, relu or elu."""
 
     def __post_init__(self) -> None:
-        settings.check_types(self)
-        settings.check_choice(
-            self, inner_optimizer=INNER_OPTIMIZERS, adapts=ADAPTS, learned_lr=adapt.LEARNED_LR, outer=OUTER
-        )
-        settings.check_whole(self, n_tasks=1, shots=1, queries=1, inner_steps=0, anneal_over=0)
-        settings.check_whole(self, first_order_until=0, multi_step_until=0)
-        settings.check_positive(self, "inner_lr", "inner_adam_eps", "outer_lr", "learned_outer_lr")
-        settings.check_fraction(self, "inner_momentum", "anneal_to")
-        settings.check_not_negative(self, "max_grad_norm")
+        check_types(self)
+        check_choice(self, inner_optimizer=INNER_OPTIMIZERS, adapts=ADAPTS, learned_lr=LEARNED_LR, outer=OUTER)
+        check_whole(self, n_tasks=1, shots=1, queries=1, inner_steps=0, anneal_over=0)
+        check_whole(self, first_order_until=0, multi_step_until=0)
+        check_positive(self, "inner_lr", "inner_adam_eps", "outer_lr", "learned_outer_lr")
+        check_fraction(self, "inner_momentum", "anneal_to")
+        check_not_negative(self, "max_grad_norm")
         if self.outer != "adam":
             self._check_reptile()
 
     def _check_reptile(self) -> None:
-        settings.check_whole(self, inner_steps=1)
+        check_whole(self, inner_steps=1)
         needs = {"learned_lr": "none", "learned_mask": False, "first_order": False, "first_order_until": 0,
                  "multi_step_until": 0, "adapts": "all", "max_grad_norm": 0.0}  # fmt: skip
         for name, default in needs.items():
@@ -113,13 +116,13 @@ class Config:
 
     def at(self, iteration: int) -> Self:
         """These settings as they are in effect in meta-iteration `iteration`."""
-        factor = settings.cosine(iteration, self.anneal_over, self.anneal_to)
+        factor = cosine(iteration, self.anneal_over, self.anneal_to)
         return replace(self, first_order=self.first_order or iteration < self.first_order_until,
                        outer_lr=factor * self.outer_lr, learned_outer_lr=factor * self.learned_outer_lr)  # fmt: skip
 
     def moving(self, names: Sequence[str] | Params) -> tuple[str, ...]:
         """The parameters among `names` that the inner step moves."""
-        head = settings.head_of(list(names)) if self.adapts == "head" else set(names)
+        head = head_of(list(names)) if self.adapts == "head" else set(names)
         return tuple(name for name in names if name in head)
 
 
@@ -142,7 +145,7 @@ def init(config: Config, network: Network, seed: int, device: torch.device | str
     """The state before the first meta-iteration."""
     generator = torch.Generator().manual_seed(random.generator_seed(seed, 0))
     params = {name: value.to(device) for name, value in network.init(generator).items()}
-    learned = adapt.learned_sizes(
+    learned = learned_sizes(
         config.learned_lr, params, config.moving(params), config.inner_steps, config.learned_mask
     )  # fmt: skip
     memory = optimizers.adam_start(params | learned) if config.outer == "adam" else {}
@@ -173,7 +176,7 @@ def step(
     """`params` [K, ...] after one inner step on the examples x, y [K, N, ...], and the inner optimiser's memory."""
     frozen = params.keys() - set(config.moving(params))
     loss = partial(task_loss, family, network, x, y)
-    return adapt.inner_step(params, loss, lr, create_graph, frozen, _direction(config), memory)
+    return inner_step(params, loss, lr, create_graph, frozen, _direction(config), memory)
 
 
 def query_loss(
@@ -182,13 +185,13 @@ def query_loss(
     """What MAML lowers: every task's query loss after adaptation (after each inner step, by the weights of the
     multi-step loss), [K], as a function of the meta-parameters; differentiable as the settings say."""
     config = config.at(iteration)
-    weights = settings.multi_step_weights(config.inner_steps, config.multi_step_until, iteration)
+    weights = multi_step_weights(config.inner_steps, config.multi_step_until, iteration)
     own, learned = split(meta)
     params, memory = expand(own, sets.n_tasks), Params()
     measure = partial(task_loss, family, network, sets.x_query, sets.y_query)
     total = measure(params) if config.inner_steps == 0 else sets.x_query.new_zeros(sets.n_tasks)
     for i in range(config.inner_steps):
-        lr = adapt.step_size(learned, config.inner_lr, i, config.moving(params))
+        lr = step_size(learned, config.inner_lr, i, config.moving(params))
         params, memory = step(config, family, network, params, sets.x_support, sets.y_support, lr, memory,
                               create_graph=not config.first_order)  # fmt: skip
         if weights[i]:
@@ -323,7 +326,7 @@ def evaluate(
                 if family.loss in ACCURACIES:
                     accuracies.append(ACCURACIES[family.loss](out, sets.y_query))
             if i < len(step_sizes):
-                lr = adapt.step_size(state.learned, step_sizes[i], i, config.moving(params))
+                lr = step_size(state.learned, step_sizes[i], i, config.moving(params))
                 params, memory = step(config, family, network, params, sets.x_support, sets.y_support, lr, memory)
                 where = f"after inner step {i} (step size {step_sizes[i]:g})"
                 check_finite(params, where, "lower the step sizes", per_task=True)

@@ -7,10 +7,10 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from metarl.adapt import Params
-from metarl.mlp import ACTIVATIONS, forward
-from metarl.modules import StackedModule
-from metarl.policies import dense_layers
+from metarl.params import Params
+from metarl.policies.base import dense_layers
+from metarl.policies.stacked_mlp import ACTIVATIONS, forward
+from metarl.policies.stacked_module import StackedModule
 
 
 class Network(Protocol):
@@ -50,7 +50,8 @@ class MLPNetwork:
 
 
 class ModuleNetwork:
-    """Any `nn.Module` that maps [N, *x_shape] to [N, A], made adaptable; see `metarl.modules.StackedModule`.
+    """Any `nn.Module` that maps [N, *x_shape] to [N, A], made adaptable; see
+    `metarl.policies.stacked_module.StackedModule`.
 
     Raises:
         ValueError: the module does not do that.

@@ -8,9 +8,9 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from metarl.tasks import Task, TaskFamily, Tasks, num_tasks, task_at
-from metarl.transition import Reader, reraise
-from metarl.vector.resets import LastTasks, reset_mask
-from metarl.worker import stack_observations
+from metarl.vector.contract import LastTasks, reset_mask
+from metarl.vector.transition import Reader, reraise
+from metarl.vector.worker import stack_observations
 
 
 class LoopVectorEnv(VectorEnv):
@@ -19,7 +19,7 @@ class LoopVectorEnv(VectorEnv):
     `reset(seed=..., options={"tasks": tasks})` builds the environments of new tasks; without `tasks`, or with the very
     dict of the reset before, the old ones are reset. An episode that ended stays ended: its environment is not stepped
     again, repeats its last observation and earns nothing. Every episode is truncated after `family.horizon` steps; one
-    that terminates there counts as terminated only. Where environments report success (see `metarl.success`),
+    that terminates there counts as terminated only. Where environments report success (see `metarl.vector.success`),
     `step` returns `infos["success"]` [N] of bools. `options["reset_mask"]`, bool [K*E], resets some of the environments
     (and gives them new tasks if there are any); the others go on as if nothing had happened.
 

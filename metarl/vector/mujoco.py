@@ -31,7 +31,7 @@ from gymnasium.vector.utils import batch_space
 from metarl.parallel import pool, workers
 from metarl.printing import family_text
 from metarl.tasks import Task, Tasks, num_tasks, task_at, validate_task
-from metarl.vector.resets import reset_mask
+from metarl.vector.contract import reset_mask
 
 _CONTACT_FORCES = "cfrc_ext"
 """Gymnasium computes these after the control step, by a call that MuJoCo's batches do not offer."""

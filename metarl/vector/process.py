@@ -17,12 +17,12 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from metarl import worker
-from metarl.survival import Guardian, started_by_main_thread
 from metarl.tasks import Task, TaskFamily, Tasks, num_tasks, task_at
-from metarl.transition import EpisodeError
+from metarl.vector import worker
+from metarl.vector.contract import LastTasks, reset_mask
 from metarl.vector.loop import seed_list
-from metarl.vector.resets import LastTasks, reset_mask
+from metarl.vector.survival import Guardian, started_by_main_thread
+from metarl.vector.transition import EpisodeError
 
 TIMEOUT = 300.0
 """Seconds that importing the family, or one call of make, reset or step of one environment, may take."""
@@ -217,7 +217,7 @@ class _Pool:
         files = (command, reply, *self.shared_files, self.logs[index])
         path, dies = [str(entry) for entry in sys.path], started_by_main_thread()
         code = (f"import sys; sys.path[:] = {path!r}; "
-                f"from metarl.worker import main; main{(self.owner, index, *files, dies)}")  # fmt: skip
+                f"from metarl.vector.worker import main; main{(self.owner, index, *files, dies)}")  # fmt: skip
         optimize = ["-" + "O" * sys.flags.optimize] if sys.flags.optimize else []
         one_thread = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}
         try:

@@ -18,7 +18,7 @@ from metarl import random
 from metarl.printing import family_text
 from metarl.tasks import Task, Tasks, num_tasks, validate_task
 from metarl.torch_defaults import torch_defaults
-from metarl.vector.resets import reset_mask
+from metarl.vector.contract import reset_mask
 
 State = dict[str, Tensor]
 """The state of many environments: every value [K, E, ...]."""

@@ -77,7 +77,7 @@ def say(text: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("modules", nargs="+", help="like metarl/outer.py")
+    parser.add_argument("modules", nargs="+", help="like metarl/outer/objective.py")
     parser.add_argument("--sample", type=int, help="mutants of each module; by default all")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--lines", help="mutants in these lines only, like 40-80")

@@ -1,0 +1,155 @@
+"""What a checkpoint says of its family, and the family that a checkpoint needs.
+
+Whoever shares a checkpoint chooses what its header says. Making the family that it names imports a package and calls
+a constructor, so only what is imported already, or what the user has named, is made from its word alone.
+"""
+
+import json
+import re
+import sys
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+
+from metarl.checkpoint import CheckpointError
+from metarl.families.registry import entry_point_module, is_registered, make
+from metarl.tasks import GYMNASIUM, VISIBLE, FamilySpec, TaskFamily
+
+OWN_PACKAGES = ("metarl", "metarl_envs", "gymnasium")
+"""Importing these runs no code that a header could choose."""
+MANY = 10**7
+"""Whole numbers beyond it, among the arguments that a header gives, could ask for all of the memory."""
+_BOX = re.compile(r"Box\((?:[^()]|\[[^\]]*\])*?, (\([\d, ]*\), \w+)\)", re.DOTALL)
+"""A Box as text; its shape and dtype."""
+_WORD = re.compile(r"[\w +-]*")
+_OF_FILES = re.compile(r"(^|_)(file|path|dir|directory|folder|url|uri|xml|filename)s?($|_)", re.IGNORECASE)
+
+
+def signature(family: TaskFamily) -> dict[str, Any]:
+    """Id, spaces, horizon and, where `metarl.make` made it, its arguments, as JSON-able data."""
+    spec = getattr(family, "spec", None)
+    made = None if not isinstance(spec, FamilySpec) else {"id": spec.id, "kwargs": spec.kwargs}
+    try:
+        json.dumps(made)
+    except TypeError:
+        made = None  # such a family has to be passed to `load`
+    spaces = {name: str(getattr(family, name)) for name in ("observation_space", "action_space", "task_space")}
+    return {"id": family.id, "made": made, "horizon": family.horizon, **spaces}
+
+
+def load_family(
+    path: Path, saved: dict[str, Any], given: str | TaskFamily | None, trust: bool = False, scaled: bool = False
+) -> TaskFamily:
+    """The family with the signature `saved` in the checkpoint `path`; `given`, if that is not None. Its parameters may
+    have other ranges than they had in training, with a UserWarning.
+
+    Args:
+        scaled: the learner has a network that sees tasks, scaled by their ranges.
+
+    Raises:
+        CheckpointError: none can be made, it would import or open what the user did not name, or the one that is given
+            has other spaces or another horizon.
+    """
+    made = saved["made"]
+    named = made is not None and isinstance(given, str) and given == made["id"]
+    if given is None or named:
+        family = _from_header(path, saved, named, trust)
+    else:
+        family = make(given) if isinstance(given, str) else given
+    found = signature(family)
+    differing = [key for key in saved if key != "made" and saved[key] != found[key]]
+    if differing == ["task_space"] and given is not None and _same_parameters(saved, found):
+        if not scaled and not family.id.startswith(f"{VISIBLE}:"):
+            warnings.warn(f"{path} was trained on tasks in {saved['task_space']}, this family has tasks in "
+                          f"{found['task_space']}: training and evaluation go on with this one", UserWarning,
+                          stacklevel=5)  # fmt: skip
+            return family
+        raise CheckpointError(
+            f"{path} shows tasks to a network, scaled by the range {saved['task_space']}; in {found['task_space']} the "
+            "same task would look different. Keep the range, and name further tasks as a split: from_gymnasium(..., "
+            'splits={"ood": {...}})'
+        )
+    if differing:
+        was, now = ({key: of[key] for key in differing} for of in (saved, found))
+        raise CheckpointError(f"{path} is a checkpoint of another family: it was saved with {was}, this one has {now}")
+    if made and found["made"] and made != (own := json.loads(json.dumps(found["made"]))):
+        of = made["kwargs"], own["kwargs"]
+        other = sorted(name for name in {*of[0], *of[1]} if of[0].get(name) != of[1].get(name))
+        was, now = ({name: kwargs[name] for name in other if name in kwargs} for kwargs in of)
+        warnings.warn(f"{path} was saved with {saved['id']} made with {was}, this one was made with {now}: training "
+                      "and evaluation go on with this one", UserWarning, stacklevel=5)  # fmt: skip
+    return family
+
+
+def _same_parameters(saved: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
+    """Whether two task spaces differ in the bounds of numbers only."""
+    kinds = [_BOX.sub(r"Box(\1)", signed["task_space"]) for signed in (saved, found)]
+    return kinds[0] == kinds[1]
+
+
+def _from_header(path: Path, saved: dict[str, Any], named: bool, trust: bool) -> TaskFamily:
+    if saved["made"] is None:
+        raise CheckpointError(f"{path} was saved by a learner that was given an object as its family, "
+                              f"{saved['id']!r}: pass the same one as family=")  # fmt: skip
+    id, kwargs = saved["made"]["id"], saved["made"]["kwargs"]
+    if not trust:
+        if not named and (package := unnamed_package(id)) is not None:
+            raise CheckpointError(
+                f"{path} asks to import {package!r}, for its family {id!r}. If you trust the file, import {package} "
+                f"before loading it, or pass family={id!r} or trust=True; on the command line --family {id} or --trust"
+            )
+        if (found := untrusted_argument(kwargs)) is not None:
+            raise CheckpointError(
+                f"{path} asks to make its family {id!r} with {found}. If you trust the file, pass trust=True, or the "
+                "family itself as family=; on the command line --trust"
+            )
+    try:
+        return make(id, **kwargs)
+    except (ValueError, MemoryError) as error:
+        raise CheckpointError(f"{path} needs the family {saved['id']!r}; pass it as family=. ({error})") from None
+
+
+def unnamed_package(id: str) -> str | None:
+    """The package that making the family `id` would import although nobody has named it yet, None if there is none."""
+    prefix, _, rest = id.partition(":")
+    if prefix == VISIBLE and rest:
+        return unnamed_package(rest)
+    if prefix == GYMNASIUM and rest:
+        module, colon, name = rest.rpartition(":")
+        if colon:
+            return None if module in sys.modules else module
+        known = gym.registry.get(name)
+        entry = None if known is None else known.entry_point
+        module = entry.partition(":")[0] if isinstance(entry, str) else ""
+    else:
+        module = "" if is_registered(id) else entry_point_module(id) or ""
+    top = module.partition(".")[0]
+    return None if not module or module in sys.modules or top in OWN_PACKAGES or _registers(top) else module
+
+
+def _registers(package: str) -> bool:
+    """Whether a package that is imported already announced its own modules."""
+    found = sys.modules.get(package)
+    return found is not None and getattr(found, "__file__", None) is not None  # no namespace that others share
+
+
+def untrusted_argument(kwargs: Any, name: str = "") -> str | None:
+    """The first argument that could name a file or an address, or is a huge number, described; None if none is."""
+    if isinstance(kwargs, Mapping):
+        for key, value in kwargs.items():
+            if key == "id" and not name:  # only a name for the family
+                continue
+            if isinstance(value, str) and value and _OF_FILES.search(key):
+                return f"the file or address {key}={value!r}"
+            if (found := untrusted_argument(value, key)) is not None:
+                return found
+    elif isinstance(kwargs, list):
+        return next((x for value in kwargs if (x := untrusted_argument(value, name)) is not None), None)
+    elif isinstance(kwargs, str) and not _WORD.fullmatch(kwargs):
+        return f"the file or address {name}={kwargs!r}"
+    elif isinstance(kwargs, int) and abs(kwargs) > MANY:
+        return f"the number {name}={kwargs!r}"
+    return None

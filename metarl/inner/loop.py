@@ -1,0 +1,303 @@
+"""The inner loop of the gradient-based meta-learners: roll out, step every task's parameters on its own data, repeat.
+
+`experience` does it in training and `evaluate` on test tasks, by the same code; `metarl.outer.objective` does it once
+more on the data that came of it, as a function of the meta-parameters that can be differentiated.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from metarl.formulas import distributions, losses, optimizers
+from metarl.formulas.distributions import Distribution
+from metarl.inner import natural_gradient
+from metarl.inner.advantages import estimate, learned_advantages
+from metarl.inner.learned import noise_change, split, step_size
+from metarl.inner.settings import GradientSettings
+from metarl.inner.state import State, within_floor
+from metarl.inner.step import Direction, inner_step
+from metarl.parallel import task_chunks, thread_map, threads_over_tasks
+from metarl.params import Params, expand
+from metarl.policies import normalize
+from metarl.policies.base import Policy, std_statistics
+from metarl.printing import fields_text
+from metarl.rollout import finite
+from metarl.rollout.rollout import Rollout
+from metarl.rollout.sampler import EnvSampler, Sampler
+from metarl.tasks import Tasks, num_tasks
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One stage's data."""
+
+    rollout: Rollout
+    advantage: Tensor  # [K, T, E]
+    baseline: Tensor  # [K, T, E] float64, what a step's return is compared with
+    scale: Tensor  # [K] float64, what advantages were divided by; infinite in a task whose rewards do not differ
+
+    def __getitem__(self, tasks: slice) -> "Batch":
+        return Batch(self.rollout[tasks], self.advantage[tasks], self.baseline[tasks], self.scale[tasks])
+
+    def every(self, stride: int) -> "Batch":
+        """One in `stride` time steps; their advantages stay as they are."""
+        return Batch(self.rollout.every(stride), self.advantage[:, ::stride], self.baseline[:, ::stride], self.scale)
+
+    @staticmethod
+    def of(config: GradientSettings, rollout: Rollout) -> "Batch":
+        """The rollout with its advantages."""
+        found = estimate(rollout, config.gamma, config.gae_lambda, config.reward_baseline)
+        return Batch(rollout, found.advantage, found.baseline, found.scale)
+
+
+def chunks(batch: Batch) -> list[slice]:
+    """The chunks in which this batch's tasks are worked on."""
+    K, T, E = batch.advantage.shape
+    return task_chunks(K, T * E, batch.advantage.device)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One inner step
+
+
+def lr_unit(config: GradientSettings, meta: Params) -> float:
+    """What the inner step sizes are multiplied by; a constant of the meta-iteration, not differentiated."""
+    if not config.lr_in_std or "log_std" not in meta:
+        return 1.0
+    return float(meta["log_std"].clamp_min(math.log(config.min_std)).mean().exp())
+
+
+def inner_loss(
+    config: GradientSettings, policy: Policy, batch: Batch, params: Params, learned: Params | None = None
+) -> Tensor:
+    """The inner loss of every task on its own data, [K]."""
+    return inner_loss_of(config, batch, policy.distribution(params, batch.rollout.obs), learned)
+
+
+def inner_loss_of(config: GradientSettings, batch: Batch, dist: Distribution, learned: Params | None = None) -> Tensor:
+    """The same as a function of the policy's action distribution. `learned`: a discount or lambda, if any are."""
+    loss = _inner_mean(config, batch, dist, learned)
+    return losses.per_episode(loss, batch.rollout.mask) if config.loss_per == "episode" else loss
+
+
+def _inner_mean(config: GradientSettings, batch: Batch, dist: Distribution, learned: Params | None) -> Tensor:
+    """The inner loss as a mean over every task's valid steps."""
+    rollout, advantage = batch.rollout, batch.advantage
+    log_prob, mask = distributions.log_prob(dist, rollout.act), rollout.mask
+    if learned and not learned.keys().isdisjoint(("discount", "lambda")):
+        gamma, lam = (
+            torch.sigmoid(learned[name]) if name in learned else advantage.new_tensor(fixed)
+            for name, fixed in (("discount", config.gamma), ("lambda", config.gae_lambda))
+        )
+        advantage = learned_advantages(rollout, gamma, lam)
+    if config.inner_gradient == "lvc":
+        return losses.surrogate(log_prob, rollout.log_prob, advantage, mask)
+    if config.inner_gradient == "loaded_dice":
+        return losses.loaded_dice(log_prob, advantage, mask, config.dice_lambda)
+    if config.inner_gradient == "dice":
+        # In float64: a return minus its baseline is small beside either where all rewards are large.
+        scale = batch.scale[:, None, None]
+        reward, baseline = rollout.rew.double() / scale, batch.baseline / scale
+        return losses.dice(log_prob.double(), reward, baseline, mask.double(), config.gamma).to(log_prob.dtype)
+    return losses.policy_gradient(log_prob, advantage, mask)
+
+
+def _direction(config: GradientSettings, policy: Policy, batch: Batch) -> Direction | None:
+    if config.inner_optimizer == "momentum":
+        return lambda _, grads, memory: optimizers.momentum(grads, memory, config.inner_momentum)
+    if config.inner_optimizer == "adam":
+        return lambda _, grads, memory: optimizers.adam(grads, memory, eps=config.inner_adam_eps)
+    if config.inner_optimizer == "natural":
+        return natural_gradient.natural_direction(policy, batch.rollout.obs, batch.rollout.mask, config.natural_damping)
+    return None
+
+
+def step(
+    config: GradientSettings, policy: Policy, params: Params, batch: Batch, lr: float, number: int = 0,
+    learned: Params | None = None, memory: Params | None = None, create_graph: bool = False,
+) -> tuple[Params, Params]:  # fmt: skip
+    """`params` [K, ...] after inner step `number` on `batch`, and the inner optimiser's memory; differentiable."""
+    learned = {} if learned is None else learned
+    moving = config.moving(params)
+    new, memory = inner_step(
+        params, partial(inner_loss, config, policy, batch, learned=learned), step_size(learned, lr, number, moving),
+        create_graph, params.keys() - set(moving), _direction(config, policy, batch), memory,
+    )  # fmt: skip
+    if (change := noise_change(learned, number)) is not None:
+        new["log_std"] = new["log_std"] + change
+    return new, memory
+
+
+def adapt(
+    config: GradientSettings, policy: Policy, params: Params, batch: Batch, lr: float, number: int = 0,
+    learned: Params | None = None, memory: Params | None = None,
+) -> tuple[Params, Params]:  # fmt: skip
+    """The same without a graph, tasks shared out to threads."""
+    memory = {} if memory is None else memory
+
+    def own(chunk: slice) -> tuple[Params, Params]:
+        mine = [{name: v[chunk] if v.dim() else v for name, v in x.items()} for x in (params, memory)]
+        return step(config, policy, mine[0], batch[chunk], lr, number, learned, mine[1])
+
+    parts = thread_map(own, chunks(batch))
+    together = [
+        {name: torch.cat([part[i][name] for part in parts]) if value.dim() else value for name, value in x.items()}
+        for i, x in enumerate(parts[0])
+    ]
+    return together[0], together[1]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The whole inner loop
+
+
+@dataclass(frozen=True, repr=False)
+class Adaptation:
+    """An adaptation in full: what was met before and after every inner step."""
+
+    params: list[Params]  # after 0, 1, ..., steps inner steps; each [K, ...]
+    rollouts: list[Rollout]  # with those parameters
+
+    __repr__ = fields_text
+
+    @property
+    def returns(self) -> Tensor:
+        """[K, steps + 1, E]."""
+        return torch.stack([rollout.returns for rollout in self.rollouts], 1)
+
+    @property
+    def success_rates(self) -> Tensor | None:
+        """[K, steps + 1]: share of episodes with a success, 0 in rollouts where nothing was reported; None where no
+        environment ever reports it."""
+        found = [rollout.success_rate for rollout in self.rollouts]
+        known = next((rate for rate in found if rate is not None), None)
+        if known is None:
+            return None
+        return torch.stack([torch.zeros_like(known) if rate is None else rate for rate in found], 1)
+
+
+@dataclass(frozen=True, repr=False)
+class Experience(Adaptation):
+    """An adaptation in training: with the advantages of every stage, and where the time went."""
+
+    data: list[Batch]  # of every rollout; of an evaluation, of those that a step was taken on
+    seconds: float  # in rollouts
+
+    __repr__ = fields_text
+
+    @property
+    def steps(self) -> int:
+        """Environment steps taken."""
+        return sum(rollout.steps for rollout in self.rollouts)
+
+    def statistics(self, config: GradientSettings) -> dict[str, float]:
+        """What all gradient-based learners log of their data (see docs/logging.md)."""
+        stats = {f"return/step_{i}": rollout.returns.mean().item() for i, rollout in enumerate(self.rollouts)}
+        if (rates := self.success_rates) is not None:
+            stats |= {f"success/step_{i}": rates[:, i].mean().item() for i in range(len(self.rollouts))}
+        last = self.rollouts[-1]
+        stats["policy/entropy"] = losses.masked_mean(distributions.entropy(last.dist), last.mask).mean().item()
+        return stats | std_statistics(last.dist, config.min_std)
+
+
+def surveyed(config: GradientSettings, sampler: Sampler, policy: Policy, state: State, seed: int) -> State:
+    """The state to act with: where observations are normalised and none has been seen yet, with the statistics of one
+    rollout of the untrained policy. Its steps count as environment steps; nothing else is learned from them.
+
+    Otherwise the first iteration would act on raw observations, and all that it learned would be about another scale.
+    """
+    if not state.obs_stats or state.obs_stats["count"] > 0:
+        return state
+    tasks = sampler.tasks(config.n_tasks, seed, state.iteration)
+    rollout = sampler.collect(
+        tasks, config.episodes, policy, expand(state.params, num_tasks(tasks)), seed, state.iteration,
+        normalize.SURVEY, state.obs_stats,
+    )  # fmt: skip
+    stats = normalize.update(state.obs_stats, rollout.raw_obs, rollout.mask)
+    finite.check_finite(stats, "among the statistics of observations", "observations are too large: scale them")
+    return replace(state, obs_stats=stats, env_steps=state.env_steps + rollout.steps)
+
+
+def experience(
+    config: GradientSettings, sampler: Sampler, policy: Policy, state: State, seed: int, only: int | None = None
+) -> Experience:
+    """Draw the tasks of this meta-iteration and adapt to them as the settings say; to one of them alone if `only` is
+    its number, with episodes that no other number has."""
+    tasks = sampler.tasks(config.n_tasks, seed, state.iteration)
+    sizes = config.training_step_sizes()
+    first = 0 if only is None else only * (len(sizes) + 1)
+    tasks = tasks if only is None else {name: value[only : only + 1] for name, value in tasks.items()}
+    return _adaptation(config, sampler, policy, state, tasks, seed, state.iteration, config.episodes, sizes, first)
+
+
+def _adaptation(
+    config: GradientSettings, sampler: Sampler | EnvSampler, policy: Policy, state: State, tasks: Tasks, seed: int,
+    iteration: int, episodes: int, step_sizes: Sequence[float], first_stage: int = 0, learning: bool = True,
+) -> Experience:  # fmt: skip
+    """`learning` is whether the last rollout is learned from too; its advantages are not estimated otherwise."""
+    params, memory = [expand(state.params, num_tasks(tasks))], Params()
+    rollouts, data = list[Rollout](), list[Batch]()
+    unit, seconds = lr_unit(config, state.params), 0.0
+    for stage in range(len(step_sizes) + 1):
+        before = time.perf_counter()
+        rollout = sampler.collect(
+            tasks, episodes, policy, params[-1], seed, iteration, first_stage + stage, state.obs_stats
+        )
+        seconds += time.perf_counter() - before
+        rollouts.append(rollout)
+        if learning or stage < len(step_sizes):
+            data.append(Batch.of(config, rollout))
+        if stage < len(step_sizes):
+            lr = step_sizes[stage] * unit
+            new, memory = adapt(config, policy, params[-1], data[-1], lr, stage, state.learned, memory)
+            when = f" of iteration {iteration + 1}" if learning else ""
+            finite.check_finite(new, f"after inner step {stage} (step size {lr:g}){when}", finite.SMALLER_STEPS, True)
+            params.append(new)
+    return Experience(params, rollouts, data, seconds)
+
+
+@threads_over_tasks
+def evaluate(
+    config: GradientSettings,
+    sampler: Sampler | EnvSampler,
+    policy: Policy,
+    state: State,
+    tasks: Tasks,
+    seed: int,
+    episodes: int,
+    step_sizes: Sequence[float],
+) -> Adaptation:
+    """Adapt to `tasks` by one inner step for each of `step_sizes`, rolling out `episodes` episodes before each and
+    after the last. Every return is that of episodes which the parameters in question acted in."""
+    found = _adaptation(config, sampler, policy, state, tasks, seed, 0, episodes, step_sizes, learning=False)
+    return Adaptation(found.params, found.rollouts)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The next state
+
+
+def advance(
+    config: GradientSettings, state: State, found: Experience, meta: Params, optimizer: Params | None = None
+) -> State:
+    """The state after a meta-iteration that saw `found` and made `meta` of the meta-parameters.
+
+    Raises:
+        NotFiniteError: a number of that state is not finite.
+    """
+    where = f"after the outer step of iteration {state.iteration + 1}"
+    finite.check_finite(meta | (optimizer or {}), where, finite.SMALLER_STEPS)
+    params, learned = split(within_floor(config, state.meta | meta))
+    obs_stats = state.obs_stats
+    for rollout in found.rollouts:
+        obs_stats = normalize.update(obs_stats, rollout.raw_obs, rollout.mask)
+    finite.check_finite(obs_stats, "among the statistics of observations", "observations are too large: scale them")
+    return replace(
+        state, params=params, learned=learned, iteration=state.iteration + 1, obs_stats=obs_stats,
+        env_steps=state.env_steps + found.steps, optimizer=state.optimizer if optimizer is None else optimizer,
+    )  # fmt: skip

@@ -1,0 +1,4 @@
+"""Policies: networks as descriptions, parameters as data; what they observe and how they act.
+
+Imports `formulas`.
+"""

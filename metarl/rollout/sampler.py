@@ -1,0 +1,134 @@
+"""Draw tasks and roll policies out in them, in environments that are kept for the whole run."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.vector import VectorEnv
+from torch import Tensor
+
+from metarl import random
+from metarl.params import Params
+from metarl.policies.base import Policy
+from metarl.policies.normalize import ObsStats
+from metarl.policies.spaces import spaces_of
+from metarl.rollout.rollout import Rollout, collect
+from metarl.splits import sample_split
+from metarl.tasks import TaskFamily, Tasks, num_tasks
+from metarl.vector.backends import check_workers, make_vector
+from metarl.vector.single import SingleEnv
+
+
+class Sampler:
+    """Draws a family's tasks and rolls policies out in them; keeps its vector environments for the whole run.
+
+    Args:
+        workers: of `metarl.make_vector`: None chooses, 0 steps environments one by one, n uses n processes.
+    """
+
+    def __init__(self, family: TaskFamily, device: torch.device | str = "cpu", workers: int | None = None):
+        spaces_of(family)
+        check_workers(workers)
+        self.family, self.device, self.workers = family, torch.device(device), workers
+        self.reports_success = False
+        """Whether an environment has ever reported a success or a failure; if so, an episode without is a failure."""
+        self._envs: dict[tuple[int, int], VectorEnv] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and deepcopy: the environments and their processes stay behind; `collect` makes new ones."""
+        return vars(self) | {"_envs": {}}
+
+    def tasks(self, n: int, seed: int, iteration: int, split: str = "train") -> Tasks:
+        """`n` tasks of meta-iteration `iteration`, from `seed` alone, of any split of the family."""
+        return sample_split(self.family, n, np.random.default_rng([seed, iteration]), split)
+
+    def collect(
+        self,
+        tasks: Tasks,
+        episodes: int,
+        policy: Policy,
+        params: Params,
+        seed: int,
+        iteration: int,
+        stage: int,
+        obs_stats: ObsStats | None = None,
+    ) -> Rollout:
+        """Roll out `episodes` episodes per task with `params` [K, ...]; see `collect`."""
+        n = num_tasks(tasks)
+        seeds = random.episode_seeds(seed, iteration, stage, n, episodes)
+        env = self.vector_env(n, episodes)
+        rollout = collect(env, tasks, self.family.horizon, policy, params, seeds, obs_stats)
+        return replace(rollout, success=noted(self, rollout.success, (n, episodes))).to(self.device)
+
+    def vector_env(self, n_tasks: int, episodes: int) -> VectorEnv:
+        """The K*E environments that rollouts of this size run in, made at the first and kept."""
+        key = (n_tasks, episodes)
+        if key not in self._envs:
+            self._envs[key] = make_vector(self.family, n_tasks, episodes, self.device, self.workers)
+        return self._envs[key]
+
+    def close(self) -> None:
+        """Close the environments and end their processes; `collect` makes new ones."""
+        for env in self._envs.values():
+            env.close()
+        self._envs = {}
+
+
+class EnvSampler:
+    """Rolls a policy out in one plain `gymnasium.Env`, episode after episode, as if it were a family of one task."""
+
+    def __init__(self, env: gym.Env, horizon: int, device: torch.device | str = "cpu", reports_success: bool = False):
+        self.env, self.horizon, self.device = env, horizon, torch.device(device)
+        self.reports_success = reports_success
+        """As of `Sampler`."""
+
+    def collect(
+        self,
+        tasks: Tasks,
+        episodes: int,
+        policy: Policy,
+        params: Params,
+        seed: int,
+        iteration: int,
+        stage: int,
+        obs_stats: ObsStats | None = None,
+    ) -> Rollout:
+        """As `Sampler.collect` for one task."""
+        seeds = random.episode_seeds(seed, iteration, stage, 1, episodes)
+        single = SingleEnv(self.env, self.horizon)
+        parts = [
+            collect(single, tasks, self.horizon, policy, params, seeds[:, e : e + 1], obs_stats)
+            for e in range(episodes)
+        ]
+        steps = max(part.mask.shape[1] for part in parts)
+        merged: dict[str, Any] = {
+            name: torch.cat([longer(getattr(p, name), steps) for p in parts], 2)
+            for name in ("obs", "act", "rew", "mask", "log_prob", *(["raw"] if obs_stats else []))
+        }
+        head = torch.cat([longer(p.dist[0], steps) for p in parts], 2)
+        dist = type(parts[0].dist)(head, *parts[0].dist[1:])
+        success = noted(self, together([p.success for p in parts], (1, 1)), (1, episodes))
+        return replace(parts[0], **merged, dist=dist, success=success).to(self.device)
+
+
+def noted(sampler: Sampler | EnvSampler, success: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
+    """A rollout's `success` of this shape, all False where it has none but an earlier one of the sampler's had."""
+    sampler.reports_success |= success is not None
+    return torch.zeros(shape, dtype=torch.bool) if success is None and sampler.reports_success else success
+
+
+def together(flags: Sequence[Tensor | None], shape: tuple[int, ...]) -> Tensor | None:
+    """Successes of several episodes, each of this shape or None, side by side; None where no episode reports any."""
+    if all(one is None for one in flags):
+        return None
+    return torch.cat([torch.zeros(shape, dtype=torch.bool) if one is None else one for one in flags], -1)
+
+
+def longer(x: Tensor, steps: int) -> Tensor:
+    """x [K, T, E, ...] with zeros behind, [K, steps, E, ...]."""
+    if x.shape[1] == steps:
+        return x
+    return torch.cat([x, x.new_zeros(len(x), steps - x.shape[1], *x.shape[2:])], 1)

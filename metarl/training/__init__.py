@@ -1,0 +1,4 @@
+"""Repeat, log, save, resume.
+
+Imports `adapted` and what is below it.
+"""

@@ -1,0 +1,212 @@
+"""The files of one run.
+
+    config.json            everything needed to start the run again, and the versions it ran with
+    metrics.csv            one row per meta-iteration; events.out.tfevents.*: the same for TensorBoard
+    latest.safetensors     the state after the newest checkpointed iteration
+    previous.safetensors   the state that was the latest before it
+    best.safetensors       the state with the best periodic evaluation
+    evaluation/            what `metarl evaluate` wrote
+
+docs/reliability.md says what is promised of them.
+"""
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shlex
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from metarl import checkpoint
+from metarl.checkpoint import CheckpointError, DamagedError, read_json, write_json
+from metarl.training.event_files import tensorboard_writer
+from metarl.training.metrics import MetricsFile, Row, read_metrics
+
+LATEST, PREVIOUS, BEST = "latest.safetensors", "previous.safetensors", "best.safetensors"
+METRICS, CONFIG = "metrics.csv", "config.json"
+_EVENTS = "events.out.tfevents."
+_KINDS = {"iterations": int, "schedule": dict, "algorithm": str, "family": dict, "config": dict, "seed": int}
+
+
+class RunDirectoryError(OSError):
+    """A run's directory that is not there any more."""
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result depends on."""
+    names = ("metarl-torch", "torch", "gymnasium", "numpy", "stable-baselines3")
+    return {"python": platform.python_version(), **{n: importlib.metadata.version(n) for n in names}}
+
+
+class RunDirectory:
+    """The files of one run."""
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+        self._config: dict[str, Any] = {}
+        self._identity: tuple[int, int] | None = None
+        self._metrics: MetricsFile | None = None
+        self._continued = False
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Beginning
+
+    def create(self, config: dict[str, Any]) -> None:
+        """Start a new run. Raises ValueError if the directory holds something already, but for what a start that was
+        killed before its first checkpoint left."""
+        if not self.is_free:
+            raise ValueError(
+                f"{self.path} is not empty. Continue the run in it with `metarl train --resume {self.path}`, or choose "
+                "another directory"
+            )
+        if self.path.exists():
+            for path in self.path.iterdir():
+                path.unlink()
+        write_json(self.path / CONFIG, config)
+        self._opened(config)
+
+    @property
+    def is_free(self) -> bool:
+        """Whether a new run can begin here."""
+        if not self.path.exists():
+            return True
+        return self.path.is_dir() and (not any(self.path.iterdir()) or self._never_started())
+
+    def reopen(self, config: dict[str, Any], latest_is_damaged: bool = False) -> None:
+        """Go on with the run that is here, described by `config`."""
+        checkpoint.remove_temporaries(self.path, {CONFIG, METRICS, LATEST, PREVIOUS, BEST})
+        if latest_is_damaged and (self.path / LATEST).exists():  # so that it does not take the place of the previous
+            os.replace(self.path / LATEST, self.path / "latest.damaged.safetensors")
+        write_json(self.path / CONFIG, config)
+        self._continued = True
+        self._opened(config)
+
+    def _opened(self, config: dict[str, Any]) -> None:
+        self._config, self._identity = config, self._found_identity()
+
+    def _never_started(self) -> bool:
+        """Whether nothing is here but what a run writes before its first checkpoint."""
+        own = {CONFIG, METRICS}
+        names = [entry.name for entry in os.scandir(self.path)]
+        left = [n for n in names if n not in own and not n.startswith((_EVENTS, *(f".{x}." for x in (*own, LATEST))))]
+        return not left and (CONFIG in names or names[0].startswith(f".{CONFIG}.")) and not self.metrics()
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Writing
+
+    def write(self, name: str, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+        """Write a checkpoint under `name`. The latest one that was there before stays as the previous one.
+
+        Where the directory is gone a new one is made, so that the state is not lost with it; `check` then complains.
+        """
+        if self.gone:
+            write_json(self.path / CONFIG, self._config)
+        elif name == LATEST:
+            if self._metrics is not None:
+                self._metrics.sync()
+            checkpoint.keep_previous(self.path / LATEST, self.path / PREVIOUS)
+        checkpoint.save(self.path / name, tensors, meta)
+
+    @property
+    def gone(self) -> bool:
+        """Whether the directory, or what it is recognised by, was deleted or moved since the run began."""
+        return self._identity is not None and self._identity != self._found_identity()
+
+    def check(self) -> None:
+        """Raise RunDirectoryError if the directory is gone."""
+        if self.gone:
+            raise RunDirectoryError(
+                f"the run directory {self.path} was deleted or moved during training. The present state is saved in a "
+                f"new one under that name, without the earlier metrics: go on with metarl train --resume "
+                f"{shlex.quote(str(self.path))}"
+            )
+
+    def _found_identity(self) -> tuple[int, int] | None:
+        try:
+            (self.path / CONFIG).stat()
+            found = self.path.stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Metrics
+
+    def open_logger(self, up_to_iteration: int) -> Any:
+        """A stable-baselines3 Logger to CSV and TensorBoard that goes on after `up_to_iteration`."""
+        from stable_baselines3.common.logger import KVWriter, Logger
+
+        class Metrics(MetricsFile, KVWriter):
+            """What the Logger takes for one of its own."""
+
+        path = self.path / METRICS
+        rows, problems = read_metrics(path)
+        rows = [row for row in rows if row["iteration"] <= up_to_iteration]  # type: ignore[operator]
+        problems += self._missing(rows, up_to_iteration) if self._continued and not problems else []
+        if problems:
+            kept = ""
+            if path.exists():
+                shutil.copyfile(path, path.with_name("metrics.damaged.csv"))
+                kept = "; it is kept as metrics.damaged.csv"
+            warnings.warn(f"{path} {', '.join(problems)}{kept}, and training goes on with the {len(rows)} rows that "
+                          "can be read", UserWarning, stacklevel=3)  # fmt: skip
+        self._metrics = Metrics(path, rows)
+        formats: list[Any] = [self._metrics]
+        if importlib.util.find_spec("tensorboard"):
+            formats.append(tensorboard_writer(self.path, up_to_iteration))
+        return Logger(str(self.path), formats)
+
+    @staticmethod
+    def _missing(rows: list[Row], up_to: int) -> list[str]:
+        first = rows[0]["iteration"] if rows else up_to
+        missing = sorted({*range(max(1, first), up_to + 1)} - {row["iteration"] for row in rows})  # type: ignore
+        return [f"lacks the rows of iterations {missing[0]} to {missing[-1]}"] if missing else []
+
+    def metrics(self) -> list[Row]:
+        """The logged rows that can be read; numbers as int or float, None where a row has no value."""
+        return read_metrics(self.path / METRICS)[0]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """config.json of the run at `path`. Raises CheckpointError if it is missing or not what a run writes."""
+    file = path / CONFIG
+    found = read_json(file)
+    if not isinstance(found, dict):
+        raise DamagedError(f"{file} is damaged: it holds {found!r:.40}, not a run's settings")
+    for name, kind in _KINDS.items():
+        if name not in found:
+            raise DamagedError(f"{file} is damaged: it lacks {name!r}")
+        if type(found[name]) is not kind:
+            raise DamagedError(f"{file} is damaged: {name!r} is {found[name]!r:.40}")
+    return found
+
+
+def check_same_settings(path: Path, found: dict[str, Any], own: dict[str, Any]) -> None:
+    """Raise CheckpointError where the config.json at `path` says `found` of settings that the checkpoint has as
+    `own`. Settings that it does not know are those of a version before them."""
+    config = {**own["config"], **found.get("config", {})}
+    for name in sorted({*config, *own["config"]}):
+        if name not in own["config"]:
+            raise CheckpointError(f"{path} has the setting {name!r}, which this version does not know: upgrade metarl, "
+                                  "or take it out")  # fmt: skip
+        if config[name] != own["config"][name]:
+            _refuse(path, name, config[name], own["config"][name])
+    for name in own.keys() - {"config"}:
+        if name in found and found[name] != own[name]:
+            _refuse(path, name, found[name], own[name])
+
+
+def _refuse(path: Path, name: str, found: Any, own: Any) -> None:
+    raise CheckpointError(
+        f"{path} says {name}={found!r}, the checkpoint beside it {own!r}: a run keeps its settings. Put that back, or "
+        "start a new run with the other value (--start-from takes over what this one has learned)"
+    )

@@ -1,0 +1,155 @@
+"""How a `MetaLearner` comes back: from one checkpoint, or from a run's directory, where an older one may have to do."""
+
+import math
+import numbers
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metarl import checkpoint
+from metarl.adapted.gradient_policy import AdaptedPolicy
+from metarl.checkpoint import CheckpointError, DamagedError, reading
+from metarl.families.saved import load_family
+from metarl.parallel import resolve_device
+from metarl.policies.module import ModulePolicy
+from metarl.splits import VALIDATION
+from metarl.tasks import (
+    TaskFamily,
+)
+from metarl.training.directory import (
+    BEST,
+    CONFIG,
+    LATEST,
+    PREVIOUS,
+    RunDirectory,
+    read_config,
+)
+
+KIND = "learner"
+
+
+def load(
+    kind: Any,
+    path: Path,
+    family: str | TaskFamily | None,
+    device: torch.device,
+    policy: nn.Module | AdaptedPolicy | None,
+    workers: int | None,
+    trust: bool,
+) -> Any:
+    """What `MetaLearner.load` returns, which documents the arguments; `kind` is that class."""
+
+    def from_file(file: Path) -> Any:
+        tensors, meta = checkpoint.load(file)
+        if meta.get("kind") != KIND:
+            raise CheckpointError(f"{file} holds a {meta.get('kind')}, not a learner")
+        return _made(kind, file, tensors, meta, family, device, policy, workers, trust)
+
+    if not path.is_dir():
+        learner = from_file(path)
+        learner._run_dir = path.parent.resolve()
+        return learner
+    if _without_checkpoint(path):
+        learner = _made(kind, path / CONFIG, {}, _start_of(path), family, device, policy, workers, trust)
+        learner._run_dir = path.resolve()
+        return learner
+    return of_run(path, from_file)
+
+
+def of_run(path: Path, from_file: Callable[[Path], Any]) -> Any:
+    """The learner of a run's latest checkpoint, or of the previous one where that is damaged, with a UserWarning."""
+    latest, previous = path / LATEST, path / PREVIOUS
+    try:
+        learner = from_file(latest)
+    except CheckpointError as error:
+        if not previous.exists() or not (isinstance(error, DamagedError) or not latest.exists()):
+            raise
+        try:
+            learner = from_file(previous)
+        except CheckpointError:
+            raise error from None
+        warnings.warn(f"{error}. Instead of it {previous} is used, of iteration {learner.state.iteration}",
+                      UserWarning, stacklevel=4)  # fmt: skip
+        learner._latest_is_damaged = True
+    learner._run_dir = path.resolve()
+    return learner
+
+
+def _without_checkpoint(path: Path) -> bool:
+    """Whether a run at `path` was killed before its first checkpoint."""
+    if any((path / name).exists() for name in (LATEST, PREVIOUS, BEST)) or not (path / CONFIG).exists():
+        return False
+    return not RunDirectory(path).metrics()
+
+
+def _start_of(path: Path) -> dict[str, Any]:
+    """What a checkpoint of iteration 0 would say, from config.json."""
+    found = read_config(path)
+    if "started_from" in found:
+        raise CheckpointError(f"{path} has no checkpoint yet, and its run was to start from what another learner has "
+                              "learned: start it again with the command it was started with")  # fmt: skip
+    return {**found, "state": None, "best_score": None}
+
+
+def _made(
+    kind: Any,
+    path: Path,
+    tensors: dict[str, Tensor],
+    meta: dict[str, Any],
+    family: str | TaskFamily | None,
+    device: torch.device,
+    policy: nn.Module | AdaptedPolicy | None,
+    workers: int | None,
+    trust: bool,
+) -> Any:
+    """The learner that the file at `path` describes."""
+    with reading(path, tensors):
+        if (policy is None) == (meta["policy"] == ModulePolicy.__name__):
+            remedy = "pass that module as policy=" if policy is None else "leave policy= out"
+            raise CheckpointError(f"{path} was saved by a learner with a policy of type {meta['policy']}: {remedy}")
+        own = load_family(path, meta["family"], family, trust, bool(meta["config"].get("task_critic")))
+        learner = kind(meta["algorithm"], own, seed=meta["seed"], device=device, policy=policy, workers=workers,
+                       **meta["config"])  # fmt: skip
+        like = learner.state
+        if meta["state"] is not None:
+            learner.state = checkpoint.unpack_state(type(like), tensors, meta["state"], like, learner.device)
+        learner._best_score = comparable_score(meta)
+        learner.sampler.reports_success = meta.get("reports_success") is True  # older ones do not say it
+    return learner
+
+
+def comparable_score(meta: dict[str, Any]) -> float | None:
+    """The best score so far, if later ones can be compared with it: earlier versions chose the best state on test
+    tasks, and say nothing of it."""
+    score = checked_score(meta["best_score"])
+    return score if meta.get("chosen_on") == VALIDATION else None
+
+
+def checked_score(value: Any) -> float | None:
+    """The best score so far. Raises DamagedError for what is no number."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+        raise DamagedError(f"its best_score is {value!r}, which is no number")
+    return float(value)
+
+
+def portable(learner: Any) -> dict[str, Any]:
+    """A learner's attributes for pickle, with the tensors of its state on the CPU."""
+    return vars(learner) | {"state": checkpoint.on_device(learner.state, "cpu")}
+
+
+def restore(learner: Any, attributes: dict[str, Any]) -> None:
+    """Give `learner` these attributes, on the CPU if its GPU is not there."""
+    try:
+        device = resolve_device(attributes["device"])
+    except ValueError:
+        device = torch.device("cpu")
+    state = checkpoint.on_device(attributes["state"], device)
+    vars(learner).update(attributes | {"device": device, "state": state})
+    if hasattr(learner, "sampler"):
+        learner.sampler.device = device

@@ -1,0 +1,192 @@
+"""Repeat, log, checkpoint, evaluate. Nothing of any algorithm.
+
+The files are those of `metarl.training.directory`; what each logged number means stands in docs/logging.md.
+"""
+
+import contextlib
+import dataclasses
+import math
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import rich.progress
+from rich.console import Console
+
+from metarl.checkpoint import CheckpointError, in_own_memory, not_finite_in
+from metarl.training.directory import BEST, CONFIG, LATEST, METRICS, PREVIOUS, RunDirectory, versions
+from metarl.training.health import Health
+from metarl.vector.survival import STOPPING
+
+__all__ = ["BEST", "CONFIG", "LATEST", "METRICS", "PREVIOUS", "RunDirectory", "in_one_piece", "train", "versions"]
+
+Stats = dict[str, Any]
+S = TypeVar("S")
+
+
+def train(
+    state: S,
+    step: Callable[[S], tuple[S, Stats]],
+    iterations: int,
+    start: int,
+    *,
+    keep: Callable[[S, float | None], None],
+    evaluate: Callable[[S], Stats] | None,
+    eval_every: int,
+    save: Callable[[str, S, float | None], None] | None,
+    checkpoint_every: int,
+    logger: Any = None,
+    best: float | None = None,
+    callback: Callable[[Stats], bool | None] | None = None,
+    progress_bar: bool = False,
+    describe: Callable[[Stats], str] | None = None,
+    measure: str = "return",
+) -> None:
+    """Run meta-iterations `start + 1` to `start + iterations` from `state`.
+
+    An iteration counts once it is evaluated and logged. What breaks off before that (Ctrl-C too) leaves the state of
+    the iteration before, which is saved: going on from there gives the numbers of a run that never stopped.
+
+    Args:
+        step: does one iteration -> the next state and statistics.
+        keep: gets the state and the best score after every iteration that counts.
+        evaluate: -> statistics with a `"eval/score"`; called every `eval_every` iterations and after the last.
+        save: writes a checkpoint under the name it is given, of a state and the best score so far.
+        best: the best score so far.
+        callback: gets every iteration's statistics; returning False stops the training.
+        describe: an iteration's statistics in a few words, for the progress bar.
+        measure: what `"eval/step_k"` are.
+
+    Warns:
+        UserWarning: the numbers say that nothing is learned, or that training gets worse (see
+            `metarl.training.health`).
+    """
+    last, health = start + iterations, Health()
+    state = in_own_memory(state) if dataclasses.is_dataclass(state) else state
+    with _Display(last, start, progress_bar, describe or _returns_and_speed, measure) as display:
+        try:
+            if save is not None:
+                save(LATEST, state, best)  # from now on the run can be resumed, whatever kills it
+            for done in range(start + 1, last + 1):
+                new, stats = step(state)
+                new = _checked(new, done)
+                stats, score = {"iteration": done, **stats}, best
+                if evaluate is not None and (done % eval_every == 0 or done == last):
+                    stats |= evaluate(new)
+                    display.evaluated(stats)
+                    if math.isfinite(stats["eval/score"]) and (best is None or stats["eval/score"] > best):
+                        score = stats["eval/score"]
+                        if save is not None:
+                            save(BEST, new, score)
+                with in_one_piece():
+                    if logger is not None:
+                        for key, value in stats.items():
+                            logger.record(key, float(value) if isinstance(value, bool) else value)
+                        logger.dump(done)
+                    state, best = new, score
+                    keep(state, best)
+                    if save is not None and done % checkpoint_every == 0:
+                        save(LATEST, state, best)
+                display.advance(stats)
+                _warn(health.after(stats))
+                if callback is not None and callback(stats) is False:
+                    break
+            _warn(health.at_end())
+        finally:
+            if save is not None:
+                with in_one_piece():
+                    save(LATEST, state, best)
+
+
+def _warn(texts: list[str]) -> None:
+    """Warn at the line outside of this package that called `learn`."""
+    frame, level = sys._getframe(), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "metarl":
+        frame, level = frame.f_back, level + 1
+    for text in texts:
+        warnings.warn(text, UserWarning, stacklevel=level)
+
+
+def _checked(state: S, iteration: int) -> S:
+    """The state after `iteration`, in memory of its own. Raises CheckpointError before one that is not finite counts,
+    so that it cannot take the place of the last good one."""
+    if not dataclasses.is_dataclass(state):
+        return state
+    if (name := not_finite_in(state)) is not None:
+        raise CheckpointError(f"iteration {iteration} made {name!r} not finite (NaN or infinity), so it does not "
+                              "count: take smaller steps, or look at the rewards")  # fmt: skip
+    return in_own_memory(state)
+
+
+@contextlib.contextmanager
+def in_one_piece() -> Iterator[None]:
+    """Defer SIGINT, SIGTERM and SIGHUP until the block has finished.
+
+    TensorBoard's writer counts what it has queued: interrupted in between, its `close` waits for ever.
+    """
+    came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # only the main thread is interrupted
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    mended = {number: handler for number, handler in before.items() if callable(handler)}
+    for number in mended:
+        signal.signal(number, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in mended.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
+
+
+class _Display:
+    """The live line of progress: iteration, what `describe` says (returns, speed), time left."""
+
+    def __init__(self, total: int, start: int, enabled: bool, describe: Callable[[Stats], str], measure: str):
+        self.enabled, self.describe, self.measure = enabled, describe, measure
+        console = Console()
+        more = [rich.progress.BarColumn(24)] if console.width >= 110 else []  # without it all fits into 80 columns
+        self.progress = rich.progress.Progress(
+            rich.progress.MofNCompleteColumn(), *more, rich.progress.TextColumn("{task.description}"),
+            rich.progress.TextColumn("left"), rich.progress.TimeRemainingColumn(),
+            console=console, disable=not enabled, speed_estimate_period=60.0,
+        )  # fmt: skip
+        self.bar = self.progress.add_task("", total=total, completed=start)
+
+    def __enter__(self) -> "_Display":
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            self.progress.stop()
+
+    def advance(self, stats: Stats) -> None:
+        self.progress.update(self.bar, advance=1, description=self.describe(stats))
+
+    def evaluated(self, stats: Stats) -> None:
+        if self.enabled:
+            curve = " → ".join(f"{v:.2f}" for k, v in stats.items() if k.startswith("eval/step_"))
+            rates = " → ".join(f"{v:.0%}" for k, v in stats.items() if k.startswith("eval/success_"))
+            curve += f", success {rates}" if rates else ""
+            line = f"iteration {stats['iteration']:>5}: {self.measure} on validation tasks {curve}"
+            self.progress.console.print(line, highlight=False)
+
+
+def _returns_and_speed(stats: Stats) -> str:
+    """Returns, speed, where the time goes."""
+    post = max((k for k in stats if k.startswith("return/step_")), key=lambda k: int(k.rpartition("_")[2]))
+    rollout, update = stats["time/rollout"], stats["time/update"]
+    share = rollout / max(rollout + update, 1e-9)
+    last = f"rollout {share:.0%}"
+    if "success/step_0" in stats:  # both do not fit into 80 columns
+        last = f"success {stats['success/step_0']:.0%} → [bold]{stats[post.replace('return', 'success')]:.0%}[/]"
+    return (
+        f"return {stats['return/step_0']:.1f} → [bold]{stats[post]:.1f}[/]  "
+        f"{stats['time/steps_per_second']:,.0f} steps/s  {last}"
+    )

@@ -1,0 +1,127 @@
+"""Starting from what another learner has learned, or from a policy."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metarl.adapted.gradient_policy import AdaptedPolicy
+from metarl.adapted.recurrent_policy import RecurrentPolicy
+from metarl.arguments import listed
+from metarl.policies.cnn import CNNPolicy
+from metarl.policies.mlp import MLPPolicy
+from metarl.policies.module import ModulePolicy
+
+COUNTED = ("iteration", "env_steps", "optimizer", "critic", "critic_optimizer")
+"""What a new training counts and remembers anew: the outer optimiser's statistics belong to its own settings, and a
+critic to the way in which tasks are described."""
+
+
+def check_same_activation(policy: Any, other: Any) -> None:
+    """Raise ValueError where two networks of the same shapes are different functions of their parameters."""
+    own, its = (getattr(p, "activation", None) for p in (policy, other))
+    if own is not None and its is not None and own != its:
+        raise ValueError(f"its network has activation={its!r}, here it is {own!r}")
+
+
+def taken_over(own: Any, other: Any) -> tuple[Any, list[str]]:
+    """`own`, the state before training, with what the learner with the state `other` has learned.
+
+    Returns:
+        The state, which behaves as `other` does (where its inner loop has more steps, as `other` does in further
+        steps), and the names of what `other` has learned about its inner loop and `own` does not use.
+
+    Raises:
+        ValueError: another kind of state, parameters of other names or shapes, or normalised observations on one
+            side only.
+    """
+    if type(own) is not type(other):
+        raise ValueError("a recurrent policy and one that adapts by gradients have no parameters in common")
+    mine, its = ({n: tuple(v.shape) for n, v in state.params.items()} for state in (own, other))
+    if mine != its:
+        name = next(n for n in sorted({*mine, *its}) if mine.get(n) != its.get(n))
+        raise ValueError(f"its parameter {name!r} has the shape {its.get(name)}, here it is {mine.get(name)}: make "
+                         "this learner with the other's network (hidden, activation, context, ...)")  # fmt: skip
+    if bool(own.obs_stats) != bool(other.obs_stats):
+        raise ValueError(f"it was trained with normalize_obs={bool(other.obs_stats)}, which is needed here too")
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(own):
+        if field.name not in COUNTED:
+            start, found = getattr(own, field.name), getattr(other, field.name)
+            if isinstance(start, Tensor):
+                values[field.name] = found.to(start, copy=True)
+            else:
+                values[field.name] = {n: _fitted(n, value, found.get(n)) for n, value in start.items()}
+    unused = sorted(getattr(other, "learned", {}).keys() - getattr(own, "learned", {}).keys())
+    return dataclasses.replace(own, **values), unused
+
+
+def _fitted(name: str, start: Tensor, found: Tensor | None) -> Tensor:
+    """`found` in the place of `start`: where it has fewer inner steps (the first axis), the further ones go on with
+    its last step size, or with noise as it is after its last step."""
+    if found is None:
+        return start
+    found = found.to(start, copy=True)
+    if found.shape == start.shape:
+        return found
+    rest = start[len(found) :]
+    if name.startswith("lr_step/"):
+        rest = found[-1:].expand_as(rest)
+    return torch.cat([found[: len(start)], rest])
+
+
+def unused_warning(unused: list[str], of: str, here: str) -> str:
+    """What to tell about names that `taken_over` returns."""
+    kinds = sorted({name.partition("/")[0] for name in unused})
+    return f"what {of} has learned of its inner loop ({', '.join(kinds)}) is not taken over: {here} does not learn it"
+
+
+def module_of(policy: nn.Module | AdaptedPolicy | None) -> nn.Module | None:
+    """The network that a learner's `policy=` brings; None where it is to be made from settings."""
+    if isinstance(policy, RecurrentPolicy):
+        raise ValueError("a learner cannot start from a RecurrentPolicy: load the learner that it came from")
+    if isinstance(policy, AdaptedPolicy):
+        return policy.policy.module if isinstance(policy.policy, ModulePolicy) else None
+    if policy is not None and not isinstance(policy, nn.Module):
+        remedy = (
+            ": leave it out, the network follows from hidden, activation and network" if isinstance(policy, str) else ""
+        )
+        raise ValueError(f"policy is a torch.nn.Module from observations to actions, or a policy to start from, got "
+                         f"{policy!r}{remedy}")  # fmt: skip
+    return policy
+
+
+def settings_of(start: AdaptedPolicy, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings `given`, with those that the policy to start from determines."""
+    if not isinstance(start.policy, MLPPolicy | CNNPolicy | ModulePolicy):
+        raise ValueError(f"a learner cannot start from a {type(start.policy).__name__}")
+    own: dict[str, Any] = {"min_std": start.policy.min_std}
+    if not isinstance(start.policy, ModulePolicy):
+        own |= {"hidden": tuple(start.policy.hidden), "activation": start.policy.activation}
+        own["network"] = "cnn" if isinstance(start.policy, CNNPolicy) else "mlp"
+    if isinstance(start.policy, CNNPolicy):
+        own["channels"] = tuple(start.policy.channels)
+    if start.obs_stats:
+        own["normalize_obs"] = True
+    for name in own.keys() & given.keys():
+        wanted = tuple(listed(name, given[name], "numbers")) if isinstance(own[name], tuple) else given[name]
+        if wanted != own[name] and wanted != "auto":
+            raise ValueError(f"{name}={given[name]!r} contradicts the policy to start from, which has {own[name]!r}: "
+                             "leave it out")  # fmt: skip
+    return {**given, **own}
+
+
+def with_policy(state: Any, start: AdaptedPolicy, device: torch.device) -> Any:
+    """`state` with the parameters and the statistics of the policy to start from.
+
+    An adapted policy has no context vector any more: a learner that wants one starts with its own, zero.
+    """
+    found = {name: value for name, value in state.params.items() if name.startswith("context")}
+    found |= {name: value.to(device, copy=True) for name, value in start.params.items()}
+    state = dataclasses.replace(state, params={name: found[name] for name in state.params})
+    if start.obs_stats:
+        obs_stats = {name: value.to(device, copy=True) for name, value in start.obs_stats.items()}
+        state = dataclasses.replace(state, obs_stats=obs_stats)
+    return state
