@@ -47,8 +47,11 @@ class DamagedError(CheckpointError):
 # Writing
 
 
-def atomic_write(path: Path, data: bytes) -> None:
+def atomic_write(path: Path, data: bytes, mode: int = 0o666) -> None:
     """Write a file that is either old or new, never half: temporary file, sync, rename.
+
+    Args:
+        mode: of a new file, less what the umask takes away.
 
     Raises:
         OSError: the disk is full, or there is no permission; the message names `path`, which keeps its old content.
@@ -57,7 +60,7 @@ def atomic_write(path: Path, data: bytes) -> None:
     remove_temporaries(path.parent, {path.name}, older_than=_ABANDONED)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        with temporary.open("xb") as file:
+        with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -52,7 +52,7 @@ class TrainOptions:
     """Meta-train on a task family."""
 
     family: tyro.conf.Positional[str]
-    """Task family, as `metarl list` shows it."""
+    """Task family: an id that `metarl list` shows, or file.py:NAME, which is or makes the family in a Python file."""
     iterations: int = 100
     """Meta-iterations in total."""
     seed: int = 0
@@ -60,7 +60,7 @@ class TrainOptions:
     start_from: Path | None = None
     """A run (its best state) or a checkpoint whose policy and learned step sizes training starts from."""
     trust: bool = False
-    """Import whatever package that checkpoint names, and pass on whatever arguments it has for its family."""
+    """Import whatever package or file that checkpoint names, and pass on whatever arguments it has for its family."""
     out: Path | None = None
     """Run directory, new or empty; by default runs/FAMILY-ALGORITHM-seedSEED."""
     device: str = "auto"
@@ -100,9 +100,10 @@ class ResumeOptions:
     progress: bool = True
     """Show progress."""
     family: str | None = None
-    """The task family, where a shared checkpoint names one of a package that it may not import by itself."""
+    """Task family, needed where the run got an object in Python, or names code that it may not import by itself: an id
+    or file.py:NAME."""
     trust: bool = False
-    """Import whatever package the checkpoint names, and pass on whatever arguments it has for its family."""
+    """Import whatever package or file the checkpoint names, and pass on whatever arguments it has for its family."""
 
 
 def train_command(argv: Sequence[str]) -> int:
@@ -157,7 +158,7 @@ def _train(name: str, options: TrainOptions, config: Any) -> int:
         raise UsageError(f"--iterations must be at least 1, got {options.iterations}")
     _set_threads(options.threads)
     family = make(options.family, **_parse_kwargs(options.family_kwargs))
-    family_name = options.family.replace(":", "-").replace("/", "-")
+    family_name = _file_name(options.family)
     out = options.out or Path("runs") / f"{family_name}-{name}-seed{options.seed}"
     settings = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     learner = MetaLearner(name, family, seed=options.seed, device=options.device, workers=options.workers, **settings)
@@ -166,6 +167,16 @@ def _train(name: str, options: TrainOptions, config: Any) -> int:
             learner.start_from(options.start_from, trust=options.trust)
     schedule = {k: getattr(options, k) for k in SCHEDULE}
     return _learn(learner, options.iterations, out, options.progress, schedule)
+
+
+def _file_name(family: str) -> str:
+    """The family in the name of a run's directory: no folders, no characters that a file's name cannot have."""
+    from metarl.families.files import reference_in
+
+    if (reference := reference_in(family)) is not None:
+        file, _, name = reference.rpartition(":")
+        family = f"{family.removesuffix(reference)}{Path(file).stem}-{name}"
+    return family.replace(":", "-").replace("/", "-")
 
 
 def _resume(options: ResumeOptions) -> int:
@@ -309,9 +320,10 @@ class EvaluateOptions:
     figures: bool = True
     """Draw the picture as well (needs matplotlib)."""
     family: str | None = None
-    """The task family, where a shared checkpoint names one of a package that it may not import by itself."""
+    """Task family, needed where the run got an object in Python, or names code that it may not import by itself: an id
+    or file.py:NAME."""
     trust: bool = False
-    """Import whatever package the checkpoint names, and pass on whatever arguments it has for its family."""
+    """Import whatever package or file the checkpoint names, and pass on whatever arguments it has for its family."""
 
 
 def evaluate_command(argv: Sequence[str]) -> int:
@@ -383,9 +395,10 @@ class AdaptOptions:
     out: Path = Path("policy")
     """File for the adapted policy; .safetensors is added."""
     family: str | None = None
-    """The task family, where a shared checkpoint names one of a package that it may not import by itself."""
+    """Task family, needed where the run got an object in Python, or names code that it may not import by itself: an id
+    or file.py:NAME."""
     trust: bool = False
-    """Import whatever package the checkpoint names, and pass on whatever arguments it has for its family."""
+    """Import whatever package or file the checkpoint names, and pass on whatever arguments it has for its family."""
 
 
 def adapt_command(argv: Sequence[str]) -> int:
@@ -430,9 +443,10 @@ class RenderOptions:
     out: Path | None = None
     """An .mp4 or .gif file; by default adaptation.mp4 in the run directory."""
     family: str | None = None
-    """The task family, where a shared checkpoint names one of a package that it may not import by itself."""
+    """Task family, needed where the run got an object in Python, or names code that it may not import by itself: an id
+    or file.py:NAME."""
     trust: bool = False
-    """Import whatever package the checkpoint names, and pass on whatever arguments it has for its family."""
+    """Import whatever package or file the checkpoint names, and pass on whatever arguments it has for its family."""
 
 
 def render_command(argv: Sequence[str]) -> int:

@@ -19,8 +19,9 @@ from metarl.adapted.gradient_policy import AdaptedPolicy
 from metarl.adapted.recurrent_policy import RecurrentPolicy
 from metarl.arguments import file_path, new_file, positive_sizes, whole, yes_or_no
 from metarl.checkpoint import CheckpointError
+from metarl.families.files import remember
 from metarl.families.registry import make
-from metarl.families.saved import signature
+from metarl.families.saved import origin_of, signature
 from metarl.parallel import keep_freed_memory, resolve_device
 from metarl.policies.base import Policy
 from metarl.policies.gru import GRUPolicy, Memory
@@ -82,7 +83,8 @@ class MetaLearner:
 
     Args:
         algorithm: its name, as `metarl list` shows it.
-        family: a family's id, or any object that is one (see `metarl.TaskFamily`).
+        family: a family's id, `"path/to/file.py:NAME"` (a family, or a function or class that makes one, in a Python
+            file), or any object that is one (see `metarl.TaskFamily`).
         seed: with the config, determines every number of the run.
         device: `"auto"`, `"cpu"` or `"cuda"`.
         policy: an `nn.Module` from [N, O] to [N, A] to adapt instead of the network that the config describes; or a
@@ -250,6 +252,7 @@ class MetaLearner:
         if checkpoint_every < 1 or eval_every < 0:
             raise ValueError(f"need checkpoint_every >= 1 and eval_every >= 0, got {checkpoint_every} and {eval_every}")
         keep_freed_memory()
+        remember(origin_of(self.family))
         eval_step_sizes = positive_sizes("eval_step_sizes", eval_step_sizes)
         sizes = self._step_sizes(None, list(eval_step_sizes) or None, self._default_steps(1))
         schedule = {"eval_every": eval_every, "eval_tasks": eval_tasks, "eval_step_sizes": list(eval_step_sizes),

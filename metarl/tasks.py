@@ -13,6 +13,7 @@ import gymnasium as gym
 import numpy as np
 
 from metarl.arguments import whole
+from metarl.source_files import Origin
 from metarl.splits import SPLITS as SPLITS
 from metarl.splits import split_rng as split_rng
 from metarl.suggestions import did_you_mean
@@ -65,6 +66,15 @@ class TaskFamily(Protocol):
         ...
 
 
+def is_family(value: Any) -> bool:
+    """Whether an object has the members that every family has."""
+    return not isinstance(value, type) and not _missing(value)
+
+
+def _missing(family: Any) -> list[str]:
+    return [name for name in (*TaskFamily.__annotations__, "sample", "make") if not hasattr(family, name)]
+
+
 def check_is_family(family: Any) -> None:
     """Raise ValueError for what lacks a member that every family has; `metarl.check_family` looks deeper."""
     if isinstance(family, type):
@@ -74,8 +84,7 @@ def check_is_family(family: Any) -> None:
         raise ValueError(f"{family.__name__} is a class: pass a family made of it, {family.__name__}()")
     if isinstance(family, str):
         raise ValueError(f"{family!r} is a word, and a task family is wanted: metarl.make({family!r}) makes it")
-    missing = [name for name in (*TaskFamily.__annotations__, "sample", "make") if not hasattr(family, name)]
-    if missing:
+    if missing := _missing(family):
         hint = "metarl.from_gymnasium makes one of an environment" if isinstance(family, gym.Env) else (
             "pass a family's id or an object with these members, see metarl.TaskFamily"
         )  # fmt: skip
@@ -210,3 +219,5 @@ class FamilySpec:
 
     id: str
     kwargs: dict[str, Any]
+    origin: Origin | None = None
+    """The file of the user's own that it was made from, if its id is `PATH.py:NAME`."""

@@ -25,6 +25,14 @@ def sb3_logs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_record_of_the_users(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Files that are trained with here are noted elsewhere than in the user's own record."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("METARL_TRUSTED_FILES", str(tmp_path_factory.mktemp("trusted") / "files.json"))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """Timings and rounding that do not depend on the machine's cores; whatever a test sets is undone after it."""

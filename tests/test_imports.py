@@ -14,7 +14,18 @@ import metarl
 ROOT = Path(metarl.__file__).parent
 
 ROWS = [
-    {"arguments", "checkpoint", "parallel", "params", "printing", "random", "splits", "suggestions", "torch_defaults"},
+    {
+        "arguments",
+        "checkpoint",
+        "parallel",
+        "params",
+        "printing",
+        "random",
+        "source_files",
+        "splits",
+        "suggestions",
+        "torch_defaults",
+    },
     {"tasks", "formulas"},
     {"policies", "vector"},
     {"adapted", "families", "rollout"},

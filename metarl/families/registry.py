@@ -1,4 +1,4 @@
-"""Families by their names: built in, registered, from entry points, and Gymnasium environments."""
+"""Families by their names: built in, registered, from entry points, Gymnasium environments, and files of the user's."""
 
 import functools
 import importlib.metadata
@@ -8,8 +8,10 @@ from typing import Any
 
 import gymnasium as gym
 
+from metarl.families import files
+from metarl.source_files import Origin
 from metarl.suggestions import ALGORITHMS, did_you_mean
-from metarl.tasks import GYMNASIUM, VISIBLE, FamilySpec, TaskFamily
+from metarl.tasks import GYMNASIUM, VISIBLE, FamilySpec, TaskFamily, check_is_family, is_family
 
 ENTRY_POINT_GROUP = "metarl.families"
 
@@ -74,6 +76,8 @@ def _family_hint(id: str, known: Iterable[str]) -> str:
     """What was probably meant by an unknown family's id, and where to look."""
     if id.lower().replace("-", "_") in ALGORITHMS:
         return f"; it is an algorithm, and the family comes after it: {id} PointNavigation-v0"
+    if (hint := files.hint(id)) is not None:
+        return hint
     hint = did_you_mean(id, known)
     where = f"{hint}{' ' if hint.endswith('?') else '. '}`metarl list` shows all of them"
     if id in gym.registry or "/" in id:
@@ -92,32 +96,79 @@ def make(id: str = "", /, **kwargs: Any) -> TaskFamily:
     """Build the family registered as `id`.
 
     `gym:ID` makes a Gymnasium environment's, `kwargs` being the arguments of `metarl.from_gymnasium`; `visible:ID`
-    the family `ID` with its tasks visible (see `metarl.visible`).
+    the family `ID` with its tasks visible (see `metarl.visible`); `path/to/file.py:NAME` the one that a function or
+    class in a Python file makes, or that is defined there.
 
     Raises:
         ValueError: no family has this id (the message names the nearest), or it refuses `kwargs`.
+        OSError: there is no such Python file.
+        ImportError: importing it fails, or it does not have that name.
     """
     id = id or kwargs.pop("id", "")  # after another id, `id=` is an argument: the name that a family is given
     if not isinstance(id, str):
         raise ValueError(f"a family's id is a word like 'PointNavigation-v0', got {id!r}")
+    if (reference := files.reference_in(id)) is not None:
+        return make_from_file(files.named(reference), id, kwargs)
     prefix, _, rest = id.partition(":")
     if prefix == VISIBLE and rest:
         from metarl.families.visible import visible  # here for the same reason
 
         return visible(make(rest, **kwargs))
     gymnasium = prefix == GYMNASIUM and bool(rest)
-    factory = _gymnasium_factory(rest) if gymnasium else _factory(id)
+    family = _called(id, _gymnasium_factory(rest) if gymnasium else _factory(id), kwargs)
+    if gymnasium:  # writes its own specification
+        return family
+    object.__setattr__(family, "spec", FamilySpec(id, kwargs))
+    return family
+
+
+def _called(id: str, factory: Callable[..., TaskFamily], kwargs: dict[str, Any]) -> TaskFamily:
+    _check_arguments(id, factory, kwargs)
+    try:
+        return factory(**kwargs)
+    except TypeError as error:
+        raise ValueError(f"{id} cannot be made with {kwargs}: {error}") from error
+
+
+def _check_arguments(id: str, factory: Callable[..., TaskFamily], kwargs: dict[str, Any]) -> None:
     parameters = inspect.signature(factory).parameters
     if not any(p.kind == inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         for name in kwargs:
             if name not in parameters:
                 hint = did_you_mean(name, parameters)
                 raise ValueError(f"{id} cannot be made with {kwargs}: it has no argument {name!r}{hint}")
+
+
+def make_from_file(origin: Origin, id: str, kwargs: dict[str, Any]) -> TaskFamily:
+    """The family in a file of the user's own; `id` names it, with a path that may differ or prefixes.
+
+    Raises as `make`.
+    """
+    prefix, _, rest = id.partition(":")
+    if prefix == VISIBLE:
+        from metarl.families.visible import visible
+
+        return visible(make_from_file(origin, rest, kwargs))
+    value, shown = files.load(origin), files.shown(id)
+    family = _value_called(value, shown, kwargs, origin)
     try:
-        family = factory(**kwargs)
-    except TypeError as error:
-        raise ValueError(f"{id} cannot be made with {kwargs}: {error}") from error
-    if gymnasium:  # writes its own specification
-        return family
-    object.__setattr__(family, "spec", FamilySpec(id, kwargs))
+        check_is_family(family)
+        object.__setattr__(family, "spec", FamilySpec(shown, kwargs, origin))
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{shown}: {error}") from error
     return family
+
+
+def _value_called(value: Any, shown: str, kwargs: dict[str, Any], origin: Origin) -> Any:
+    """What a function or class in a file makes, or the object that is there."""
+    if not callable(value) or is_family(value):
+        if kwargs:
+            raise ValueError(f"{shown} is an object, no function or class, and takes no arguments, got {kwargs}")
+        return value
+    if isinstance(value, type) and issubclass(value, gym.Env):
+        return value  # the error about it says what makes a family of it
+    _check_arguments(shown, value, kwargs)
+    try:
+        return value(**kwargs)
+    except Exception as error:  # of the user's code
+        raise ValueError(f"{shown} cannot be made with {kwargs}: {files.described(error, origin)}") from error

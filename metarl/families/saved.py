@@ -6,6 +6,7 @@ a constructor, so only what is imported already, or what the user has named, is 
 
 import json
 import re
+import shlex
 import sys
 import warnings
 from collections.abc import Mapping
@@ -15,7 +16,9 @@ from typing import Any
 import gymnasium as gym
 
 from metarl.checkpoint import CheckpointError
-from metarl.families.registry import entry_point_module, is_registered, make
+from metarl.families import files
+from metarl.families.registry import entry_point_module, is_registered, make, make_from_file
+from metarl.source_files import Origin
 from metarl.tasks import GYMNASIUM, VISIBLE, FamilySpec, TaskFamily
 
 OWN_PACKAGES = ("metarl", "metarl_envs", "gymnasium")
@@ -31,13 +34,22 @@ _OF_FILES = re.compile(r"(^|_)(file|path|dir|directory|folder|url|uri|xml|filena
 def signature(family: TaskFamily) -> dict[str, Any]:
     """Id, spaces, horizon and, where `metarl.make` made it, its arguments, as JSON-able data."""
     spec = getattr(family, "spec", None)
-    made = None if not isinstance(spec, FamilySpec) else {"id": spec.id, "kwargs": spec.kwargs}
+    made: dict[str, Any] | None = None
+    if isinstance(spec, FamilySpec):
+        made = {"id": spec.id, "kwargs": spec.kwargs}
+        made |= {} if spec.origin is None else {"sha256": spec.origin.sha256}
     try:
         json.dumps(made)
     except TypeError:
         made = None  # such a family has to be passed to `load`
     spaces = {name: str(getattr(family, name)) for name in ("observation_space", "action_space", "task_space")}
     return {"id": family.id, "made": made, "horizon": family.horizon, **spaces}
+
+
+def origin_of(family: TaskFamily) -> Origin | None:
+    """The file of the user's own that a family was named by, None for others."""
+    spec = getattr(family, "spec", None)
+    return spec.origin if isinstance(spec, FamilySpec) else None
 
 
 def load_family(
@@ -54,11 +66,11 @@ def load_family(
             has other spaces or another horizon.
     """
     made = saved["made"]
-    named = made is not None and isinstance(given, str) and given == made["id"]
-    if given is None or named:
+    named = given if isinstance(given, str) and made is not None and _names(given, made["id"]) else None
+    if given is None or named is not None:
         family = _from_header(path, saved, named, trust)
     else:
-        family = make(given) if isinstance(given, str) else given
+        family = _given(path, given)
     found = signature(family)
     differing = [key for key in saved if key != "made" and saved[key] != found[key]]
     if differing == ["task_space"] and given is not None and _same_parameters(saved, found):
@@ -75,7 +87,7 @@ def load_family(
     if differing:
         was, now = ({key: of[key] for key in differing} for of in (saved, found))
         raise CheckpointError(f"{path} is a checkpoint of another family: it was saved with {was}, this one has {now}")
-    if made and found["made"] and made != (own := json.loads(json.dumps(found["made"]))):
+    if made and found["made"] and not same_made(made, own := json.loads(json.dumps(found["made"]))):
         of = made["kwargs"], own["kwargs"]
         other = sorted(name for name in {*of[0], *of[1]} if of[0].get(name) != of[1].get(name))
         was, now = ({name: kwargs[name] for name in other if name in kwargs} for kwargs in of)
@@ -90,30 +102,89 @@ def _same_parameters(saved: Mapping[str, Any], found: Mapping[str, Any]) -> bool
     return kinds[0] == kinds[1]
 
 
-def _from_header(path: Path, saved: dict[str, Any], named: bool, trust: bool) -> TaskFamily:
+def same_signature(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Whether two signatures are of the same family, as far as they say it."""
+    return {**a, "made": None} == {**b, "made": None} and same_made(a.get("made"), b.get("made"))
+
+
+def same_made(a: dict[str, Any] | None, b: dict[str, Any] | None) -> bool:
+    """Whether two families were made alike. Of a file of the user's own the arguments count: it may have been edited or
+    moved, which `_from_header` warns of; and whether an object is like a family that was made, nobody can tell."""
+    if a is None or b is None:
+        return True
+    if "sha256" in a and "sha256" in b:
+        return a["kwargs"] == b["kwargs"]
+    return a == b
+
+
+def _names(given: str, id: str) -> bool:
+    """Whether the family that the user names is the one that a file names."""
+    return given == id or files.same_object(given, id)
+
+
+def _given(path: Path, given: str | TaskFamily) -> TaskFamily:
+    if not isinstance(given, str):
+        return given
+    try:
+        return make(given)
+    except (ValueError, ImportError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be loaded with the family {given!r}: {error}") from error
+
+
+def _from_header(path: Path, saved: dict[str, Any], named: str | None, trust: bool) -> TaskFamily:
+    """The family that a header names, with the arguments that it gives.
+
+    Args:
+        named: what the user has called it, if the user has.
+    """
     if saved["made"] is None:
         raise CheckpointError(f"{path} was saved by a learner that was given an object as its family, "
-                              f"{saved['id']!r}: pass the same one as family=")  # fmt: skip
+                              f"{saved['id']!r}: pass the same one as family=; on the command line --family "
+                              "FILE.py:NAME, an object in a Python file that is or makes the family")  # fmt: skip
     id, kwargs = saved["made"]["id"], saved["made"]["kwargs"]
     if not trust:
-        if not named and (package := unnamed_package(id)) is not None:
+        if named is None and (package := unnamed_package(id)) is not None:
+            word = shlex.quote(id)
             raise CheckpointError(
                 f"{path} asks to import {package!r}, for its family {id!r}. If you trust the file, import {package} "
-                f"before loading it, or pass family={id!r} or trust=True; on the command line --family {id} or --trust"
+                f"before loading it, or pass family={id!r} or trust=True; on the command line --family {word} or "
+                "--trust"
             )
         if (found := untrusted_argument(kwargs)) is not None:
             raise CheckpointError(
                 f"{path} asks to make its family {id!r} with {found}. If you trust the file, pass trust=True, or the "
                 "family itself as family=; on the command line --trust"
             )
+    reference = files.reference_in(id)
+    if reference is None and ".py" in id and not is_registered(id):
+        raise CheckpointError(f"{path} names the family {id!r}, which is none")  # no file is looked into for a hint
     try:
+        if reference is not None:
+            return make_from_file(_file(path, saved["made"], reference, named, trust), id, kwargs)
         return make(id, **kwargs)
-    except (ValueError, MemoryError) as error:
-        raise CheckpointError(f"{path} needs the family {saved['id']!r}; pass it as family=. ({error})") from None
+    except CheckpointError:
+        raise
+    except (ValueError, MemoryError, ImportError, OSError) as error:
+        raise CheckpointError(f"{path} needs the family {saved['id']!r}; pass it as family=. ({error})") from error
+
+
+def _file(path: Path, made: dict[str, Any], reference: str, named: str | None, trust: bool) -> Origin:
+    """The file of the user's own that a header's family comes from."""
+    sha256 = made.get("sha256")
+    if named is not None:
+        origin = files.named(files.reference_in(named) or reference)
+        files.check_unchanged(origin, sha256)
+        return origin
+    try:
+        return files.asked_for(reference, sha256, trust, made["id"])
+    except files.UntrustedFileError as error:
+        raise CheckpointError(f"{path} {error}") from None
 
 
 def unnamed_package(id: str) -> str | None:
     """The package that making the family `id` would import although nobody has named it yet, None if there is none."""
+    if files.reference_in(id) is not None:
+        return None  # `_file` decides
     prefix, _, rest = id.partition(":")
     if prefix == VISIBLE and rest:
         return unnamed_package(rest)

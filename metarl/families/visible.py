@@ -59,7 +59,9 @@ class VisibleFamily:
             if hasattr(family, name):
                 setattr(self, name, getattr(family, name))
         made = getattr(family, "spec", None)
-        self.spec = FamilySpec(f"{VISIBLE}:{made.id}", made.kwargs) if isinstance(made, FamilySpec) else None
+        self.spec = None
+        if isinstance(made, FamilySpec):
+            self.spec = FamilySpec(f"{VISIBLE}:{made.id}", made.kwargs, made.origin)
 
     def sample(self, n: int, rng: np.random.Generator, split: str = "train") -> Tasks:
         """The hidden family's tasks."""

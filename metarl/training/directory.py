@@ -24,6 +24,7 @@ from torch import Tensor
 
 from metarl import checkpoint
 from metarl.checkpoint import CheckpointError, DamagedError, read_json, write_json
+from metarl.families.saved import same_signature
 from metarl.training.event_files import tensorboard_writer
 from metarl.training.metrics import MetricsFile, Row, read_metrics
 
@@ -202,6 +203,8 @@ def check_same_settings(path: Path, found: dict[str, Any], own: dict[str, Any]) 
             _refuse(path, name, config[name], own["config"][name])
     for name in own.keys() - {"config"}:
         if name in found and found[name] != own[name]:
+            if name == "family" and same_signature(found[name], own[name]):
+                continue
             _refuse(path, name, found[name], own[name])
 
 

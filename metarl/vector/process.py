@@ -17,6 +17,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from metarl import source_files
 from metarl.tasks import Task, TaskFamily, Tasks, num_tasks, task_at
 from metarl.vector import worker
 from metarl.vector.contract import LastTasks, reset_mask
@@ -142,7 +143,8 @@ class ProcessVectorEnv(VectorEnv):
     def _start(self) -> "_Pool":
         self._pool = _Pool(self._sizes)
         self._finalizer = weakref.finalize(self, self._pool.close)  # at the end of the interpreter too
-        start = [str(entry) for entry in sys.path], self._sizes, self.family.horizon, self._pickled
+        path = [str(entry) for entry in sys.path]
+        start = path, source_files.registered(), self._sizes, self.family.horizon, self._pickled
         self._exchange(worker.START, pickle.dumps(start))
         return self._pool
 
@@ -328,7 +330,8 @@ def _array_shape(family: TaskFamily, which: str) -> tuple[int, ...]:
 def _pickle_family(family: TaskFamily) -> bytes:
     # cloudpickle takes what the main script, a notebook or a function defined along; the rest is imported.
     try:
-        return cloudpickle.dumps(family)
+        with source_files.by_name():
+            return cloudpickle.dumps(family)
     except Exception as error:
         raise ValueError(
             f"{family.id} cannot be sent to worker processes: {type(error).__name__}: {error}. Keep plain data in the "

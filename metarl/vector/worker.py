@@ -24,6 +24,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from metarl import source_files
 from metarl.tasks import task_at
 from metarl.vector.survival import die_with, end_group
 from metarl.vector.transition import Reader, hint
@@ -193,8 +194,9 @@ def _serve(index: int, command: int, reply: int, memory: int, messages: int, log
                 assert worker is not None
                 worker.step()
             elif kind == START:
-                path, sizes, horizon, family = pickle.loads(fetch(messages))
+                path, files, sizes, horizon, family = pickle.loads(fetch(messages))
                 sys.path[:] = path
+                source_files.register(files)
                 worker = _Worker(index, memory, pickle.loads(family), sizes, horizon)
             elif kind == CLOSE:
                 break

@@ -1,0 +1,145 @@
+"""Python files that users name by path, as modules: run from the very bytes that were read, here and in workers.
+
+A module gets a name made of its file's name and a digest of its path and content. Two files called `family.py` do not
+collide, a file that was edited is another module, and a worker process that is told `registered()` can unpickle what
+the file defines without reading the file again.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib
+import importlib.abc
+import importlib.machinery
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+MAX_BYTES = 10 * 2**20
+"""No Python file that somebody wrote is larger."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """Where an object that a user named by `PATH.py:NAME` came from."""
+
+    path: str
+    """The file, absolute, with symbolic links resolved."""
+    name: str
+    """The object's name in it."""
+    sha256: str
+    """Of the file's content, in hexadecimal digits."""
+    folder: str
+    """The current folder when the user named it, where the file may import from as well."""
+
+
+def read(path: Path) -> str:
+    """The digest of a Python file's content, which `run` then finds under it.
+
+    Raises:
+        OSError: no regular file, larger than `MAX_BYTES`, or not readable.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    with path.open("rb") as file:
+        source = file.read(MAX_BYTES + 1)
+    if len(source) > MAX_BYTES:
+        raise OSError(f"{path} is larger than {MAX_BYTES:,} bytes: is it a Python file?")
+    digest = hashlib.sha256(source).hexdigest()
+    _SOURCES[digest] = source
+    return digest
+
+
+_SOURCES: dict[str, bytes] = {}
+"""SHA-256 -> what has been read."""
+
+
+def run(origin: Origin) -> ModuleType:
+    """The module of a file that has been `read`. It is executed unless it has been already with this content.
+
+    Imports in it search its own folder first and `origin.folder` last; both stay on `sys.path`, for what it imports
+    later and for worker processes. Raises whatever executing it raises.
+    """
+    path = Path(origin.path)
+    main = sys.modules["__main__"]
+    if (script := getattr(main, "__file__", None)) is not None and Path(script).resolve() == path:
+        return main  # a script that names itself is not run a second time
+    for position, entry in ((0, str(path.parent)), (len(sys.path) + 1, origin.folder)):
+        if entry not in sys.path:
+            sys.path.insert(position, entry)
+    import cloudpickle  # here: workers import this module and need not pickle
+
+    name = _module_name(origin)
+    register([(name, origin.path, _SOURCES[origin.sha256])])
+    module = importlib.import_module(name)
+    cloudpickle.register_pickle_by_value(module)  # for processes that are not told `registered()`: Ray's, joblib's
+    return module
+
+
+def _module_name(origin: Origin) -> str:
+    stem = re.sub(r"\W", "_", Path(origin.path).stem)
+    return f"{stem}_{hashlib.sha256(f'{origin.path}:{origin.sha256}'.encode()).hexdigest()[:12]}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Import by name
+
+
+_FILES: dict[str, tuple[str, bytes]] = {}
+"""Module -> its file's path and content."""
+
+
+def registered() -> list[tuple[str, str, bytes]]:
+    """Every module that can be imported: name, path, content."""
+    return [(name, *file) for name, file in _FILES.items()]
+
+
+def register(files: list[tuple[str, str, bytes]]) -> None:
+    """Let modules be imported by name, in this process."""
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.append(_Finder())
+    for name, path, source in files:
+        _FILES[name] = path, source
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        if name not in _FILES:
+            return None
+        file, source = _FILES[name]
+        spec = importlib.machinery.ModuleSpec(name, _Loader(file, source), origin=file)
+        spec.has_location = True  # gives the module its `__file__`
+        return spec
+
+
+class _Loader(importlib.abc.SourceLoader):
+    """Compiles what was read: the file may have been changed since. Nothing is cached beside it."""
+
+    def __init__(self, path: str, source: bytes):
+        self.path, self.source = path, source
+
+    def get_filename(self, fullname: str) -> str:
+        return self.path
+
+    def get_data(self, path: str | bytes) -> bytes:
+        if path != self.path:
+            raise OSError(f"no file but {self.path} is read here")
+        return self.source
+
+
+@contextlib.contextmanager
+def by_name() -> Iterator[None]:
+    """Within the block cloudpickle names these modules, for processes that are told `registered()`."""
+    import cloudpickle
+
+    modules = [sys.modules[name] for name in cloudpickle.list_registry_pickle_by_value() if name in _FILES]
+    for module in modules:
+        cloudpickle.unregister_pickle_by_value(module)
+    try:
+        yield
+    finally:
+        for module in modules:
+            cloudpickle.register_pickle_by_value(module)

@@ -1,0 +1,350 @@
+"""Families in Python files of the user's own, named PATH.py:NAME: in Python, on the command line, in runs."""
+
+import importlib
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import gymnasium as gym
+import numpy as np
+import pytest
+from tiny_runs import TINY, contents, same_params, tiny
+from user_files import edit, forget_process, imports, write_family
+
+import metarl
+from metarl import MetaLearner, cli, source_files
+from metarl.checkpoint import CheckpointError
+from metarl.families import files, trusted_files
+from metarl.tasks import FamilySpec
+from metarl.training.directory import CONFIG
+from metarl.vector.backends import make_vector
+from metarl.vector.process import ProcessVectorEnv, WorkerError
+
+REFERENCE = "family.py:make_family"
+SMALL = ["--n-tasks", "2", "--episodes", "2", "--hidden", "8", "--threads", "1", "--device", "cpu", "--no-progress",
+         "--iterations", "1", "--eval-every", "0"]  # fmt: skip
+FEW = ["--tasks", "2", "--episodes", "2", "--steps", "1", "--no-figures", "--threads", "1"]
+
+
+@pytest.fixture
+def mark(tmp_path, monkeypatch) -> Path:
+    """The user's folder is the current one, with `family.py` in it; the file that grows with every import of it."""
+    monkeypatch.setenv("MARK", str(tmp_path / "mark"))
+    monkeypatch.setenv(trusted_files.VARIABLE, str(tmp_path / "record.json"))
+    write_family(tmp_path / "project")
+    monkeypatch.chdir(tmp_path / "project")
+    forget_process(monkeypatch)
+    return tmp_path / "mark"
+
+
+def trained(out: str = "run", reference: str = REFERENCE, *more: str) -> Path:
+    assert cli.run(["train", "maml_trpo", reference, *SMALL, "--out", out, *more]) == 0
+    return Path(out)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a reference names
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "horizon"),
+    [("make_family", {}, 4), ("make_family", {"horizon": 3}, 3), ("Pushing", {"horizon": 3}, 3), ("family", {}, 7)],
+)
+def test_a_function_a_class_and_an_object_are_families(mark, name, kwargs, horizon):
+    family = metarl.make(f"family.py:{name}", **kwargs)
+    assert (family.id, family.horizon) == ("Pushing-v0", horizon)
+    spec = family.spec
+    assert isinstance(spec, FamilySpec) and (spec.id, spec.kwargs) == (f"family.py:{name}", kwargs)
+
+
+def test_a_learner_takes_a_reference(mark):
+    learner = MetaLearner("maml_trpo", REFERENCE, device="cpu", **TINY).learn(1, eval_every=0)
+    same = tiny(metarl.make("family.py:Pushing")).learn(1, eval_every=0)
+    assert same_params(learner.state.params, same.state.params)
+
+
+def test_a_family_in_a_file_can_be_made_visible(mark):
+    family = metarl.make(f"visible:{REFERENCE}", horizon=3)
+    assert family.id == "visible:Pushing-v0" and family.observation_space.shape == (2,)
+    tiny(family).save("l")
+    assert MetaLearner.load("l", device="cpu").family.id == "visible:Pushing-v0"
+    assert '"visible:family.py:make_family"' in Path("l").read_bytes().decode(errors="ignore").replace('\\"', '"')
+
+
+@pytest.mark.parametrize("typed", ["{}/family.py", "./family.py", "../project/family.py"])
+def test_a_path_may_be_absolute_or_relative(mark, tmp_path, typed):
+    assert metarl.make(typed.format(tmp_path / "project") + ":family").horizon == 7
+
+
+def test_files_of_one_name_do_not_collide(mark, tmp_path):
+    other = write_family(tmp_path / "other")
+    other.write_text(other.read_text().replace("Pushing(7)", "Pushing(8)"))
+    a, b = metarl.make("family.py:family"), metarl.make(f"{other}:family")
+    assert (a.horizon, b.horizon) == (7, 8) and type(a) is not type(b)
+    assert cloudpickle.loads(cloudpickle.dumps(a)).horizon == 7
+
+
+def test_an_edited_file_is_imported_anew_and_an_unchanged_one_once(mark):
+    first, again = (metarl.make("family.py:family") for _ in range(2))
+    assert first is again and imports(mark) == 1
+    path = Path("family.py")
+    path.write_text(path.read_text().replace("Pushing(7)", "Pushing(9)"))
+    assert metarl.make("family.py:family").horizon == 9 and imports(mark) == 2
+
+
+def test_a_file_imports_its_neighbours_and_what_the_current_folder_has(mark, tmp_path):
+    (tmp_path / "project" / "of_the_project.py").write_text("HORIZON = 6\n")
+    inner = write_family(tmp_path / "project" / "deep", helpers="deep_helpers")
+    inner.write_text(inner.read_text() + "\nfrom of_the_project import HORIZON\nfamily = Pushing(HORIZON)\n")
+    assert metarl.make("deep/family.py:family").horizon == 6
+
+
+@pytest.mark.parametrize(
+    ("word", "kwargs", "error", "message"),
+    [
+        ("family.py:mak_family", {}, ImportError, "family.py has no 'mak_family'; did you mean 'make_family'?"),
+        ("family.py:number", {}, ValueError, "family.py:number: 3 is no task family, it has no id"),
+        ("family.py:make_nothing", {}, ValueError, "family.py:make_nothing: None is no task family"),
+        ("family.py:Push", {}, ValueError, "Push is a class of environments: metarl.from_gymnasium"),
+        ("family.py:Pushing", {"horizn": 3}, ValueError, "no argument 'horizn'; did you mean 'horizon'?"),
+        ("family.py:family", {"horizon": 3}, ValueError, "an object, no function or class, and takes no arguments"),
+        ("family.py:make_trouble", {}, ValueError, r"ZeroDivisionError: division by zero \(line 6\d of family.py\)"),
+        ("family.py", {}, ValueError, "name the function, class or object in that file: family.py:Push; it defines "
+                                      "Push, Pushing, make_family, family"),
+        ("family.py:", {}, ValueError, "name the function, class or object in that file"),
+        ("family.py:a.b", {}, ValueError, "named like family.py:NAME, by one name"),
+        ("family:make_family", {}, ValueError, "did you mean 'family.py:make_family'?"),
+        ("nowhere.py:make", {}, FileNotFoundError, "nowhere.py:make: there is no file nowhere.py in /"),
+        ("nowhere.py", {}, ValueError, "there is no file nowhere.py in /"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_reference_is_said_in_one_line(mark, word, kwargs, error, message):
+    with pytest.raises(error, match=message) as raised:
+        metarl.make(word, **kwargs)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "x = 1\n\nimport numpy\ny = nump.zeros(3)\n",
+            r"NameError: name 'nump' is not defined \(line 4 of broken.py\)",
+        ),
+        ("x = (\n", r"SyntaxError: '\(' was never closed \(line 1 of broken.py\)"),
+        ("from .other import x\n", "write `from PACKAGE.MODULE import ...`"),
+        ("import a_module_that_is_not_there\n", "ModuleNotFoundError: No module named 'a_module_that_is_not_there'"),
+    ],
+)
+def test_a_file_that_cannot_be_imported_says_where(mark, text, message):
+    Path("broken.py").write_text(text)
+    for _ in range(2):  # nor does a second try find half a module
+        with pytest.raises(files.SourceFileError, match="cannot import broken.py: .*" + message):
+            metarl.make("broken.py:x")
+
+
+def test_a_script_that_names_itself_is_not_run_again(mark, tmp_path):
+    script = Path("script.py")
+    script.write_text("""
+import metarl
+from family import Pushing
+print("once")
+family = Pushing(5)
+learner = metarl.MetaLearner("maml_trpo", "script.py:family", n_tasks=2, episodes=2, hidden=(8,), device="cpu")
+assert learner.family is family
+""")
+    done = subprocess.run([sys.executable, "script.py"], capture_output=True, text=True, check=True)
+    assert done.stdout == "once\n"
+
+
+def test_a_reference_for_anything_else_gives_the_object(mark):
+    assert files.imported("family.py:number") == 3
+    with pytest.raises(files.UntrustedFileError, match="which you have not trained with before"):
+        files.imported("family.py:system", trust=False)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# On the command line, and in runs
+
+
+def test_every_command_knows_the_file_that_was_trained_with(mark, monkeypatch, capsys):
+    run = trained("run", REFERENCE, "--family-kwargs", "horizon=3")
+    commands = {
+        "evaluate": ["evaluate", "run", *FEW],
+        "adapt": ["adapt", "run", "--task", "direction=0.5", "--out", "policy"],
+        "render": ["render", "run", "--out", "film.gif"],
+        "resume": ["train", "--resume", "run", "--iterations", "2", "--threads", "1", "--no-progress"],
+        "start": ["train", "maml_trpo", REFERENCE, "--family-kwargs", "horizon=3", *SMALL, "--start-from", "run",
+                  "--out", "next"],
+    }  # fmt: skip
+    for count, argv in enumerate(commands.values(), 2):
+        forget_process(monkeypatch)
+        assert cli.run(argv) == 0
+        assert imports(mark) == count
+    assert Path("run/evaluation/adaptation.csv").exists() and Path("film.gif").exists()
+    loaded = MetaLearner.load(run, device="cpu")
+    expected = tiny(metarl.make(REFERENCE, horizon=3)).learn(2, eval_every=0)
+    assert loaded.family.horizon == 3
+    assert same_params(loaded.state.params, expected.state.params)
+
+
+def test_the_run_keeps_the_reference_and_a_hash_and_no_directory(mark, tmp_path, monkeypatch):
+    run = trained("run", f"{tmp_path}/project/family.py:make_family")
+    made = json.loads((run / CONFIG).read_text())["family"]["made"]
+    assert made == {"id": REFERENCE, "kwargs": {}, "sha256": source_files.read(Path("family.py"))}
+    for name, content in contents(run).items():
+        assert str(tmp_path).encode() not in content, name
+    Path("sub").mkdir()
+    monkeypatch.chdir("sub")
+    made = json.loads((trained("run", "../family.py:make_family") / CONFIG).read_text())["family"]["made"]
+    assert made["id"] == "../family.py:make_family"  # as it was typed
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [("family.py:make_family", "family-make_family"), ("../project/family.py:family", "family-family"),
+     ("/a/b.py:c", "b-c"), ("visible:x/family.py:f", "visible-family-f"), ("gym:P-v1", "gym-P-v1")],
+)  # fmt: skip
+def test_the_default_directory_is_named_after_file_and_object(family, name):
+    assert cli._file_name(family) == name
+
+
+def test_a_run_is_found_its_file_from_another_folder(mark, tmp_path, monkeypatch):
+    trained()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    forget_process(monkeypatch)
+    assert cli.run(["evaluate", "../project/run", *FEW]) == 0
+
+
+def typed(error: BaseException) -> list[str]:
+    """The words for the command line that an error names."""
+    found = re.search(r"on the command line (--family \S+)", str(error))
+    assert found is not None, str(error)
+    return shlex.split(found[1])
+
+
+def test_a_file_that_has_changed_is_not_imported_until_it_is_named(mark, monkeypatch, capsys):
+    trained()
+    edit(Path("family.py"))
+    forget_process(monkeypatch)
+    with pytest.raises(CheckpointError, match="has changed since") as raised:
+        cli.run(["evaluate", "run", *FEW])
+    assert imports(mark) == 1
+    assert cli.run(["evaluate", "run", *FEW, *typed(raised.value)]) == 0
+    assert "note: family.py has changed since the run was saved" in capsys.readouterr().err
+    assert imports(mark) == 2
+
+
+def test_so_does_one_that_has_changed_elsewhere(mark, tmp_path, monkeypatch):
+    trained()
+    edit(Path("family.py"))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for allowed in (typed, lambda error: ["--trust"]):
+        forget_process(monkeypatch)
+        with pytest.raises(CheckpointError, match="has changed since") as raised:
+            cli.run(["evaluate", "../project/run", *FEW])
+        assert cli.run(["evaluate", "../project/run", *FEW, *allowed(raised.value)]) == 0
+
+
+def test_a_changed_file_is_resumed_with_and_the_run_remembers_the_new_one(mark, monkeypatch):
+    trained()
+    edit(Path("family.py"))
+    forget_process(monkeypatch)
+    argv = ["train", "--resume", "run", "--iterations", "2", "--threads", "1", "--no-progress"]
+    with pytest.raises(CheckpointError, match="has changed since"):
+        cli.run(argv)
+    assert cli.run([*argv, "--family", REFERENCE]) == 0
+    forget_process(monkeypatch)
+    assert cli.run(["evaluate", "run", *FEW]) == 0
+
+
+def test_a_file_that_was_moved_is_named_where_it_is(mark, tmp_path, monkeypatch):
+    trained()
+    write_family(tmp_path / "project" / "new", "renamed.py")
+    Path("family.py").unlink()
+    forget_process(monkeypatch)
+    with pytest.raises(CheckpointError, match=r"no such file in /.*--family PATH/TO/family.py:make_family"):
+        cli.run(["evaluate", "run", *FEW])
+    assert cli.run(["evaluate", "run", *FEW, "--family", "new/renamed.py:make_family"]) == 0
+
+
+def test_a_run_of_an_object_says_what_to_type_and_remembers_it(mark, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(Path.cwd())
+    pushing = importlib.import_module("family").Pushing
+    monkeypatch.delitem(sys.modules, "family")
+    MetaLearner("maml_trpo", pushing(), device="cpu", **TINY).learn(1, run_dir="run", eval_every=0)
+    commands = [["evaluate", "run", *FEW], ["adapt", "run", "--task", "direction=0.5"], ["render", "run"],
+                ["train", "--resume", "run", "--iterations", "2", "--threads", "1", "--no-progress"]]  # fmt: skip
+    for argv in commands:
+        with pytest.raises(CheckpointError, match=r"'Pushing-v0'.*--family FILE.py:NAME, an object in a Python file"):
+            cli.run(argv)
+    for argv in commands:
+        assert cli.run([*argv, "--family", REFERENCE]) == 0
+    assert json.loads(Path("run", CONFIG).read_text())["family"]["made"]["id"] == REFERENCE
+    forget_process(monkeypatch)
+    assert cli.run(["evaluate", "run", *FEW]) == 0
+
+
+def test_a_family_of_another_kind_in_the_file_is_refused(mark):
+    trained()
+    with pytest.raises(CheckpointError, match="another family"):
+        cli.run(["evaluate", "run", *FEW, "--family", "family.py:family"])
+
+
+def test_an_error_in_the_named_file_is_no_damage_of_the_run(mark, capsys):
+    trained()
+    Path("broken.py").write_text("1 / 0\n")
+    for word in ("broken.py:x", "nowhere.py:x", "Nowhere-v0"):
+        with pytest.raises(CheckpointError, match="cannot be loaded with the family") as raised:
+            cli.run(["train", "--resume", "run", "--iterations", "2", "--family", word])
+        assert type(raised.value) is CheckpointError
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Worker processes
+
+
+def rollout(env: gym.vector.VectorEnv, tasks: Any) -> list[np.ndarray]:
+    out = [np.asarray(env.reset(seed=list(range(env.num_envs)), options={"tasks": tasks})[0])]
+    for _ in range(3):
+        obs, reward, *_ = env.step(np.full((env.num_envs, 1), 0.5, np.float32))
+        out += [np.asarray(obs), np.asarray(reward)]
+    env.close()
+    return out
+
+
+@pytest.mark.parametrize("name", ["make_family", "Pushing", "family"])
+def test_workers_step_what_was_read_whatever_the_file_holds_by_then(mark, name):
+    family = metarl.make(f"family.py:{name}")
+    tasks = family.sample(2, np.random.default_rng(0))
+    expected = rollout(make_vector(family, 2, 2, workers=0), tasks)
+    Path("family.py").write_text("raise RuntimeError('edited meanwhile')\n")
+    for a, b in zip(expected, rollout(ProcessVectorEnv(family, 2, 2, workers=2), tasks), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert imports(mark) == 3  # here, and in each worker: the file is imported, not pickled piece by piece
+
+
+def test_without_being_told_the_file_a_worker_cannot_find_it(mark, monkeypatch):
+    family = metarl.make(REFERENCE)
+    monkeypatch.setattr(source_files, "registered", list)
+    with pytest.raises(WorkerError, match="ModuleNotFoundError"):
+        rollout(ProcessVectorEnv(family, 2, 2, workers=1), family.sample(2, np.random.default_rng(0)))
+
+
+def test_training_with_workers_is_the_same(mark):
+    run = trained("run", REFERENCE, "--workers", "2")
+    assert same_params(MetaLearner.load(run).state.params, MetaLearner.load(trained("other")).state.params)
+
+
+def test_other_processes_get_the_code_with_the_pickle(mark, tmp_path):
+    (tmp_path / "pickle").write_bytes(cloudpickle.dumps(metarl.make(REFERENCE, horizon=3)))
+    code = f"import pickle; print(pickle.load(open({str(tmp_path / 'pickle')!r}, 'rb')).make({{'direction': 1.0}}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert "Push" in done.stdout, done.stderr
