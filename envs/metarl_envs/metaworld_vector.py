@@ -11,12 +11,11 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space
+from gymnasium.vector import VectorEnv
 
 from metarl.parallel import pool, workers
-from metarl.tasks import Task, Tasks, num_tasks, task_at
-from metarl.vector.contract import reset_mask
+from metarl.tasks import Task
+from metarl.vector.contract import CPU, Assignment, read_reset, set_spaces
 from metarl_envs.metaworld_batch import Attributes, Code, Columns, StandIn, batch, call, snapshot
 
 MOCAP_QUAT = (1.0, 0.0, 1.0, 0.0)
@@ -119,33 +118,23 @@ class MetaWorldVectorEnv(VectorEnv):
         threads: that step the simulator; by default as many as PyTorch has.
     """
 
+    device, tensors = CPU, False
+
     def __init__(self, family: Any, n_tasks: int, episodes: int, threads: int | None = None):
-        self.family, self.n_tasks, self.episodes = family, n_tasks, episodes
-        self.num_envs = n_tasks * episodes
-        self.single_observation_space, self.single_action_space = family.observation_space, family.action_space
-        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
-        self.action_space = batch_space(self.single_action_space, self.num_envs)
-        self.metadata = {"autoreset_mode": AutoresetMode.DISABLED}
+        self.family, self.n_tasks, self.episodes, self.name = family, n_tasks, episodes, family.id
+        set_spaces(self, family, n_tasks * episodes)
         self.threads = threads or workers()
         self._starts: dict[bytes, Start] = {}
         self._slots: dict[type, list[_Slot]] = {}
         self._groups: list[_Group] = []
-        self._tasks: list[Task] = [{}] * self.num_envs
+        self._tasks = Assignment(n_tasks, episodes)
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         """`seed` changes nothing: an episode's start follows from its task."""
-        tasks: Tasks | None = (options or {}).get("tasks")
-        mask = reset_mask(options, self.num_envs)
-        if tasks is not None and num_tasks(tasks) != self.n_tasks:
-            raise ValueError(f"this vector environment runs {self.n_tasks} tasks, got {num_tasks(tasks)}")
-        if mask is not None and not self._groups:
-            raise ValueError("the first reset is one of all environments: leave reset_mask out")
-        if tasks is None and not self._groups:
-            raise ValueError('the first reset needs options={"tasks": tasks}')
+        tasks, mask = read_reset(options, self.n_tasks, self.num_envs, begun=bool(self._groups))
         chosen = np.ones(self.num_envs, bool) if mask is None else mask
         if tasks is not None:
-            new = [task_at(tasks, k) for k in range(self.n_tasks)]
-            self._tasks = [new[i // self.episodes] if chosen[i] else task for i, task in enumerate(self._tasks)]
+            self._tasks.give(tasks, mask)
         self._regroup({i: group.keep(j) for group in self._groups for j, i in enumerate(group.rows.tolist())
                        if not chosen[i]})  # fmt: skip
         if mask is None:
@@ -159,15 +148,16 @@ class MetaWorldVectorEnv(VectorEnv):
 
     def _regroup(self, kept: dict[int, Kept]) -> None:
         """Put every environment to the start of its task, or back to where it was if it is in `kept`."""
-        keys = [b"|".join(np.asarray(task[name]).tobytes() for name in sorted(task)) for task in self._tasks]
+        tasks = [self._tasks.task(i) for i in range(self.num_envs)]
+        keys = [b"|".join(np.asarray(task[name]).tobytes() for name in sorted(task)) for task in tasks]
         old = self._starts
         self._starts = {}
-        for key, task in zip(keys, self._tasks, strict=True):
+        for key, task in zip(keys, tasks, strict=True):
             if key not in self._starts:
                 self._starts[key] = old[key] if key in old else self._start(task)
         units: dict[type, dict[tuple[int, bytes], list[int]]] = {}  # of a class: the rows that share a model
         for i, key in enumerate(keys):
-            of_class = units.setdefault(self.family.env_class(self._tasks[i]), {})
+            of_class = units.setdefault(self.family.env_class(tasks[i]), {})
             of_class.setdefault((i // self.episodes, key), []).append(i)
         self._groups = []
         for cls, shared in units.items():
@@ -194,6 +184,9 @@ class MetaWorldVectorEnv(VectorEnv):
                 self._obs[rows], reward[rows], success[rows] = obs[on], rewards[on], successes[on]
         truncated = self._elapsed >= self.family.horizon
         return self._obs.copy(), reward, terminated, truncated, {"success": success}
+
+    def describe(self, k: int, e: int, n: int | None = None) -> str:
+        return self._tasks.describe(k, e, n)
 
     def _simulate(self, actions: np.ndarray) -> None:
         """One control step of every simulator, an equal share of them in each thread."""

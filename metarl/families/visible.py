@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from gymnasium.spaces import Box
 from gymnasium.vector import VectorEnv
-from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from metarl.policies.vectors import TaskVectors, _Part
 from metarl.tasks import VISIBLE, FamilySpec, Task, TaskFamily, Tasks, check_is_family
 from metarl.torch_defaults import torch_defaults
+from metarl.vector.contract import TaskVectorEnv, fulfilled, set_spaces
 
 
 @torch_defaults
@@ -97,7 +97,8 @@ class VisibleFamily:
         own = self.family.make_vector  # type: ignore[attr-defined]
 
         def make(n_tasks: int, episodes: int, device: torch.device | str = "cpu", **kwargs: Any) -> VectorEnv:
-            return VisibleVectorEnv(self, own(n_tasks, episodes, device, **kwargs))
+            hidden = fulfilled(own(n_tasks, episodes, device, **kwargs), self.family, n_tasks, episodes)
+            return VisibleVectorEnv(self, hidden)
 
         return make
 
@@ -144,14 +145,10 @@ class VisibleEnv(gym.Wrapper):
 class VisibleVectorEnv(VectorEnv):
     """A family's own vector environment with the tasks' descriptions behind its observations, tensors or arrays."""
 
-    def __init__(self, family: VisibleFamily, env: Any):
-        self.family, self.env = family, env
-        self.num_envs, self.metadata = env.num_envs, env.metadata
-        self.single_observation_space, self.single_action_space = family.observation_space, family.action_space
-        self.observation_space = batch_space(family.observation_space, env.num_envs)
-        self.action_space = env.action_space
-        if hasattr(env, "device"):
-            self.device = env.device
+    def __init__(self, family: VisibleFamily, env: TaskVectorEnv):
+        self.family, self.env, self.name = family, env, family.id
+        self.device, self.tensors = env.device, env.tensors
+        set_spaces(self, family, env.num_envs)
         self._described: Any = None
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -170,8 +167,11 @@ class VisibleVectorEnv(VectorEnv):
         obs, *rest = self.env.step(actions)
         return self.family.append(obs, self._described), *rest
 
+    def describe(self, k: int, e: int, n: int | None = None) -> str:
+        return self.env.describe(k, e, n)
+
     def close_extras(self, **kwargs: Any) -> None:
-        self.env.close(**kwargs)
+        self.env.close()
 
 
 def _numpy(x: Any) -> np.ndarray:

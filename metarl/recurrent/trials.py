@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from metarl import random
@@ -26,9 +25,10 @@ from metarl.policies.spaces import Image
 from metarl.printing import fields_text
 from metarl.rollout import finite
 from metarl.rollout.recording import ActionNoise, Recording
-from metarl.rollout.rollout import Rollout, check_recorded, ended, name_of, numbers, step_kinds
+from metarl.rollout.rollout import Rollout, check_recorded, ended, numbers, step_kinds
 from metarl.rollout.sampler import EnvSampler, Sampler, longer, noted, together
-from metarl.tasks import Tasks, num_tasks, task_at
+from metarl.tasks import Tasks, num_tasks
+from metarl.vector.contract import TaskVectorEnv
 from metarl.vector.single import SingleEnv
 from metarl.vector.success import of_steps
 
@@ -150,7 +150,7 @@ def trial_seeds(seed: int, iteration: int, episodes: int, n_tasks: int, trials: 
 
 @torch.no_grad()
 def run(
-    env: VectorEnv,
+    env: TaskVectorEnv,
     tasks: Tasks,
     horizon: int,
     policy: GRUPolicy,
@@ -159,9 +159,8 @@ def run(
     obs_stats: ObsStats | None = None,
 ) -> Trials:
     """Trials of N episodes in K*E environments. seeds int64 [N, K, E], one for every episode."""
-    device = getattr(env, "device", torch.device("cpu"))
-    with threads_for(seeds[0].numel(), device):
-        return _Run(env, device, tasks, horizon, policy, params, seeds.to(device), obs_stats).trials()
+    with threads_for(seeds[0].numel(), env.device):
+        return _Run(env, tasks, horizon, policy, params, seeds.to(env.device), obs_stats).trials()
 
 
 class _Run:
@@ -169,8 +168,7 @@ class _Run:
 
     def __init__(
         self,
-        env: VectorEnv,
-        device: torch.device,
+        env: TaskVectorEnv,
         tasks: Tasks,
         horizon: int,
         policy: GRUPolicy,
@@ -179,6 +177,7 @@ class _Run:
         obs_stats: ObsStats | None,
     ):
         (_, K, E), spaces = seeds.shape, policy.spaces
+        device = env.device
         self.env, self.device, self.tasks, self.seeds, self.policy = env, device, tasks, seeds, policy
         self.horizon, self.shape = horizon, (K, E)
         self.params = {name: value.to(device) for name, value in params.items()}
@@ -215,8 +214,7 @@ class _Run:
         record = Recording(K, E, self.horizon, self.kinds, self.device)
         options: dict[str, Any] = {} if n else {"tasks": self.tasks}
         alive = torch.ones(K, E, dtype=torch.bool, device=self.device)
-        tensors = hasattr(self.env, "device")
-        raw, _ = self.env.reset(seed=self.seeds[n].reshape(-1), options=options)  # type: ignore[arg-type]
+        raw, _ = self.env.reset(seed=self.seeds[n].reshape(-1), options=options)
         for t in range(self.horizon):
             # A copy: an environment may write its next observations into the same memory.
             obs = spaces.encode(raw, self.device, self.raw_dtype).reshape(K, E, -1).clone()
@@ -231,7 +229,7 @@ class _Run:
             if self.device.type == "cpu" and finite.any_unusable(dist, action, alive):  # a GPU waits for the end
                 self._check_finite(n, record.first(t + 1), dist)
             command = self.decode(action.flatten(0, 1))
-            raw, reward, terminated, truncated, infos = self.env.step(command if tensors else command.numpy())
+            raw, reward, terminated, truncated, infos = self.env.step(command if self.env.tensors else command.numpy())
             reward = numbers(reward, "reward", self.shape, self.device).float()
             record.put(t, rew=reward)
             after = policy.remember(hidden, obs, action_vector(spaces, action), reward)
@@ -256,12 +254,8 @@ class _Run:
 
     def _check_finite(self, n: int, found: dict[str, Tensor], dist: Distribution) -> None:
         """Raise for the first number of episode n that is not finite."""
-
-        def episode(k: int, e: int) -> str:
-            return f"episode {n} of trial {e} of task {k} = {task_at(self.tasks, k)}"
-
         seen = found if "raw" in found else found | {"obs": found["x"][..., : self.policy.spaces.obs_dim]}
-        check_recorded(seen, dist, name_of(self.env), episode)
+        check_recorded(seen, dist, self.env.name, lambda k, e: self.env.describe(k, e, n))
 
 
 def _side_by_side(parts: Sequence[Trials], device: torch.device) -> Trials:

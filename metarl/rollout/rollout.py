@@ -5,7 +5,6 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
-from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from metarl.formulas import distributions
@@ -19,8 +18,8 @@ from metarl.policies.spaces import Image, Spaces
 from metarl.printing import fields_text
 from metarl.rollout import finite
 from metarl.rollout.recording import ActionNoise, Recording
-from metarl.tasks import Tasks, task_at
-from metarl.vector.single import SingleEnv
+from metarl.tasks import Tasks
+from metarl.vector.contract import TaskVectorEnv
 from metarl.vector.success import of_steps
 
 
@@ -80,7 +79,7 @@ class Rollout:
 
 
 def collect(
-    env: VectorEnv,
+    env: TaskVectorEnv,
     tasks: Tasks,
     horizon: int,
     policy: Policy,
@@ -91,22 +90,20 @@ def collect(
     """Act with `params` [K, ...] in K*E environments for one episode each.
 
     Args:
-        env: any vector environment of `metarl.vector`'s kind; the tensors of one with a `device` stay there. Where
-            its `step` reports successes (see `metarl.vector.success.of_steps`), the rollout has `success`.
+        env: tensors stay on its device. Where its `step` reports successes (see `metarl.vector.success.of_steps`),
+            the rollout has `success`.
         seeds: int64 [K, E]; the episode's environment and its action noise both follow from its seed alone.
         obs_stats: by which the policy's observations are normalised, if at all (see `metarl.policies.normalize`).
 
     Raises:
         NotFiniteError: the environment or the policy gave a number that is not finite (names task, episode and step).
     """
-    device = getattr(env, "device", torch.device("cpu"))
-    with torch.no_grad(), threads_for(seeds.numel(), device):
-        return _collect(env, device, tasks, horizon, policy, params, seeds, obs_stats)
+    with torch.no_grad(), threads_for(seeds.numel(), env.device):
+        return _collect(env, tasks, horizon, policy, params, seeds, obs_stats)
 
 
 def _collect(
-    env: VectorEnv,
-    device: torch.device,
+    env: TaskVectorEnv,
     tasks: Tasks,
     horizon: int,
     policy: Policy,
@@ -114,8 +111,7 @@ def _collect(
     seeds: Tensor,
     obs_stats: ObsStats | None,
 ) -> Rollout:
-    (K, E), spaces = seeds.shape, policy.spaces
-    tensors = hasattr(env, "device")
+    (K, E), spaces, device = seeds.shape, policy.spaces, env.device
     decode, scale = spaces.decoder(device), normalize.scaler(obs_stats, device)
     params = {name: value.to(device).contiguous() for name, value in params.items()}
     seeds = seeds.to(device)
@@ -123,7 +119,7 @@ def _collect(
     record = Recording(K, E, horizon, step_kinds(spaces, bool(obs_stats)), device)
     alive = torch.ones(K, E, dtype=torch.bool, device=device)
     success: Tensor | None = None
-    raw, _ = env.reset(seed=seeds.reshape(-1), options={"tasks": tasks})  # type: ignore[arg-type]  # one for each
+    raw, _ = env.reset(seed=seeds.reshape(-1), options={"tasks": tasks})
     for t in range(horizon):
         x = spaces.encode(raw, device, spaces.raw_dtype if obs_stats else torch.float32).reshape(K, E, -1)
         if obs_stats:
@@ -134,9 +130,9 @@ def _collect(
         # Before the step: an environment may write its next observations into the same memory.
         record.put(t, obs=x, act=action, heads=dist[0], mask=alive)
         if device.type == "cpu" and finite.any_unusable(dist, action, alive):  # a GPU waits for the rollout's end
-            check_recorded(record.first(t + 1), dist, *_named(env, tasks))
+            check_recorded(record.first(t + 1), dist, env.name, env.describe)
         command = decode(action.flatten(0, 1))
-        raw, reward, terminated, truncated, infos = env.step(command if tensors else command.numpy())
+        raw, reward, terminated, truncated, infos = env.step(command if env.tensors else command.numpy())
         record.put(t, rew=numbers(reward, "reward", (K, E), device))
         if (flags := of_steps(infos, K * E)) is not None:
             now = alive & numbers(flags, "success", (K, E), device).bool()
@@ -147,7 +143,7 @@ def _collect(
     found = record.first(t + 1)
     if device.type != "cpu":
         found = record.first(int(found["mask"].any(2).any(0).sum()))
-    check_recorded(found, dist, *_named(env, tasks))
+    check_recorded(found, dist, env.name, env.describe)
     mask = found["mask"]
     found = {name: torch.where(_like(mask, x), x, torch.zeros_like(x)) for name, x in found.items()}
     rest = (dist.log_std.unsqueeze(1),) if isinstance(dist, Gaussian) else ()
@@ -210,15 +206,3 @@ def check_recorded(found: dict[str, Tensor], dist: Distribution, name: str, epis
         values = {"observation": obs, "action": found["heads"], "reward": found["rew"]}[fault.what]
         value = values[fault.k, fault.t, fault.e].tolist()
         raise finite.fault_error(fault, value, name, episode(fault.k, fault.e))
-
-
-def _named(env: VectorEnv, tasks: Tasks) -> tuple[str, Callable[[int, int], str]]:
-    if isinstance(env, SingleEnv):
-        return env.name, lambda k, e: f"episode {env.episode}"
-    return name_of(env), lambda k, e: f"episode {e} of task {k} = {task_at(tasks, k)}"
-
-
-def name_of(env: VectorEnv) -> str:
-    """The family's id, where the environment says which it is of."""
-    own = env.name if isinstance(env, SingleEnv) else getattr(getattr(env, "family", None), "id", None)
-    return own or type(env).__name__

@@ -7,7 +7,6 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from metarl import random
@@ -19,6 +18,7 @@ from metarl.rollout.rollout import Rollout, collect
 from metarl.splits import sample_split
 from metarl.tasks import TaskFamily, Tasks, num_tasks
 from metarl.vector.backends import check_workers, make_vector
+from metarl.vector.contract import TaskVectorEnv
 from metarl.vector.single import SingleEnv
 
 
@@ -35,7 +35,7 @@ class Sampler:
         self.family, self.device, self.workers = family, torch.device(device), workers
         self.reports_success = False
         """Whether an environment has ever reported a success or a failure; if so, an episode without is a failure."""
-        self._envs: dict[tuple[int, int], VectorEnv] = {}
+        self._envs: dict[tuple[int, int], TaskVectorEnv] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and deepcopy: the environments and their processes stay behind; `collect` makes new ones."""
@@ -63,7 +63,7 @@ class Sampler:
         rollout = collect(env, tasks, self.family.horizon, policy, params, seeds, obs_stats)
         return replace(rollout, success=noted(self, rollout.success, (n, episodes))).to(self.device)
 
-    def vector_env(self, n_tasks: int, episodes: int) -> VectorEnv:
+    def vector_env(self, n_tasks: int, episodes: int) -> TaskVectorEnv:
         """The K*E environments that rollouts of this size run in, made at the first and kept."""
         key = (n_tasks, episodes)
         if key not in self._envs:

@@ -10,6 +10,7 @@ import torch
 from gymnasium.vector import VectorEnv
 
 from metarl.tasks import TaskFamily
+from metarl.vector.contract import CPU, read_reset, set_spaces
 from metarl.vector.loop import LoopVectorEnv
 from metarl.vector.process import ProcessVectorEnv, WorkerError
 
@@ -26,12 +27,12 @@ class AutomaticVectorEnv(VectorEnv):
     most one for each core. Where that cannot be done, they stay with a warning.
     """
 
+    device, tensors = CPU, False
+
     def __init__(self, family: TaskFamily, n_tasks: int, episodes: int):
         self._env: LoopVectorEnv | ProcessVectorEnv = LoopVectorEnv(family, n_tasks, episodes)
-        self.family, self.n_tasks, self.episodes, self.num_envs = family, n_tasks, episodes, self._env.num_envs
-        self.single_observation_space, self.single_action_space = family.observation_space, family.action_space
-        self.observation_space, self.action_space = self._env.observation_space, self._env.action_space
-        self.metadata = self._env.metadata
+        self.family, self.n_tasks, self.episodes, self.name = family, n_tasks, episodes, family.id
+        set_spaces(self, family, n_tasks * episodes)
         self._seconds, self._steps = 0.0, 0  # of the last rollout
         self._may_move = cores() > 1 and self.num_envs > 1
 
@@ -42,7 +43,9 @@ class AutomaticVectorEnv(VectorEnv):
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         begin = time.perf_counter()
-        if (options or {}).get("reset_mask") is not None:  # of some: the others are under way, and so is the rollout
+        # Before anything moves: what is refused here has nothing to do with processes.
+        _, mask = read_reset(options, self.n_tasks, self.num_envs, begun=True)
+        if mask is not None:  # of some: the others are under way, and so is the rollout
             some = self._env.reset(seed=seed, options=options)
             self._seconds += time.perf_counter() - begin
             return some
@@ -60,6 +63,9 @@ class AutomaticVectorEnv(VectorEnv):
         out = self._env.step(actions)
         self._seconds, self._steps = self._seconds + time.perf_counter() - begin, self._steps + 1
         return out
+
+    def describe(self, k: int, e: int, n: int | None = None) -> str:
+        return self._env.describe(k, e, n)
 
     def _pays(self) -> bool:
         return self._steps > 0 and self._seconds > max(ROLLOUT_SECONDS, STEP_SECONDS * self._steps)

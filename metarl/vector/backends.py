@@ -1,12 +1,12 @@
 """Which vector environment steps a family."""
 
 import torch
-from gymnasium.vector import VectorEnv
 
 from metarl.arguments import whole
 from metarl.tasks import TaskFamily, check_is_family
 from metarl.torch_defaults import torch_defaults
 from metarl.vector.automatic import AutomaticVectorEnv
+from metarl.vector.contract import TaskVectorEnv, fulfilled
 from metarl.vector.loop import LoopVectorEnv
 from metarl.vector.process import ProcessVectorEnv
 
@@ -14,8 +14,8 @@ from metarl.vector.process import ProcessVectorEnv
 @torch_defaults
 def make_vector(
     family: TaskFamily, n_tasks: int, episodes: int, device: torch.device | str = "cpu", workers: int | None = None
-) -> VectorEnv:
-    """K*E environments of `family` as one; results do not depend on the choice among these backends.
+) -> TaskVectorEnv:
+    """K*E environments of `family` as one `gymnasium.vector.VectorEnv`; results do not depend on the backend.
 
     Args:
         workers: None takes what the family offers itself (`make_vector`), else environments one by one, which move
@@ -34,7 +34,9 @@ def make_vector(
         raise ValueError(f"device must be cpu or cuda, got {device!r}") from None
     if workers is None:
         own = getattr(family, "make_vector", None)
-        return AutomaticVectorEnv(family, n_tasks, episodes) if own is None else own(n_tasks, episodes, device)
+        if own is None:
+            return AutomaticVectorEnv(family, n_tasks, episodes)
+        return fulfilled(own(n_tasks, episodes, device), family, n_tasks, episodes)
     if workers == 0:
         return LoopVectorEnv(family, n_tasks, episodes)
     return ProcessVectorEnv(family, n_tasks, episodes, workers)

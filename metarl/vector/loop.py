@@ -4,55 +4,43 @@ from typing import Any, NoReturn
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space
+from gymnasium.vector import VectorEnv
 
-from metarl.tasks import Task, TaskFamily, Tasks, num_tasks, task_at
-from metarl.vector.contract import LastTasks, reset_mask
+from metarl.tasks import TaskFamily, Tasks
+from metarl.vector.contract import CPU, Assignment, read_reset, seed_list, set_spaces
 from metarl.vector.transition import Reader, reraise
 from metarl.vector.worker import stack_observations
 
 
 class LoopVectorEnv(VectorEnv):
-    """K*E environments `family.make(task)`, task-major: environment k*E + e is episode e of task k.
+    """K*E environments `family.make(task)`, by the contract of `metarl.vector.contract.TaskVectorEnv`.
 
-    `reset(seed=..., options={"tasks": tasks})` builds the environments of new tasks; without `tasks`, or with the very
-    dict of the reset before, the old ones are reset. An episode that ended stays ended: its environment is not stepped
-    again, repeats its last observation and earns nothing. Every episode is truncated after `family.horizon` steps; one
-    that terminates there counts as terminated only. Where environments report success (see `metarl.vector.success`),
-    `step` returns `infos["success"]` [N] of bools. `options["reset_mask"]`, bool [K*E], resets some of the environments
-    (and gives them new tasks if there are any); the others go on as if nothing had happened.
+    A reset with `tasks` builds environments; without them, or with the very dict of the reset before, the old ones are
+    reset. The environment of an episode that ended is not stepped again. Every episode is truncated after
+    `family.horizon` steps; one that terminates there counts as terminated only.
 
     Raises:
         TransitionError: in reset or step, when an environment returns what it should not (a ValueError).
         EpisodeError: when an environment raises. Both name task, episode and step.
     """
 
+    device, tensors = CPU, False
+
     def __init__(self, family: TaskFamily, n_tasks: int, episodes: int):
-        self.family, self.n_tasks, self.episodes = family, n_tasks, episodes
-        self.num_envs = n_tasks * episodes
-        self.single_observation_space, self.single_action_space = family.observation_space, family.action_space
-        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
-        self.action_space = batch_space(self.single_action_space, self.num_envs)
-        self.metadata = {"autoreset_mode": AutoresetMode.DISABLED}
+        self.family, self.n_tasks, self.episodes, self.name = family, n_tasks, episodes, family.id
+        set_spaces(self, family, n_tasks * episodes)
         self.envs: list[gym.Env] = []
-        self._reader, self._last = Reader(family.id, family.observation_space), LastTasks()
-        self._task: list[Task] = [{}] * self.num_envs  # of every environment
+        self._reader, self._tasks = Reader(family.id, family.observation_space), Assignment(n_tasks, episodes)
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-        tasks: Tasks | None = (options or {}).get("tasks")
-        mask = reset_mask(options, self.num_envs)
-        if tasks is not None and num_tasks(tasks) != self.n_tasks:
-            raise ValueError(f"this vector environment runs {self.n_tasks} tasks, got {num_tasks(tasks)}")
+        tasks, mask = read_reset(options, self.n_tasks, self.num_envs, begun=bool(self.envs))
         seeds = seed_list(seed, self.num_envs)
         if mask is not None:
             return self._reset_some(mask, seeds, tasks)
-        if tasks is not None and not self._last.are(tasks):
+        if tasks is not None and not (self.envs and self._tasks.keeps(tasks)):
             self._close_envs()
-            self.envs = [self._made(tasks, i) for i in range(self.num_envs)]
-            self._last.keep(tasks)
-        if not self.envs:
-            raise ValueError('the first reset needs options={"tasks": tasks}')
+            self._tasks.give(tasks)
+            self.envs = [self._made(i) for i in range(self.num_envs)]
         first = [self._first(i, seeds[i]) for i in range(self.num_envs)]
         self._obs = stack_observations(self.single_observation_space, first)
         self._terminated = np.zeros(self.num_envs, bool)
@@ -63,13 +51,12 @@ class LoopVectorEnv(VectorEnv):
     def _reset_some(
         self, mask: np.ndarray, seeds: list[int | None], tasks: Tasks | None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        if not self.envs:
-            raise ValueError("the first reset is one of all environments: leave reset_mask out")
+        if tasks is not None:
+            self._tasks.give(tasks, mask)
         for i in np.flatnonzero(mask).tolist():
             if tasks is not None:
                 self.envs[i].close()
-                self._last.forget()
-                self.envs[i] = self._made(tasks, i)
+                self.envs[i] = self._made(i)
             self._obs[i] = self._first(i, seeds[i])
         self._terminated[mask] = self._truncated[mask] = False
         self._elapsed[mask] = 0
@@ -93,10 +80,12 @@ class LoopVectorEnv(VectorEnv):
             self._truncated[i] = cut_off and not self._terminated[i]
         return self._obs.copy(), reward, self._terminated.copy(), self._truncated.copy(), self._infos(success)
 
-    def _made(self, tasks: Tasks, i: int) -> gym.Env:
-        self._task[i] = task_at(tasks, i // self.episodes)
+    def describe(self, k: int, e: int, n: int | None = None) -> str:
+        return self._tasks.describe(k, e, n)
+
+    def _made(self, i: int) -> gym.Env:
         try:
-            return self.family.make(self._task[i])
+            return self.family.make(self._tasks.task(i))
         except Exception as error:
             self._fail(error, "make", i, task_refused=True)
 
@@ -107,9 +96,8 @@ class LoopVectorEnv(VectorEnv):
             self._fail(error, "reset", i)
 
     def _fail(self, error: Exception, doing: str, i: int, task_refused: bool = False) -> NoReturn:
-        self._last.forget()
-        k, e = divmod(i, self.episodes)
-        reraise(error, self.family.id, f"{doing} of episode {e} of task {k} = {self._task[i]}", task_refused)
+        self._tasks.forget()
+        reraise(error, self.name, f"{doing} of {self.describe(*divmod(i, self.episodes))}", task_refused)
 
     def _infos(self, success: dict[int, bool]) -> dict[str, Any]:
         return {"success": np.array([success.get(i, False) for i in range(self.num_envs)])} if success else {}
@@ -118,19 +106,7 @@ class LoopVectorEnv(VectorEnv):
         for env in self.envs:
             env.close()
         self.envs = []
-        self._last.forget()
+        self._tasks.forget()
 
     def close_extras(self, **kwargs: Any) -> None:
         self._close_envs()
-
-
-def seed_list(seed: Any, n: int) -> list[int | None]:
-    """Gymnasium's convention: None, one seed (environment i gets seed + i), or one per environment."""
-    if seed is None:
-        return [None] * n
-    if isinstance(seed, int):
-        return [seed + i for i in range(n)]
-    seeds = [int(s) for s in np.asarray(seed).reshape(-1)]
-    if len(seeds) != n:
-        raise ValueError(f"expected one seed for each of {n} environments, got {len(seeds)}")
-    return list(seeds)

@@ -25,13 +25,12 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.utils import seeding
-from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space
+from gymnasium.vector import VectorEnv
 
 from metarl.parallel import pool, workers
 from metarl.printing import family_text
-from metarl.tasks import Task, Tasks, num_tasks, task_at, validate_task
-from metarl.vector.contract import reset_mask
+from metarl.tasks import Task, Tasks, task_at, validate_task
+from metarl.vector.contract import CPU, Assignment, drawn_seeds, read_reset, set_spaces
 
 _CONTACT_FORCES = "cfrc_ext"
 """Gymnasium computes these after the control step, by a call that MuJoCo's batches do not offer."""
@@ -195,41 +194,32 @@ class TaskEnv(gym.Wrapper):
 class MujocoVectorEnv(VectorEnv):
     """K*E environments of a `MujocoFamily`, task-major, advanced by a pool of threads.
 
-    As `LoopVectorEnv`, to the last bit and with any number of threads: reset(seed=..., options={"tasks": tasks})
-    changes the tasks, an episode that ended stays ended, and every episode is truncated after `family.horizon` steps.
-    `options["reset_mask"]` resets some of the environments; the others go on as if nothing had happened.
+    As `LoopVectorEnv`, to the last bit and with any number of threads.
 
     Args:
         threads: by default as many as PyTorch uses when this is built.
     """
 
+    device, tensors = CPU, False
+
     def __init__(self, family: MujocoFamily, n_tasks: int, episodes: int, threads: int | None = None):
         if threads is not None and threads < 1:
             raise ValueError(f"threads must be at least 1, got {threads}")
-        self.family, self.n_tasks, self.episodes = family, n_tasks, episodes
-        self.num_envs = n_tasks * episodes
-        self.single_observation_space, self.single_action_space = family.observation_space, family.action_space
-        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
-        self.action_space = batch_space(self.single_action_space, self.num_envs)
-        self.metadata = {"autoreset_mode": AutoresetMode.DISABLED}
+        self.family, self.n_tasks, self.episodes, self.name = family, n_tasks, episodes, family.id
+        set_spaces(self, family, n_tasks * episodes)
         self.threads = workers() if threads is None else threads
         self._simulator = _simulator(family, self.num_envs, self.threads)
-        self._task: Tasks = {}  # of every environment, each value [K*E, ...]
+        self._tasks = Assignment(n_tasks, episodes)
+        self._task: Tasks = {}  # the same as arrays, each value [K*E, ...]
         self._terminated, self._elapsed = np.zeros(self.num_envs, bool), np.zeros(self.num_envs, int)
         self._begun = False  # whether all have been reset
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-        tasks: Tasks | None = (options or {}).get("tasks")
-        mask = reset_mask(options, self.num_envs)
-        if tasks is not None and num_tasks(tasks) != self.n_tasks:
-            raise ValueError(f"this vector environment runs {self.n_tasks} tasks, got {num_tasks(tasks)}")
-        if not self._begun and mask is not None:
-            raise ValueError("the first reset is one of all environments: leave reset_mask out")
-        if not self._begun and tasks is None:
-            raise ValueError('the first reset needs options={"tasks": tasks}')
-        seeds = self._seed_list(seed)
+        tasks, mask = read_reset(options, self.n_tasks, self.num_envs, self._begun)
+        seeds = drawn_seeds(self, seed)
         rows = np.arange(self.num_envs) if mask is None else np.flatnonzero(mask)
         if tasks is not None:
+            self._tasks.give(tasks, mask)
             self._set_tasks(tasks, rows)
         starts = [self.family.initial(seeding.np_random(seeds[i])[0]) for i in rows]
         qpos, qvel = np.stack([qpos for qpos, _ in starts]), np.stack([qvel for _, qvel in starts])
@@ -264,6 +254,9 @@ class MujocoVectorEnv(VectorEnv):
         truncated = ~self._terminated & (self._elapsed >= self.family.horizon)
         return self._obs.copy(), reward, self._terminated.copy(), truncated, {}
 
+    def describe(self, k: int, e: int, n: int | None = None) -> str:
+        return self._tasks.describe(k, e, n)
+
     def _set_tasks(self, tasks: Tasks, rows: np.ndarray) -> None:
         """Give the environments `rows` their entries of `tasks`."""
         chosen = np.isin(np.arange(self.num_envs), rows)
@@ -273,17 +266,6 @@ class MujocoVectorEnv(VectorEnv):
         if self.family.changes_model:
             models = {k: self.family.task_model(task_at(tasks, k)) for k in np.unique(rows // self.episodes).tolist()}
             self._simulator.set_models({i: models[i // self.episodes] for i in rows.tolist()})
-
-    def _seed_list(self, seed: Any) -> list[int]:
-        if seed is None:
-            return [int(s) for s in self.np_random.integers(2**62, size=self.num_envs)]
-        if isinstance(seed, int):
-            super().reset(seed=seed)
-            return [seed + i for i in range(self.num_envs)]
-        seeds = [int(s) for s in np.asarray(seed).reshape(-1)]
-        if len(seeds) != self.num_envs:
-            raise ValueError(f"expected one seed for each of {self.num_envs} environments, got {len(seeds)}")
-        return seeds
 
 
 def _simulator(family: MujocoFamily, n: int, threads: int) -> "_Simulator":

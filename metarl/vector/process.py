@@ -14,14 +14,12 @@ from typing import Any
 
 import cloudpickle
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space
+from gymnasium.vector import VectorEnv
 
 from metarl import source_files
-from metarl.tasks import Task, TaskFamily, Tasks, num_tasks, task_at
+from metarl.tasks import TaskFamily
 from metarl.vector import worker
-from metarl.vector.contract import LastTasks, reset_mask
-from metarl.vector.loop import seed_list
+from metarl.vector.contract import CPU, Assignment, read_reset, seed_list, set_spaces
 from metarl.vector.survival import Guardian, started_by_main_thread
 from metarl.vector.transition import EpisodeError
 
@@ -54,6 +52,7 @@ class ProcessVectorEnv(VectorEnv):
         WorkerError: in reset or step, when a worker fails.
     """
 
+    device, tensors = CPU, False
     _pool: "_Pool | None" = None  # of the class too: Gymnasium closes also what was refused and never started
 
     def __init__(self, family: TaskFamily, n_tasks: int, episodes: int, workers: int, timeout: float = TIMEOUT):
@@ -61,40 +60,25 @@ class ProcessVectorEnv(VectorEnv):
             raise ValueError(f"need workers >= 1 and timeout > 0, got {workers} and {timeout}")
         if os.name != "posix":
             raise OSError(f"worker processes need a POSIX system, this one is {sys.platform}; use workers=0")
-        self.family, self.n_tasks, self.episodes = family, n_tasks, episodes
-        self.num_envs = n_tasks * episodes
+        self.family, self.n_tasks, self.episodes, self.name = family, n_tasks, episodes, family.id
+        set_spaces(self, family, n_tasks * episodes)
         self.workers, self.timeout = min(workers, self.num_envs), timeout
-        self.single_observation_space, self.single_action_space = family.observation_space, family.action_space
-        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
-        self.action_space = batch_space(self.single_action_space, self.num_envs)
-        self.metadata = {"autoreset_mode": AutoresetMode.DISABLED}
         self._sizes = (self.num_envs, self.workers, _array_shape(family, "observation"), _array_shape(family, "action"))
         self._pickled = _pickle_family(family)
-        self._task: list[Task] = [{}] * self.num_envs  # of every environment
+        self._tasks = Assignment(n_tasks, episodes)
         self._elapsed = np.zeros(self.num_envs, int)  # steps since its last reset
-        self._last = LastTasks()
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-        tasks: Tasks | None = (options or {}).get("tasks")
         if self.closed:
             raise ValueError("this vector environment is closed")
-        if tasks is not None and num_tasks(tasks) != self.n_tasks:
-            raise ValueError(f"this vector environment runs {self.n_tasks} tasks, got {num_tasks(tasks)}")
-        if tasks is None and self._pool is None:
-            raise ValueError('the first reset needs options={"tasks": tasks}, and so does one after an error')
-        mask = reset_mask(options, self.num_envs)
-        if mask is not None and self._pool is None:
-            raise ValueError("the first reset, or one after an error, is one of all environments: leave reset_mask out")
+        tasks, mask = read_reset(options, self.n_tasks, self.num_envs, begun=self._pool is not None)
         seeds = seed_list(seed, self.num_envs)
-        rows = np.arange(self.num_envs) if mask is None else np.flatnonzero(mask)
-        self._elapsed[rows] = 0
+        self._elapsed[... if mask is None else mask] = 0
         try:
-            if tasks is not None and mask is None and self._last.are(tasks):
+            if tasks is not None and mask is None and self._tasks.keeps(tasks):
                 tasks = None  # the workers have these environments
             if tasks is not None:
-                self._last.forget()
-                for i in rows.tolist():
-                    self._task[i] = task_at(tasks, i // self.episodes)
+                self._tasks.give(tasks, mask)
                 self._pool = self._pool or self._start()
             assert self._pool is not None
             self._exchange(worker.RESET, pickle.dumps((tasks, self.episodes, seeds, mask)))
@@ -103,8 +87,6 @@ class ProcessVectorEnv(VectorEnv):
                 obs_type = np.result_type(*(np.dtype(x.decode()) for x in self._pool.shared.obs_type))
                 self._exchange(worker.OBSERVATION_TYPE, obs_type.str.encode())
                 self._pool.obs = self._pool.shared.observations(obs_type)
-                if tasks is not None:
-                    self._last.keep(tasks)
         except BaseException:  # Ctrl-C too: workers that have not answered yet would answer the next question
             self._stop()
             raise
@@ -131,6 +113,9 @@ class ProcessVectorEnv(VectorEnv):
         infos = {"success": shared.success > 0} if reported.any() else {}
         return self._pool.obs.copy(), shared.reward.copy(), shared.terminated.copy(), shared.truncated.copy(), infos
 
+    def describe(self, k: int, e: int, n: int | None = None) -> str:
+        return self._tasks.describe(k, e, n)
+
     def close_extras(self, **kwargs: Any) -> None:
         """End the workers; their environments are closed."""
         if self._pool is not None:
@@ -149,7 +134,7 @@ class ProcessVectorEnv(VectorEnv):
         return self._pool
 
     def _stop(self) -> None:
-        self._last.forget()
+        self._tasks.forget()
         if self._pool is not None:
             self._pool.kill()
             self._finalizer.detach()
@@ -174,9 +159,8 @@ class ProcessVectorEnv(VectorEnv):
                     "workers=0 does without processes.")  # fmt: skip
         else:
             phase, i = divmod(at, self.num_envs)
-            k, e = divmod(i, self.episodes)
             step = f" {self._elapsed[i] - 1}" if phase == worker.STEP_PHASE else ""
-            what = f"{_DOING[phase]}{step} of episode {e} of task {k} = {self._task[i]}"
+            what = f"{_DOING[phase]}{step} of {self.describe(*divmod(i, self.episodes))}"
         return (
             f"{self.family.id}: a worker process {failure.how} in {what}. Its traceback:\n\n{log or '(it left none)'}"
         )

@@ -10,15 +10,14 @@ from typing import Any, ClassVar
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space
+from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from metarl import random
 from metarl.printing import family_text
-from metarl.tasks import Task, Tasks, num_tasks, validate_task
+from metarl.tasks import Task, Tasks, validate_task
 from metarl.torch_defaults import torch_defaults
-from metarl.vector.contract import reset_mask
+from metarl.vector.contract import Assignment, drawn_seeds, read_reset, set_spaces
 
 State = dict[str, Tensor]
 """The state of many environments: every value [K, E, ...]."""
@@ -81,36 +80,30 @@ class TensorFamily(abc.ABC):
 class TensorVectorEnv(VectorEnv):
     """K*E environments of a `TensorFamily`, task-major; observations and actions are tensors on `device`.
 
-    As `LoopVectorEnv`, to the number: reset(seed=..., options={"tasks": tasks}) changes the tasks, an episode that
-    ended stays ended, and every episode is truncated after `family.horizon` steps. `options["reset_mask"]` resets some
-    of the environments; the others go on as if nothing had happened.
+    As `LoopVectorEnv`, to the number.
     """
 
+    tensors = True
+
     def __init__(self, family: TensorFamily, n_tasks: int, episodes: int, device: torch.device | str = "cpu"):
-        self.family, self.n_tasks, self.episodes = family, n_tasks, episodes
+        self.family, self.n_tasks, self.episodes, self.name = family, n_tasks, episodes, family.id
         self.device = torch.device(device)
-        self.num_envs = n_tasks * episodes
-        self.single_observation_space, self.single_action_space = family.observation_space, family.action_space
-        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
-        self.action_space = batch_space(self.single_action_space, self.num_envs)
-        self.metadata = {"autoreset_mode": AutoresetMode.DISABLED}
+        set_spaces(self, family, n_tasks * episodes)
+        self._tasks = Assignment(n_tasks, episodes)
         self._discrete = not isinstance(family.action_space, gym.spaces.Box)
         self._action_shape = (n_tasks, episodes, *(family.action_space.shape or ()))
         self._task: State = {}
 
     @torch_defaults
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Tensor, dict[str, Any]]:
-        tasks: Tasks | None = (options or {}).get("tasks")
-        mask = reset_mask(options, self.num_envs)
-        if tasks is not None and num_tasks(tasks) != self.n_tasks:
-            raise ValueError(f"this vector environment runs {self.n_tasks} tasks, got {num_tasks(tasks)}")
+        tasks, mask = read_reset(options, self.n_tasks, self.num_envs, begun=bool(self._task))
         new_task = None if tasks is None else {name: self._to_device(value) for name, value in tasks.items()}
         seeds = self._seed_tensor(seed)
+        if tasks is not None:
+            self._tasks.give(tasks, mask)
         if mask is not None:
             return self._reset_some(torch.from_numpy(mask).to(self.device).reshape(seeds.shape), seeds, new_task)
         self._task = self._task if new_task is None else new_task
-        if not self._task:
-            raise ValueError('the first reset needs options={"tasks": tasks}')
         self._seeds = seeds
         self._elapsed, self._block_start = 0, 0
         self._started: Tensor | None = None  # [K, E]: `_elapsed` when the episode began; None where all are 0
@@ -122,8 +115,6 @@ class TensorVectorEnv(VectorEnv):
 
     def _reset_some(self, mask: Tensor, seeds: Tensor, new_task: State | None) -> tuple[Tensor, dict[str, Any]]:
         """Reset where `mask` [K, E] says so."""
-        if not self._task:
-            raise ValueError("the first reset is one of all environments: leave reset_mask out")
         if new_task is not None:
             self._task = {k: torch.where(_like(mask, v), new_task[k], v) for k, v in self._task.items()}
         self._seeds = torch.where(mask, seeds, self._seeds)
@@ -163,6 +154,9 @@ class TensorVectorEnv(VectorEnv):
         truncated = torch.zeros_like(ended) if late is None else late & ~ended
         return self._observation(), reward.reshape(-1), ended.reshape(-1), truncated.reshape(-1), {}
 
+    def describe(self, k: int, e: int, n: int | None = None) -> str:
+        return self._tasks.describe(k, e, n)
+
     def _out_of_time(self, like: Tensor) -> Tensor | None:
         """[K, E] as `like`: whose horizon is reached. None: nobody's."""
         if self._started is not None:
@@ -183,13 +177,8 @@ class TensorVectorEnv(VectorEnv):
         return x[:, None].expand(self.n_tasks, self.episodes, *x.shape[1:])
 
     def _seed_tensor(self, seed: Any) -> Tensor:
-        if seed is None:
-            seeds = torch.from_numpy(self.np_random.integers(2**62, size=self.num_envs))
-        elif isinstance(seed, int):
-            super().reset(seed=seed)
-            seeds = seed + torch.arange(self.num_envs)
-        else:
-            seeds = torch.as_tensor(seed, dtype=torch.int64)
+        # A tensor stays on its device: reading its numbers would wait for a GPU.
+        seeds = seed.long() if isinstance(seed, Tensor) else torch.tensor(drawn_seeds(self, seed))
         if seeds.numel() != self.num_envs:
             raise ValueError(f"expected one seed for each of {self.num_envs} environments, got {seeds.numel()}")
         return seeds.to(self.device).reshape(self.n_tasks, self.episodes)
