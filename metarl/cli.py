@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import rich
 import rich.console
@@ -18,10 +18,10 @@ import rich.table
 import rich.text
 import tyro
 
-from metarl.suggestions import did_you_mean, setting_hint
+from metarl.options import UsageError as UsageError
+from metarl.options import parse
+from metarl.suggestions import did_you_mean
 from metarl.vector.survival import STOPPING
-
-T = TypeVar("T")
 
 OVERVIEW = """metarl: policies that learn to adapt
 
@@ -37,10 +37,6 @@ Each takes --help; `metarl train ALGORITHM --help` lists the algorithm's setting
 
 SCHEDULE = ("eval_every", "eval_tasks", "eval_step_sizes", "checkpoint_every")
 """What a run keeps of the arguments of `learn` besides the iterations."""
-
-
-class UsageError(ValueError):
-    """A command line that makes no sense."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -110,7 +106,7 @@ def train_command(argv: Sequence[str]) -> int:
     from metarl import algorithms
 
     if any(word == "--resume" or word.startswith("--resume=") for word in argv):
-        return _resume(_parse(ResumeOptions, "metarl train", argv))
+        return _resume(parse(ResumeOptions, "metarl train", argv))
     if not argv or argv[0] in ("-h", "--help"):
         _say("usage: metarl train ALGORITHM FAMILY [options]\n       metarl train --resume RUN [options]\n\n"
              f"algorithms: {', '.join(algorithms.ALGORITHMS)}\n"
@@ -124,30 +120,14 @@ def train_command(argv: Sequence[str]) -> int:
          ("config", Annotated[config_type, tyro.conf.arg(name="")])],
     )  # fmt: skip
     combined.__doc__ = f"Meta-train {name} on a task family.\n\n{algorithms.get(name).__doc__}"
-    parsed = _parse(combined, f"metarl train {name}", rest, TrainOptions, config_type)
+    parsed = parse(combined, f"metarl train {name}", rest, TrainOptions, config_type)
     return _train(name, parsed.options, parsed.config)
-
-
-def _parse(kind: type[T], prog: str, argv: Sequence[str], *parts: type) -> T:
-    """`kind`, whose options are the fields of `parts` (by default its own), from the command line."""
-    _reject_unknown(argv, [field.name for part in parts or (kind,) for field in dataclasses.fields(part)])
-    return tyro.cli(kind, prog=prog, args=argv)
 
 
 def _say(text: str, bold: str = "", error: bool = False) -> None:
     """Print `bold` and `text` as they are: no markup in them, no line broken, so that a path can be copied."""
     console = rich.console.Console(stderr=error, soft_wrap=True, highlight=False)
     console.print(rich.text.Text.assemble((bold, "bold red" if error else "bold"), text))
-
-
-def _reject_unknown(argv: Sequence[str], names: Sequence[str]) -> None:
-    """The nearest known option for an unknown one; tyro's own message leaves it out where words follow."""
-    known = {"help", "h", *(n.replace("_", "-") for n in names), *("no-" + n.replace("_", "-") for n in names)}
-    for word in argv:
-        option = word.lstrip("-").partition("=")[0].replace("_", "-")
-        if word.startswith("--") and option not in known:
-            hint = setting_hint(option, sorted(known - {"h"}), command_line=True)
-            raise UsageError(f"there is no option --{option}{hint}")
 
 
 def _train(name: str, options: TrainOptions, config: Any) -> int:
@@ -327,7 +307,7 @@ class EvaluateOptions:
 
 
 def evaluate_command(argv: Sequence[str]) -> int:
-    options = _parse(EvaluateOptions, "metarl evaluate", argv)
+    options = parse(EvaluateOptions, "metarl evaluate", argv)
     from metarl.report import figures
     from metarl.report.evaluation import Evaluation, file_name, side_by_side
     from metarl.splits import check_split
@@ -402,7 +382,7 @@ class AdaptOptions:
 
 
 def adapt_command(argv: Sequence[str]) -> int:
-    options = _parse(AdaptOptions, "metarl adapt", argv)
+    options = parse(AdaptOptions, "metarl adapt", argv)
     from metarl.tasks import parse_task
 
     learner = _load(options, "cpu")
@@ -450,7 +430,7 @@ class RenderOptions:
 
 
 def render_command(argv: Sequence[str]) -> int:
-    options = _parse(RenderOptions, "metarl render", argv)
+    options = parse(RenderOptions, "metarl render", argv)
     from metarl.report.render import film
     from metarl.tasks import parse_task, task_at
 
@@ -495,14 +475,19 @@ class ListOptions:
 
 
 def list_command(argv: Sequence[str]) -> int:
-    _parse(ListOptions, "metarl list", argv)
+    parse(ListOptions, "metarl list", argv)
     from metarl import algorithms
-    from metarl.families.registry import registered
+    from metarl.families.registry import further_splits, registered
+    from metarl.splits import SPLITS
 
+    families = {}
+    for name, line in registered().items():
+        more = further_splits(name)
+        families[name] = line + (f" Further split{'' if len(more) == 1 else 's'}: {', '.join(more)}." if more else "")
     for title, rows in (
         ("algorithms", {n: (algorithms.get(n).__doc__ or "").splitlines()[0] for n in algorithms.ALGORITHMS}),
-        ("task families", registered()),
-        ("prefixes of families", PREFIXES),
+        (f"task families, with the splits {', '.join(SPLITS)} and those that are named", families),
+        ("families of your own, and prefixes", PREFIXES),
     ):
         rich.print(f"[bold]{title}[/]")
         grid = rich.table.Table.grid(padding=(0, 2))
@@ -513,6 +498,7 @@ def list_command(argv: Sequence[str]) -> int:
 
 
 PREFIXES = {
+    "FILE.py:NAME": "A family in a Python file, or a function or class there that makes one",
     "gym:ID": "A Gymnasium environment as a family, like gym:Pendulum-v1 --family-kwargs \"parameters={'g':[8,10]}\"",
     "visible:ID": "A family with its tasks in the observations, like visible:PointNavigation-v0",
 }
@@ -521,6 +507,14 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train_command, "evaluate": evaluate_command, "adapt": adapt_command,
     "render": render_command, "list": list_command,
 }  # fmt: skip
+
+
+def _command_hint(word: str, rest: Sequence[str]) -> str:
+    """The end of a message about a command that does not exist."""
+    if word in ("resume", "continue", "restart"):
+        where = " ".join(shlex.quote(x) for x in rest) or "RUN"
+        return f"; a run goes on with metarl train --resume {where}"
+    return did_you_mean(word, COMMANDS)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -534,7 +528,7 @@ def run(argv: Sequence[str]) -> int:
         _say(f"metarl {__version__}")
         return 0
     if argv[0] not in COMMANDS:
-        raise UsageError(f"there is no command {argv[0]!r}{did_you_mean(argv[0], COMMANDS)}")
+        raise UsageError(f"there is no command {argv[0]!r}{_command_hint(argv[0], argv[1:])}")
     with warnings.catch_warnings():
         shown = warnings.showwarning
         warnings.showwarning = lambda message, category, *rest: (

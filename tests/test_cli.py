@@ -20,6 +20,7 @@ from tiny_runs import contents, iterations_logged, rows_without_time, same_param
 import metarl
 from metarl import AdaptedPolicy, MetaLearner, cli, tasks
 from metarl.algorithms import maml_trpo
+from metarl.splits import splits_of
 from metarl.training.train import BEST, LATEST
 
 SMALL = ["--n-tasks", "2", "--episodes", "2", "--hidden", "8", "--family-kwargs", "horizon=5", "--eval-tasks", "2",
@@ -244,6 +245,20 @@ def test_the_list_names_every_prefix_with_an_example_that_works(capsys):
         family = metarl.make(example, **cli._parse_kwargs(options[1:]))
         assert family.id == example
         assert len(family.sample(3, np.random.default_rng(0))) == 1
+
+
+def test_the_list_names_the_splits_of_every_family(capsys):
+    assert cli.run(["list"]) == 0
+    text = " ".join(capsys.readouterr().out.split()).partition("with the splits train, validation, test and")[2]
+    ids = list(metarl.registered())
+    for id, end in zip(ids, [*ids[1:], "families of your own"], strict=True):
+        shown = text.partition(f" {id} ")[2].partition(f" {end}")[0]
+        try:
+            known = splits_of(metarl.make(id))
+        except (ImportError, ValueError):  # needs an extra, or an argument
+            continue
+        assert shown and shown.endswith(" Further split: ood.") == ("ood" in known)
+        assert set(known) <= {"train", "validation", "test", "ood"}
 
 
 @pytest.mark.parametrize(("argv", "status"), [([], 2), (["--help"], 0), (["-h"], 0)])

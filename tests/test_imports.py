@@ -26,7 +26,7 @@ ROWS = [
         "suggestions",
         "torch_defaults",
     },
-    {"tasks", "formulas"},
+    {"tasks", "formulas", "options"},
     {"policies", "vector"},
     {"adapted", "families", "rollout"},
     {"inner", "recurrent", "training"},

@@ -10,6 +10,7 @@ import gymnasium as gym
 
 from metarl.families import files
 from metarl.source_files import Origin
+from metarl.splits import SPLITS, splits_of
 from metarl.suggestions import ALGORITHMS, did_you_mean
 from metarl.tasks import GYMNASIUM, VISIBLE, FamilySpec, TaskFamily, check_is_family, is_family
 
@@ -61,6 +62,16 @@ def registered() -> dict[str, str]:
             doc = f"cannot be imported: {type(error).__name__}: {error}"
         out[id] = doc.splitlines()[0] if doc else ""
     return out
+
+
+def further_splits(id: str) -> tuple[str, ...]:
+    """The splits of a known family besides those that every family has, as far as its class states them: of a function
+    that makes families they are not known before it is called."""
+    try:
+        factory = _factory(id)
+        return tuple(split for split in splits_of(factory) if split not in SPLITS) if inspect.isclass(factory) else ()
+    except Exception:  # `registered` says what is wrong with a plug-in, `check_family` what with a family
+        return ()
 
 
 def _factory(id: str) -> Callable[..., TaskFamily]:

@@ -266,13 +266,14 @@ def test_a_changed_file_is_resumed_with_and_the_run_remembers_the_new_one(mark, 
 
 
 def test_a_file_that_was_moved_is_named_where_it_is(mark, tmp_path, monkeypatch):
-    trained()
+    trained("run", REFERENCE, "--family-kwargs", "horizon=3")
     write_family(tmp_path / "project" / "new", "renamed.py")
     Path("family.py").unlink()
     forget_process(monkeypatch)
     with pytest.raises(CheckpointError, match=r"no such file in /.*--family PATH/TO/family.py:make_family"):
         cli.run(["evaluate", "run", *FEW])
-    assert cli.run(["evaluate", "run", *FEW, "--family", "new/renamed.py:make_family"]) == 0
+    argv = ["evaluate", "run", *FEW, "--family", "new/renamed.py:make_family"]
+    assert cli.run(argv) == 0  # with the arguments of the run: in other spaces, or with another horizon, it would not
 
 
 def test_a_run_of_an_object_says_what_to_type_and_remembers_it(mark, monkeypatch, capsys):
