@@ -5,6 +5,7 @@ collide, a file that was edited is another module, and a worker process that is 
 the file defines without reading the file again.
 """
 
+import ast
 import contextlib
 import dataclasses
 import hashlib
@@ -61,7 +62,8 @@ def run(origin: Origin) -> ModuleType:
     """The module of a file that has been `read`. It is executed unless it has been already with this content.
 
     Imports in it search its own folder first and `origin.folder` last; both stay on `sys.path`, for what it imports
-    later and for worker processes. Raises whatever executing it raises.
+    later and for worker processes. Raises whatever executing it raises, and ImportError if another module has the name
+    of a neighbour that it imports.
     """
     path = Path(origin.path)
     main = sys.modules["__main__"]
@@ -70,6 +72,7 @@ def run(origin: Origin) -> ModuleType:
     for position, entry in ((0, str(path.parent)), (len(sys.path) + 1, origin.folder)):
         if entry not in sys.path:
             sys.path.insert(position, entry)
+    _check_neighbours(path, _SOURCES[origin.sha256])
     import cloudpickle  # here: workers import this module and need not pickle
 
     name = _module_name(origin)
@@ -77,6 +80,19 @@ def run(origin: Origin) -> ModuleType:
     module = importlib.import_module(name)
     cloudpickle.register_pickle_by_value(module)  # for processes that are not told `registered()`: Ray's, joblib's
     return module
+
+
+def _check_neighbours(path: Path, source: bytes) -> None:
+    """Refuse what Python would do without a word: give the file the `helpers` of another folder."""
+    for node in ast.walk(ast.parse(source, str(path))):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+        for name in {name.partition(".")[0] for name in names} - sys.stdlib_module_names:
+            files = [path.parent / f"{name}.py", path.parent / name / "__init__.py"]
+            other = getattr(sys.modules.get(name), "__file__", None)
+            if other is not None and any(x.exists() for x in files) and Path(other).resolve() not in files:
+                raise ImportError(f"it imports {name!r}, and another module of that name is imported already, {other}: "
+                                  f"rename the one beside {path.name}, or use another process")  # fmt: skip
 
 
 def _module_name(origin: Origin) -> str:

@@ -177,7 +177,7 @@ def load(origin: Origin) -> Any:
     """
     try:
         module = source_files.run(origin)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script that ends the process must not do so in the middle of another
         raise SourceFileError(f"cannot import {Path(origin.path).name}: {described(error, origin)}") from error
     if not hasattr(module, origin.name):
         known = [name for name in vars(module) if not name.startswith("_")]
@@ -186,7 +186,7 @@ def load(origin: Origin) -> Any:
     return getattr(module, origin.name)
 
 
-def described(error: Exception, origin: Origin) -> str:
+def described(error: BaseException, origin: Origin) -> str:
     """An error in a user's file in one line: what it is and where."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == origin.path]
     if isinstance(error, SyntaxError) and error.filename == origin.path:
@@ -196,6 +196,8 @@ def described(error: Exception, origin: Origin) -> str:
     hint = ""
     if "attempted relative import" in message:
         hint = "; a file that is named by its path belongs to no package: write `from PACKAGE.MODULE import ...`"
+    if isinstance(error, SystemExit):
+        hint = '; keep what is only for running the file as a script behind `if __name__ == "__main__":`'
     return f"{type(error).__name__}: {message}{place}{hint}"
 
 

@@ -164,9 +164,13 @@ def make_from_file(origin: Origin, id: str, kwargs: dict[str, Any]) -> TaskFamil
     family = _value_called(value, shown, kwargs, origin)
     try:
         check_is_family(family)
+    except ValueError as error:
+        raise ValueError(f"{shown}: {error}") from None
+    try:
         object.__setattr__(family, "spec", FamilySpec(shown, kwargs, origin))
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{shown}: {error}") from error
+    except AttributeError:
+        raise ValueError(f"{shown}: {type(family).__name__} needs room for an attribute `spec`, which says how it was "
+                         "made: add it to __slots__, or remove those") from None  # fmt: skip
     return family
 
 

@@ -91,8 +91,9 @@ def load_family(
         of = made["kwargs"], own["kwargs"]
         other = sorted(name for name in {*of[0], *of[1]} if of[0].get(name) != of[1].get(name))
         was, now = ({name: kwargs[name] for name in other if name in kwargs} for kwargs in of)
-        warnings.warn(f"{path} was saved with {saved['id']} made with {was}, this one was made with {now}: training "
-                      "and evaluation go on with this one", UserWarning, stacklevel=5)  # fmt: skip
+        ids = (made["id"], own["id"]) if made["id"] != own["id"] else (saved["id"], "this one")
+        warnings.warn(f"{path} was saved with {ids[0]} made with {was}, {ids[1]} was made with {now}: training and "
+                      f"evaluation go on with this one", UserWarning, stacklevel=5)  # fmt: skip
     return family
 
 

@@ -62,18 +62,30 @@ def test_a_function_a_class_and_an_object_are_families(mark, name, kwargs, horiz
     assert isinstance(spec, FamilySpec) and (spec.id, spec.kwargs) == (f"family.py:{name}", kwargs)
 
 
+def test_an_object_that_is_a_family_is_not_called(mark):
+    code = "class Callable(Pushing):\n    def __call__(self):\n        return None\ncallable_family = Callable(8)\n"
+    Path("family.py").write_text(f"{Path('family.py').read_text()}\n{code}")
+    assert metarl.make("family.py:callable_family").horizon == 8
+
+
 def test_a_learner_takes_a_reference(mark):
     learner = MetaLearner("maml_trpo", REFERENCE, device="cpu", **TINY).learn(1, eval_every=0)
     same = tiny(metarl.make("family.py:Pushing")).learn(1, eval_every=0)
     assert same_params(learner.state.params, same.state.params)
 
 
-def test_a_family_in_a_file_can_be_made_visible(mark):
+def test_a_family_in_a_file_can_be_made_visible(mark, monkeypatch):
     family = metarl.make(f"visible:{REFERENCE}", horizon=3)
     assert family.id == "visible:Pushing-v0" and family.observation_space.shape == (2,)
-    tiny(family).save("l")
-    assert MetaLearner.load("l", device="cpu").family.id == "visible:Pushing-v0"
-    assert '"visible:family.py:make_family"' in Path("l").read_bytes().decode(errors="ignore").replace('\\"', '"')
+    tiny(family).learn(1, run_dir="run", eval_every=0)
+    assert json.loads(Path("run", CONFIG).read_text())["family"]["made"]["id"] == f"visible:{REFERENCE}"
+    forget_process(monkeypatch)
+    assert MetaLearner.load("run", device="cpu").family.id == "visible:Pushing-v0"
+    edit(Path("family.py"))
+    with pytest.raises(CheckpointError, match=f"has changed since.*--family visible:{REFERENCE} or"):
+        MetaLearner.load("run", device="cpu")
+    with pytest.warns(UserWarning, match="has changed since"):
+        assert MetaLearner.load("run", f"visible:{REFERENCE}", device="cpu").family.horizon == 3
 
 
 @pytest.mark.parametrize("typed", ["{}/family.py", "./family.py", "../project/family.py"])
@@ -84,6 +96,7 @@ def test_a_path_may_be_absolute_or_relative(mark, tmp_path, typed):
 def test_files_of_one_name_do_not_collide(mark, tmp_path):
     other = write_family(tmp_path / "other")
     other.write_text(other.read_text().replace("Pushing(7)", "Pushing(8)"))
+    (tmp_path / "other" / "pushing_helpers.py").unlink()  # two modules of that name cannot be (below)
     a, b = metarl.make("family.py:family"), metarl.make(f"{other}:family")
     assert (a.horizon, b.horizon) == (7, 8) and type(a) is not type(b)
     assert cloudpickle.loads(cloudpickle.dumps(a)).horizon == 7
@@ -95,6 +108,26 @@ def test_an_edited_file_is_imported_anew_and_an_unchanged_one_once(mark):
     path = Path("family.py")
     path.write_text(path.read_text().replace("Pushing(7)", "Pushing(9)"))
     assert metarl.make("family.py:family").horizon == 9 and imports(mark) == 2
+
+
+def test_its_own_neighbours_come_before_others_of_their_name(mark, tmp_path, monkeypatch):
+    for folder in ("installed", "current"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "pushing_helpers.py").write_text("raise RuntimeError('another one')\n")
+    monkeypatch.syspath_prepend(tmp_path / "installed")
+    monkeypatch.chdir(tmp_path / "current")
+    assert metarl.make("../project/family.py:family").horizon == 7
+
+
+def test_what_is_installed_comes_before_what_the_current_folder_has(mark, tmp_path, monkeypatch):
+    (tmp_path / "current").mkdir()
+    (tmp_path / "current" / "installed_helpers.py").write_text("raise RuntimeError('another one')\n")
+    (tmp_path / "installed").mkdir()
+    (tmp_path / "installed" / "installed_helpers.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path / "installed")
+    monkeypatch.chdir(tmp_path / "current")
+    Path("../project/family.py").write_text("import installed_helpers\n" + Path("../project/family.py").read_text())
+    assert metarl.make("../project/family.py:family").horizon == 7
 
 
 def test_a_file_imports_its_neighbours_and_what_the_current_folder_has(mark, tmp_path):
@@ -138,6 +171,7 @@ def test_what_is_wrong_with_a_reference_is_said_in_one_line(mark, word, kwargs, 
         ),
         ("x = (\n", r"SyntaxError: '\(' was never closed \(line 1 of broken.py\)"),
         ("from .other import x\n", "write `from PACKAGE.MODULE import ...`"),
+        ("import sys\nsys.exit(0)\n", 'SystemExit: 0 .*behind `if __name__ == "__main__":`'),
         ("import a_module_that_is_not_there\n", "ModuleNotFoundError: No module named 'a_module_that_is_not_there'"),
     ],
 )
@@ -146,6 +180,30 @@ def test_a_file_that_cannot_be_imported_says_where(mark, text, message):
     for _ in range(2):  # nor does a second try find half a module
         with pytest.raises(files.SourceFileError, match="cannot import broken.py: .*" + message):
             metarl.make("broken.py:x")
+
+
+def test_a_neighbour_is_not_mistaken_for_that_of_another_folder(mark, tmp_path):
+    metarl.make("family.py:family")
+    other = write_family(tmp_path / "other")
+    with pytest.raises(files.SourceFileError, match=r"imports 'pushing_helpers', and another module of that name") as e:
+        metarl.make(f"{other}:family")
+    assert str(tmp_path / "project" / "pushing_helpers.py") in str(e.value)
+    other = write_family(tmp_path / "other", helpers="other_helpers")
+    assert metarl.make(f"{other}:family").horizon == 7
+
+
+def test_a_family_without_room_for_how_it_was_made_says_so(mark):
+    Path("slots.py").write_text("""
+import metarl
+point = metarl.make("PointNavigation-v0")
+class Slots:
+    __slots__ = ("id", "horizon", "observation_space", "action_space", "task_space", "sample", "make")
+    def __init__(self):
+        for name in self.__slots__:
+            setattr(self, name, getattr(point, name))
+""")
+    with pytest.raises(ValueError, match=r"slots.py:Slots: Slots needs room for an attribute `spec`"):
+        metarl.make("slots.py:Slots")
 
 
 def test_a_script_that_names_itself_is_not_run_again(mark, tmp_path):
@@ -197,6 +255,9 @@ def test_the_run_keeps_the_reference_and_a_hash_and_no_directory(mark, tmp_path,
     run = trained("run", f"{tmp_path}/project/family.py:make_family")
     made = json.loads((run / CONFIG).read_text())["family"]["made"]
     assert made == {"id": REFERENCE, "kwargs": {}, "sha256": source_files.read(Path("family.py"))}
+    assert cli.run(["evaluate", "run", *FEW]) == 0
+    assert cli.run(["adapt", "run", "--task", "direction=0.5", "--out", "run/policy"]) == 0
+    assert len(contents(run)) == 8
     for name, content in contents(run).items():
         assert str(tmp_path).encode() not in content, name
     Path("sub").mkdir()
