@@ -8,7 +8,6 @@ Choices have the same logits here and there, except for bits: ours have two each
 
 import copy
 import math
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
-from stable_baselines3.common.save_util import load_from_pkl
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
 from stable_baselines3.common.vec_env import VecNormalize, VecTransposeImage, is_vecenv_wrapped
 from stable_baselines3.td3.policies import TD3Policy
@@ -38,7 +36,7 @@ from metarl.policies.mlp import MLPPolicy
 from metarl.policies.module import ModulePolicy
 from metarl.policies.normalize import ObsStats
 from metarl.policies.spaces import Spaces, lowest, spaces_of
-from metarl.sb3.saved_models import check_plain
+from metarl.sb3.saved_models import check_plain, read_vec_normalize
 from metarl.tasks import TaskFamily, did_you_mean
 from metarl.torch_defaults import torch_defaults
 
@@ -285,19 +283,19 @@ def from_sb3(
         std: standard deviation for every action, in policy units, instead of the model's (a converged one explores
             little). TD3 and DDPG have none of their own and need it.
         vec_normalize: the wrapper that normalised the model's observations, or the path where its `save` wrote it
-            (read as a pickle: only from those you trust), if the model was loaded without its environment. It is
-            taken into the first layer; only its clipping (of observations beyond `clip_obs` standard deviations) is
-            not.
-        trust: load a file that needs other classes, or functions, too, which runs code from it.
+            (checked like a model's file), if the model was loaded without its environment. It is taken into the first
+            layer; only its clipping (of observations beyond `clip_obs` standard deviations) is not.
+        trust: load files that need other classes, or functions, too, which runs code from them.
 
     Raises:
         ValueError: a model that cannot be expressed, with the reason, or a file that is not trusted.
     """
+    trust = yes_or_no("trust", trust)
     if isinstance(model, str | Path):
-        if not yes_or_no("trust", trust):
+        if not trust:
             check_plain(Path(model))
         model = _algorithm(algorithm, READABLE).load(model, device="cpu")
-    vec_normalize = _normalisation(vec_normalize)
+    vec_normalize = _normalisation(vec_normalize, trust)
     if isinstance(model, BaseAlgorithm):
         vec_normalize = vec_normalize or model.get_vec_normalize_env()
     theirs = model.policy if isinstance(model, BaseAlgorithm) else model
@@ -329,14 +327,9 @@ def from_sb3(
     return AdaptedPolicy(policy, params if log_std is None else params | {"log_std": log_std})
 
 
-def _normalisation(given: Any) -> VecNormalize | None:
+def _normalisation(given: Any, trust: bool) -> VecNormalize | None:
     """The wrapper `given`, read from its file if it is a path."""
-    found = given
-    if isinstance(given, str | Path):
-        try:
-            found = load_from_pkl(given)
-        except (OSError, pickle.UnpicklingError, EOFError, AttributeError, ImportError) as error:
-            raise ValueError(f"vec_normalize={str(given)!r} is no file that VecNormalize.save wrote: {error}") from None
+    found = read_vec_normalize(Path(given), trust) if isinstance(given, str | Path) else given
     if found is not None and not isinstance(found, VecNormalize):
         raise ValueError(f"vec_normalize must be a VecNormalize or the path where its save wrote it, got {found!r}")
     return found

@@ -1,7 +1,8 @@
-"""Whether a model that stable-baselines3 saved holds only what its own models hold.
+"""Files that stable-baselines3 saved, read without running code that they choose.
 
-Its files are pickles in a zip archive, and loading one runs whatever it names. Before that happens the pickles are
-read here with nothing at hand but the classes of spaces, arrays, networks and stable-baselines3 itself.
+Its models are pickles in a zip archive, the file of a `VecNormalize` is one pickle, and loading a pickle runs whatever
+it names. Here they are read with nothing at hand but the classes of spaces, arrays, networks and stable-baselines3
+itself, none of which is imported for it.
 """
 
 import base64
@@ -16,6 +17,8 @@ from typing import Any
 import gymnasium as gym
 import torch
 from stable_baselines3.common.buffers import BaseBuffer
+from stable_baselines3.common.save_util import load_from_pkl
+from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
 _PLAIN = {
@@ -28,6 +31,8 @@ _PLAIN = {
     "numpy.random.bit_generator": {"SeedSequence", "__pyx_unpickle_SeedSequence"},
     "stable_baselines3.common.utils": {"FloatSchedule", "ConstantSchedule", "LinearSchedule"},
     "stable_baselines3.common.type_aliases": {"TrainFreq", "TrainFrequencyUnit"},
+    "stable_baselines3.common.running_mean_std": {"RunningMeanStd"},
+    "stable_baselines3.common.vec_env.vec_normalize": {"VecNormalize"},
 }
 _PLAIN |= {f"numpy.{core}.numeric": {"_frombuffer"} for core in ("core", "_core")}
 _PLAIN |= {f"numpy.{core}.multiarray": {"_reconstruct", "scalar"} for core in ("core", "_core")}
@@ -41,6 +46,11 @@ _OURS = (
 )
 """What `to_sb3` puts into a model."""
 _KINDS = (gym.Space, nn.Module, BaseBuffer, torch.optim.Optimizer)
+_REFUSED = "which is neither stable-baselines3's nor imported already. If you trust the file, pass trust=True"
+
+
+class NotPlainError(ValueError):
+    """A pickle that names something else; the message is its name."""
 
 
 class _Plain(pickle.Unpickler):
@@ -50,9 +60,11 @@ class _Plain(pickle.Unpickler):
             return lambda data: torch.load(io.BytesIO(data), weights_only=True)
         if name in _PLAIN.get(module, ()) and found is not None:
             return found
-        if isinstance(found, type) and (issubclass(found, _KINDS) or module in _OURS):
+        # Not what a module imports from elsewhere: MetaLearner makes, and so imports, the family that it is told.
+        ours = module in _OURS and getattr(found, "__module__", None) == module
+        if isinstance(found, type) and (issubclass(found, _KINDS) or ours):
             return found
-        raise ValueError(f"{module}.{name}")
+        raise NotPlainError(f"{module}.{name}")
 
 
 def check_plain(path: Path) -> None:
@@ -65,12 +77,35 @@ def check_plain(path: Path) -> None:
             data = json.loads(archive.read("data")) if "data" in archive.namelist() else {}
     except (zipfile.BadZipFile, ValueError) as error:
         raise ValueError(f"{path} is no model that stable-baselines3 saved: {error}") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} is no model that stable-baselines3 saved: its data is {data!r:.40}")
+    if "env" in data:  # which loading would make, importing its package; `save` never writes one
+        raise ValueError(f"{path} needs {data['env']!r:.80} for its env, {_REFUSED}, or load it yourself and pass the "
+                         "model")  # fmt: skip
     for key, value in data.items():
         if isinstance(value, dict) and ":serialized:" in value:
             try:
                 _Plain(io.BytesIO(base64.b64decode(value[":serialized:"]))).load()
             except Exception as error:  # whatever a pickle can do wrong
                 raise ValueError(
-                    f"{path} needs {error} for its {key}, which is neither stable-baselines3's nor imported already. "
-                    "If you trust the file, pass trust=True, or load it yourself and pass the model"
+                    f"{path} needs {error} for its {key}, {_REFUSED}, or load it yourself and pass the model"
                 ) from None
+
+
+def read_vec_normalize(path: Path, trust: bool) -> Any:
+    """What `VecNormalize.save` wrote to `path`. Raises ValueError where that would run other code than
+    stable-baselines3's, unless `trust`, or where it is no such file."""
+    wrong = f"vec_normalize={str(path)!r} is no file that VecNormalize.save wrote"
+    try:
+        if trust:
+            found = load_from_pkl(path)
+        else:
+            with path.open("rb") as file:
+                found = _Plain(file).load()
+    except NotPlainError as error:
+        raise ValueError(f"{path} needs {error}, {_REFUSED}, or load it yourself and pass the VecNormalize") from None
+    except Exception as error:  # whatever a pickle can do wrong
+        raise ValueError(f"{wrong}: {error}") from None
+    if not isinstance(found, VecNormalize):
+        raise ValueError(f"{wrong}: it holds a {type(found).__name__}")
+    return found

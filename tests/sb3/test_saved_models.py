@@ -7,8 +7,10 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import pytest
 from stable_baselines3 import PPO, TD3
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from tiny_runs import same_params, tiny
 
 from metarl.sb3 import from_sb3, to_sb3
@@ -24,10 +26,15 @@ class Bomb:
 
 def with_bomb(path: Path, target: Path, key: str) -> None:
     """Put a pickle that makes the file `target` into a saved model."""
+    rewrite(path, key, {":type:": "x", ":serialized:": base64.b64encode(pickle.dumps(Bomb(target))).decode()})
+
+
+def rewrite(path: Path, key: str, value: Any) -> None:
+    """Set an entry of a saved model."""
     with zipfile.ZipFile(path) as archive:
         files = {name: archive.read(name) for name in archive.namelist()}
     data = json.loads(files["data"])
-    data[key] = {":type:": "x", ":serialized:": base64.b64encode(pickle.dumps(Bomb(target))).decode()}
+    data[key] = value
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in (files | {"data": json.dumps(data).encode()}).items():
             archive.writestr(name, content)
@@ -69,3 +76,41 @@ def test_a_file_that_is_no_model_is_named(tmp_path):
     (tmp_path / "m.zip").write_bytes(b"no")
     with pytest.raises(ValueError, match=r"m\.zip is no model that stable-baselines3 saved"):
         from_sb3(tmp_path / "m.zip")
+
+
+def test_what_our_modules_import_is_not_ours_to_call(tmp_path):
+    """`metarl.sb3.policies` imports MetaLearner, which would import the package that its family names."""
+    PPO("MlpPolicy", "Pendulum-v1", n_steps=64, device="cpu").save(tmp_path / "m.zip")
+    call = b"cmetarl.sb3.policies\nMetaLearner\n(S'maml_trpo'\nS'gym:package_of_a_header:Env-v0'\ntR."
+    rewrite(tmp_path / "m.zip", "own", {":type:": "x", ":serialized:": base64.b64encode(call).decode()})
+    with pytest.raises(ValueError, match=r"needs metarl\.sb3\.policies\.MetaLearner for its own, .*trust=True"):
+        from_sb3(tmp_path / "m.zip")
+
+
+def test_the_id_of_an_environment_in_a_model_imports_nothing(tmp_path, monkeypatch):
+    (tmp_path / "package_of_a_header.py").write_text("raise RuntimeError('imported')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    PPO("MlpPolicy", "Pendulum-v1", n_steps=64, device="cpu").save(tmp_path / "m.zip")
+    rewrite(tmp_path / "m.zip", "env", "package_of_a_header:Env-v0")
+    with pytest.raises(ValueError, match=r"needs 'package_of_a_header:Env-v0' for its env, .*pass trust=True"):
+        from_sb3(tmp_path / "m.zip")
+    with pytest.raises(RuntimeError, match="imported"):  # the control: this is what loading does
+        from_sb3(tmp_path / "m.zip", trust=True)
+
+
+def test_the_file_of_a_vec_normalize_runs_no_code(tmp_path):
+    env = VecNormalize(DummyVecEnv([lambda: gym.make("Pendulum-v1")]))
+    model = PPO("MlpPolicy", env, n_steps=64, device="cpu")
+    model.learn(64)
+    path, target = tmp_path / "normalize.pkl", tmp_path / "exploded"
+    env.save(path)
+    found, same = from_sb3(model.policy, vec_normalize=path), from_sb3(model.policy, vec_normalize=env)
+    assert same_params(found.params, same.params)
+    path.write_bytes(pickle.dumps(Bomb(target)))
+    for given in (path, str(path)):
+        with pytest.raises(ValueError, match=r"normalize\.pkl needs pathlib.*pass trust=True, or load it yourself"):
+            from_sb3(model.policy, vec_normalize=given)
+    assert not target.exists()
+    with pytest.raises(ValueError, match=r"normalize\.pkl' is no file that VecNormalize\.save wrote"):
+        from_sb3(model.policy, vec_normalize=path, trust=True)
+    assert target.exists()  # the control: this is what loading does
