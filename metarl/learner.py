@@ -305,6 +305,7 @@ class MetaLearner:
             if logger is not None:
                 with in_one_piece():
                     logger.close()
+                    run.release()  # type: ignore[union-attr]  # with a logger there is a run
         return self
 
     def _step(self, state: Any) -> tuple[Any, Stats]:

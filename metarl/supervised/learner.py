@@ -26,10 +26,12 @@ from metarl.supervised.maml import Config, State
 from metarl.supervised.networks import MLPNetwork, ModuleNetwork, Network
 from metarl.supervised.sets import SetFamily, Sets, as_tensor, check_family, check_sets
 from metarl.torch_defaults import torch_defaults
-from metarl.training.directory import CONFIG, LATEST, PREVIOUS, RunDirectory, check_same_settings, versions
-from metarl.training.saved import comparable_score, of_run, portable, restore
+from metarl.training.directory import CONFIG, LATEST, PREVIOUS, RunDirectory, check_same_settings, read_config, versions
+from metarl.training.saved import comparable_score, of_run, portable, restore, without_checkpoint
 from metarl.training.train import Stats, in_one_piece, train
 
+_KINDS = {"iterations": int, "family": dict, "config": dict, "seed": int, "network": str}
+"""What config.json says at least."""
 _CHUNK = 100
 """Test tasks that are adapted side by side."""
 
@@ -191,6 +193,7 @@ class FewShotLearner:
             if logger is not None:
                 with in_one_piece():
                     logger.close()
+                    run.release()
         return self
 
     def _open_run(self, run: RunDirectory, iterations: int) -> RunDirectory:
@@ -327,7 +330,8 @@ class FewShotLearner:
         """The learner as it was saved; training goes on bit for bit.
 
         Args:
-            path: a checkpoint, or a run's directory (its latest state).
+            path: a checkpoint, or a run's directory (its latest state; before its first checkpoint, what its settings
+                begin with).
             family: one like the learner's.
             network: needed if the learner had a module of its own.
 
@@ -343,6 +347,13 @@ class FewShotLearner:
                 return cls._made(file, tensors, meta, family, network, device)
 
         path = file_path("path", path)
+        if path.is_dir() and without_checkpoint(path):
+            config = path / CONFIG
+            start = {**read_config(path, _KINDS), "state": None, "best_score": None}
+            with reading(config, {}):
+                learner = cls._made(config, {}, start, family, network, device)
+            learner._run_dir = path.resolve()
+            return learner
         if path.is_dir():
             return of_run(path, from_file)
         learner = from_file(path)
@@ -361,7 +372,8 @@ class FewShotLearner:
         if found != meta["family"]:
             raise CheckpointError(f"{path} was trained on the family {meta['family']}, this one is {found}")
         learner = cls(family, network=network, seed=meta["seed"], device=device, **meta["config"])
-        learner.state = checkpoint.unpack_state(State, tensors, meta["state"], learner.state, learner.device)
+        if meta["state"] is not None:
+            learner.state = checkpoint.unpack_state(State, tensors, meta["state"], learner.state, learner.device)
         learner._best_score = comparable_score(meta)
         return learner
 

@@ -17,6 +17,7 @@ import platform
 import shlex
 import shutil
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from metarl import checkpoint
 from metarl.checkpoint import CheckpointError, DamagedError, read_json, write_json
 from metarl.families.saved import same_signature
 from metarl.training.event_files import tensorboard_writer
+from metarl.training.lock import LOCK, DirectoryLock
 from metarl.training.metrics import MetricsFile, Row, read_metrics
 
 LATEST, PREVIOUS, BEST = "latest.safetensors", "previous.safetensors", "best.safetensors"
@@ -53,20 +55,22 @@ class RunDirectory:
         self._identity: tuple[int, int] | None = None
         self._metrics: MetricsFile | None = None
         self._continued = False
+        self._lock = DirectoryLock(self.path)
 
     # -----------------------------------------------------------------------------------------------------------------
     # Beginning
 
     def create(self, config: dict[str, Any]) -> None:
         """Start a new run. Raises ValueError if the directory holds something already, but for what a start that was
-        killed before its first checkpoint left."""
+        killed before its first checkpoint left; DirectoryInUseError if another process trains in it."""
         if not self.is_free:
             raise ValueError(
                 f"{self.path} is not empty. Continue the run in it with `metarl train --resume {self.path}`, or choose "
                 "another directory"
             )
-        if self.path.exists():
-            for path in self.path.iterdir():
+        self._lock.acquire()
+        for path in self.path.iterdir():
+            if path.name != LOCK:
                 path.unlink()
         write_json(self.path / CONFIG, config)
         self._opened(config)
@@ -79,7 +83,9 @@ class RunDirectory:
         return self.path.is_dir() and (not any(self.path.iterdir()) or self._never_started())
 
     def reopen(self, config: dict[str, Any], latest_is_damaged: bool = False) -> None:
-        """Go on with the run that is here, described by `config`."""
+        """Go on with the run that is here, described by `config`. Raises DirectoryInUseError if another process trains
+        in it."""
+        self._lock.acquire()
         checkpoint.remove_temporaries(self.path, {CONFIG, METRICS, LATEST, PREVIOUS, BEST})
         if latest_is_damaged and (self.path / LATEST).exists():  # so that it does not take the place of the previous
             os.replace(self.path / LATEST, self.path / "latest.damaged.safetensors")
@@ -87,15 +93,20 @@ class RunDirectory:
         self._continued = True
         self._opened(config)
 
+    def release(self) -> None:
+        """Let other processes train here."""
+        self._lock.release()
+
     def _opened(self, config: dict[str, Any]) -> None:
         self._config, self._identity = config, self._found_identity()
 
     def _never_started(self) -> bool:
         """Whether nothing is here but what a run writes before its first checkpoint."""
-        own = {CONFIG, METRICS}
+        own = {CONFIG, METRICS, LOCK}
         names = [entry.name for entry in os.scandir(self.path)]
         left = [n for n in names if n not in own and not n.startswith((_EVENTS, *(f".{x}." for x in (*own, LATEST))))]
-        return not left and (CONFIG in names or names[0].startswith(f".{CONFIG}.")) and not self.metrics()
+        began = CONFIG in names or any(n.startswith(f".{CONFIG}.") or n == LOCK for n in names)
+        return not left and began and not self.metrics()
 
     # -----------------------------------------------------------------------------------------------------------------
     # Writing
@@ -177,13 +188,14 @@ class RunDirectory:
 # Reading
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """config.json of the run at `path`. Raises CheckpointError if it is missing or not what a run writes."""
+def read_config(path: Path, kinds: Mapping[str, type] = _KINDS) -> dict[str, Any]:
+    """config.json of the run at `path`, which has the entries `kinds`. Raises CheckpointError if it is missing or not
+    what a run writes."""
     file = path / CONFIG
     found = read_json(file)
     if not isinstance(found, dict):
         raise DamagedError(f"{file} is damaged: it holds {found!r:.40}, not a run's settings")
-    for name, kind in _KINDS.items():
+    for name, kind in kinds.items():
         if name not in found:
             raise DamagedError(f"{file} is damaged: it lacks {name!r}")
         if type(found[name]) is not kind:

@@ -53,7 +53,7 @@ def load(
         learner = from_file(path)
         learner._run_dir = path.parent.resolve()
         return learner
-    if _without_checkpoint(path):
+    if without_checkpoint(path):
         learner = _made(kind, path / CONFIG, {}, _start_of(path), family, device, policy, workers, trust)
         learner._run_dir = path.resolve()
         return learner
@@ -79,7 +79,7 @@ def of_run(path: Path, from_file: Callable[[Path], Any]) -> Any:
     return learner
 
 
-def _without_checkpoint(path: Path) -> bool:
+def without_checkpoint(path: Path) -> bool:
     """Whether a run at `path` was killed before its first checkpoint."""
     if any((path / name).exists() for name in (LATEST, PREVIOUS, BEST)) or not (path / CONFIG).exists():
         return False

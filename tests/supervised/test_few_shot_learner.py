@@ -385,3 +385,32 @@ def test_every_setting_is_in_the_document():
     text = DOCUMENT.read_text()
     missing = [field.name for field in dataclasses.fields(maml.Config) if f"`{field.name}`" not in text]
     assert missing == []
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_again_from_its_settings(tmp_path):
+    whole = tiny(seed=3, inner_lr=0.02)
+    whole.learn(2, run_dir=tmp_path / "whole")
+    tiny(seed=3, inner_lr=0.02).learn(0, run_dir=tmp_path / "run")
+    (tmp_path / "run" / LATEST).unlink()
+    for path in (tmp_path / "run").glob("previous*"):
+        path.unlink()
+    found = FewShotLearner.load(tmp_path / "run", Sinusoid(), device="cpu")
+    assert found.state.iteration == 0 and found.config == whole.config
+    found.learn(2, run_dir=tmp_path / "run")
+    assert same_params(found.state.params, whole.state.params)
+    assert (tmp_path / "run" / LATEST).read_bytes() == (tmp_path / "whole" / LATEST).read_bytes()
+    (tmp_path / "run" / LATEST).unlink()  # but a run that got farther is not begun again
+    (tmp_path / "run" / "previous.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="there is no checkpoint"):
+        FewShotLearner.load(tmp_path / "run", Sinusoid(), device="cpu")
+
+
+def test_settings_of_a_killed_run_that_are_damaged_are_named(tmp_path):
+    tiny().learn(0, run_dir=tmp_path)
+    for path in tmp_path.glob("*.safetensors"):
+        path.unlink()
+    found = json.loads((tmp_path / "config.json").read_text())
+    del found["network"]
+    (tmp_path / "config.json").write_text(json.dumps(found))
+    with pytest.raises(CheckpointError, match=r"config.json is damaged: it lacks 'network'"):
+        FewShotLearner.load(tmp_path, Sinusoid(), device="cpu")

@@ -1,0 +1,113 @@
+"""One process at a time trains in a run's directory; reading it needs no permission."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from supervised_twins import SMALL
+from tiny_runs import tiny
+
+from metarl import MetaLearner
+from metarl.supervised import FewShotLearner, Sinusoid
+from metarl.training.lock import LOCK, DirectoryInUseError, DirectoryLock
+
+HOLD = """
+import sys
+from pathlib import Path
+from metarl.training.lock import DirectoryLock
+lock = DirectoryLock(Path(sys.argv[1]))
+lock.acquire()
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+class held:
+    """Another process that holds the lock of `path`."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __enter__(self) -> subprocess.Popen:
+        command = [sys.executable, "-c", HOLD, str(self.path)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ)
+        assert self.process.stdout.readline() == b"held\n"
+        return self.process
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+def few_shot() -> FewShotLearner:
+    return FewShotLearner(Sinusoid(), device="cpu", **SMALL)
+
+
+KINDS = {
+    "MetaLearner": (tiny, lambda path: MetaLearner.load(path, device="cpu")),
+    "FewShotLearner": (few_shot, lambda path: FewShotLearner.load(path, Sinusoid(), device="cpu")),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_second_process_is_refused_and_may_read(tmp_path, kind):
+    make, load = KINDS[kind]
+    run = tmp_path / "run"
+    make().learn(1, run_dir=run)
+    assert not (run / LOCK).exists()  # nothing is left behind
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    with held(run):
+        again = load(run)
+        assert again.state.iteration == 1 and again.evaluate(2)
+        with pytest.raises(DirectoryInUseError, match=r"run is in use: another process trains in it\. Wait"):
+            again.learn(1, run_dir=run)
+        assert {path.name: path.read_bytes() for path in run.iterdir()} == before | {LOCK: b""}
+    assert load(run).learn(1, run_dir=run).state.iteration == 2  # it was killed with SIGKILL
+    assert not (run / LOCK).exists()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nor_does_a_new_run_take_a_directory_where_one_begins(tmp_path, kind):
+    make, _ = KINDS[kind]
+    with held(tmp_path / "run"), pytest.raises(DirectoryInUseError):
+        make().learn(1, run_dir=tmp_path / "run")
+    make().learn(1, run_dir=tmp_path / "run")  # what a killed process left is no run
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_while_training_the_lock_is_held_and_afterwards_it_is_not(tmp_path, kind):
+    make, load = KINDS[kind]
+    code = HOLD.replace("lock.acquire()", "try: lock.acquire()\nexcept OSError as error: print(error); sys.exit(3)")
+
+    def other(_: object = None) -> int:
+        command = [sys.executable, "-c", code, str(tmp_path / "run")]
+        return subprocess.run(command, input=b"", capture_output=True, check=False).returncode
+
+    found = []
+    make().learn(1, run_dir=tmp_path / "run", callback=lambda _: found.append(other()))
+    assert found == [3] and other() == 0
+
+    def fail(_: object) -> None:
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        load(tmp_path / "run").learn(1, run_dir=tmp_path / "run", callback=fail)
+    assert other() == 0
+
+
+def test_a_process_that_the_holder_started_does_not_hold_it(tmp_path):
+    lock = DirectoryLock(tmp_path)
+    lock.acquire()
+    child = os.fork()
+    if child == 0:
+        signal.pause()
+    try:
+        lock.release()
+        with held(tmp_path):  # the child still has the file open
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
