@@ -98,7 +98,8 @@ def asked_for(reference: str, sha256: str | None, trust: bool = False, word: str
         wanted = origin.sha256 == sha256 or (sha256 is None and origin.path == str(path))
         if wanted and _content(origin.path) == origin.sha256:
             return origin
-    changed = [x for x in alike if (x.path == str(path) or x.sha256 == sha256) and Path(x.path).exists()]
+    there = [x for x in alike if Path(x.path).exists()]
+    changed = [x for x in there if x.sha256 == sha256] or [x for x in there if x.path == str(path)]
     here = f"{changed[0].path}:{name}" if changed and changed[0].path != str(path) else reference
     if trust:
         origin = named(here)
@@ -209,7 +210,7 @@ def hint(word: str) -> str | None:
             return f"; an object in a Python file is named like {file}.py:NAME, by one name"
         if not _absolute(f"{file}.py").exists():
             return f"; there is no file {file}.py in {Path.cwd()}"
-        names = _defined_in(f"{file}.py")
+        names = sorted(_defined_in(f"{file}.py"), key=lambda name: "famil" not in name.lower())  # those come first
         which = f"it defines {', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''}"
         return f"; name the function, class or object in that file: {file}.py:{names[0]}; {which}" if names else (
             f"; {file}.py defines no function, class or object"

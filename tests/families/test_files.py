@@ -20,6 +20,7 @@ import metarl
 from metarl import MetaLearner, cli, source_files
 from metarl.checkpoint import CheckpointError
 from metarl.families import files, trusted_files
+from metarl.families.saved import origin_of
 from metarl.tasks import FamilySpec
 from metarl.training.directory import CONFIG
 from metarl.vector.backends import make_vector
@@ -147,8 +148,8 @@ def test_a_file_imports_its_neighbours_and_what_the_current_folder_has(mark, tmp
         ("family.py:Pushing", {"horizn": 3}, ValueError, "no argument 'horizn'; did you mean 'horizon'?"),
         ("family.py:family", {"horizon": 3}, ValueError, "an object, no function or class, and takes no arguments"),
         ("family.py:make_trouble", {}, ValueError, r"ZeroDivisionError: division by zero \(line 6\d of family.py\)"),
-        ("family.py", {}, ValueError, "name the function, class or object in that file: family.py:Push; it defines "
-                                      "Push, Pushing, make_family, family"),
+        ("family.py", {}, ValueError, "name the function, class or object in that file: family.py:make_family; it "
+                                      "defines make_family, family, Push, Pushing"),
         ("family.py:", {}, ValueError, "name the function, class or object in that file"),
         ("family.py:a.b", {}, ValueError, "named like family.py:NAME, by one name"),
         ("family:make_family", {}, ValueError, "did you mean 'family.py:make_family'?"),
@@ -312,6 +313,23 @@ def test_so_does_one_that_has_changed_elsewhere(mark, tmp_path, monkeypatch):
         with pytest.raises(CheckpointError, match="has changed since") as raised:
             cli.run(["evaluate", "../project/run", *FEW])
         assert cli.run(["evaluate", "../project/run", *FEW, *allowed(raised.value)]) == 0
+
+
+def test_a_file_of_the_same_name_in_another_project_does_not_stand_in_for_it(mark, tmp_path, monkeypatch):
+    trained()
+    other = write_family(tmp_path / "other")
+    other.write_text(other.read_text() + "\n# another project's\n")
+    monkeypatch.chdir(tmp_path / "other")
+    forget_process(monkeypatch)
+    trained()
+    forget_process(monkeypatch)
+    learner = MetaLearner.load("../project/run", device="cpu")
+    assert origin_of(learner.family).path == str(tmp_path / "project" / "family.py")
+    edit(tmp_path / "project" / "family.py")
+    forget_process(monkeypatch)
+    with pytest.raises(CheckpointError, match="has changed since") as raised:
+        cli.run(["evaluate", "../project/run", *FEW])
+    assert typed(raised.value) == ["--family", f"{tmp_path}/project/family.py:make_family"]
 
 
 def test_a_changed_file_is_resumed_with_and_the_run_remembers_the_new_one(mark, monkeypatch):
