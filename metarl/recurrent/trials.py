@@ -18,19 +18,16 @@ from metarl.formulas import distributions
 from metarl.formulas.distributions import Distribution, Gaussian
 from metarl.parallel import threads_for
 from metarl.params import Params
-from metarl.policies import normalize
 from metarl.policies.gru import GRUPolicy, Memory, action_vector
 from metarl.policies.normalize import ObsStats
-from metarl.policies.spaces import Image
+from metarl.policies.spaces import Image, Spaces
 from metarl.printing import fields_text
-from metarl.rollout import finite
-from metarl.rollout.recording import ActionNoise, Recording
-from metarl.rollout.rollout import Rollout, check_recorded, ended, numbers, step_kinds
-from metarl.rollout.sampler import EnvSampler, Sampler, longer, noted, together
+from metarl.rollout.acting import Acted, longer, play
+from metarl.rollout.rollout import Rollout, together
+from metarl.rollout.sampler import EnvSampler, Sampler, noted
 from metarl.tasks import Tasks, num_tasks
 from metarl.vector.contract import TaskVectorEnv
 from metarl.vector.single import SingleEnv
-from metarl.vector.success import of_steps
 
 WIDE = 128
 """Trials per chunk at least: each step of the recurrence is a product with so many rows, and fewer cost as much."""
@@ -38,7 +35,8 @@ WIDE = 128
 
 @dataclass(frozen=True, repr=False)
 class Trials:
-    """E trials of each of K tasks. Where `mask` is zero, so is everything else."""
+    """E trials of each of K tasks. Where `mask` is zero, so is everything else. The flags and `last_obs` are those of
+    `metarl.rollout.rollout.Rollout`, for each of the N episodes."""
 
     x: Tensor  # [K, L, E, I], what went into the policy (see `GRUPolicy.inputs`)
     act: Tensor  # [K, L, E, A] in policy units; one choice: [K, L, E] integers; several: [K, L, E, D] integers
@@ -50,9 +48,13 @@ class Trials:
     memory: Memory  # after the last episode, [K, E, ...]
     episodes: int  # N
     obs_dim: int  # O: the first entries of x are the observation, as the policy saw it
+    terminated: Tensor  # [K, L, E] bool
+    truncated: Tensor  # [K, L, E] bool
+    last_obs: Tensor  # [K, N, E, O], as the policy would see it
     success: Tensor | None = None  # [K, N, E] bool: any valid step was one; None where no environment reports it
     image: Image | None = None
     raw: Tensor | None = None  # [K, L, E, O], the observations before normalisation, where there is any
+    last_raw: Tensor | None = None  # [K, N, E, O], `last_obs` before normalisation, likewise
 
     __repr__ = fields_text
 
@@ -86,8 +88,10 @@ class Trials:
             dist = type(self.dist)(self.dist[0][:, now], *self.dist[1:])
             out.append(Rollout(
                 self.x[:, now, :, : self.obs_dim], self.act[:, now], self.rew[:, now], self.mask[:, now],
-                self.log_prob[:, now], dist, None if self.success is None else self.success[:, n], self.image,
+                self.log_prob[:, now], dist, self.terminated[:, now], self.truncated[:, now], self.last_obs[:, n],
+                None if self.success is None else self.success[:, n], self.image,
                 None if self.raw is None else self.raw[:, now],
+                None if self.last_raw is None else self.last_raw[:, n],
             ))  # fmt: skip
         return out
 
@@ -159,103 +163,49 @@ def run(
     obs_stats: ObsStats | None = None,
 ) -> Trials:
     """Trials of N episodes in K*E environments. seeds int64 [N, K, E], one for every episode."""
+    own = {name: value.to(env.device) for name, value in params.items()}
+    played = play(env, tasks, horizon, Remembering(policy, own), seeds, obs_stats)
+    found, dist = played.values, played.dist
     with threads_for(seeds[0].numel(), env.device):
-        return _Run(env, tasks, horizon, policy, params, seeds.to(env.device), obs_stats).trials()
+        log_prob = distributions.log_prob(dist, found["act"])
+    return Trials(
+        found["x"], found["act"], found["rew"], found["mask"].float(), log_prob, found["value"], dist, played.memory,
+        len(seeds), policy.spaces.obs_dim, found["terminated"], found["truncated"], played.last_obs, played.success,
+        policy.spaces.image, found.get("raw"), played.last_raw,
+    )  # fmt: skip
 
 
-class _Run:
-    """What `run` fills while it goes."""
+@dataclass(frozen=True)
+class Remembering:
+    """A recurrent policy with its parameters, on the environments' device, for `metarl.rollout.acting.play`."""
 
-    def __init__(
-        self,
-        env: TaskVectorEnv,
-        tasks: Tasks,
-        horizon: int,
-        policy: GRUPolicy,
-        params: Params,
-        seeds: Tensor,
-        obs_stats: ObsStats | None,
-    ):
-        (_, K, E), spaces = seeds.shape, policy.spaces
-        device = env.device
-        self.env, self.device, self.tasks, self.seeds, self.policy = env, device, tasks, seeds, policy
-        self.horizon, self.shape = horizon, (K, E)
-        self.params = {name: value.to(device) for name, value in params.items()}
-        self.decode, self.scale = spaces.decoder(device), normalize.scaler(obs_stats, device)
-        self.memory = policy.blank(K, E, device=device)
-        self.raw_dtype = spaces.raw_dtype if obs_stats else torch.float32
-        self.noise = ActionNoise(spaces, seeds, horizon)
-        kinds = {"x": ((policy.input_dim,), torch.float32), "value": ((), torch.float32)}
-        self.kinds = {name: kind for name, kind in step_kinds(spaces, bool(obs_stats)).items() if name != "obs"} | kinds
-        self.parts: list[dict[str, Tensor]] = []  # of every episode
-        self.success: Tensor | None = None
+    policy: GRUPolicy
+    params: Params
+    remembers: bool = True
 
-    def trials(self) -> Trials:
-        for n in range(len(self.seeds)):
-            self.parts.append(self._episode(n))
-        T = max(part["mask"].shape[1] for part in self.parts)
-        found = {name: torch.cat([longer(part[name], T) for part in self.parts], 1) for name in self.kinds}
-        mask, policy = found["mask"], self.policy
-        for name, value in found.items():
-            wide = mask.reshape(*mask.shape, *[1] * (value.dim() - 3))
-            found[name] = torch.where(wide, value, torch.zeros_like(value))
-        dist, _ = policy.heads(self.params, self.memory.hidden)
-        rest = (dist.log_std.expand(len(mask), 1, 1, -1),) if isinstance(dist, Gaussian) else ()
-        dist = type(dist)(found["heads"], *rest)
-        return Trials(
-            found["x"], found["act"], found["rew"], mask.float(), distributions.log_prob(dist, found["act"]),
-            found["value"], dist, self.memory, len(self.seeds), policy.spaces.obs_dim, self.success,
-            policy.spaces.image, found.get("raw"),
-        )  # fmt: skip
+    @property
+    def spaces(self) -> Spaces:
+        return self.policy.spaces
 
-    def _episode(self, n: int) -> dict[str, Tensor]:
-        """Episode n of every trial: what was recorded, [K, T, E, ...]."""
-        (K, E), spaces, policy = self.shape, self.policy.spaces, self.policy
-        record = Recording(K, E, self.horizon, self.kinds, self.device)
-        options: dict[str, Any] = {} if n else {"tasks": self.tasks}
-        alive = torch.ones(K, E, dtype=torch.bool, device=self.device)
-        raw, _ = self.env.reset(seed=self.seeds[n].reshape(-1), options=options)
-        for t in range(self.horizon):
-            # A copy: an environment may write its next observations into the same memory.
-            obs = spaces.encode(raw, self.device, self.raw_dtype).reshape(K, E, -1).clone()
-            if "raw" in self.kinds:
-                record.put(t, raw=obs)
-                obs = self.scale(obs)
-            x = policy.inputs(obs, self.memory, float(t == 0))
-            hidden = policy.step(self.params, x, self.memory.hidden)
-            dist, value = policy.heads(self.params, hidden)
-            action = distributions.sample(dist, self.noise.at(n, t))
-            record.put(t, x=x, act=action, mask=alive, heads=dist[0], value=value)
-            if self.device.type == "cpu" and finite.any_unusable(dist, action, alive):  # a GPU waits for the end
-                self._check_finite(n, record.first(t + 1), dist)
-            command = self.decode(action.flatten(0, 1))
-            raw, reward, terminated, truncated, infos = self.env.step(command if self.env.tensors else command.numpy())
-            reward = numbers(reward, "reward", self.shape, self.device).float()
-            record.put(t, rew=reward)
-            after = policy.remember(hidden, obs, action_vector(spaces, action), reward)
-            self.memory = after.where(alive, self.memory) if t else after  # every trial is in its first step
-            self._note_success(n, alive, infos)
-            alive = alive & ~ended(terminated, truncated, self.shape, self.device)
-            if self.device.type == "cpu" and not alive.any():
-                break
-        found = record.first(t + 1)
-        if self.device.type != "cpu":
-            found = record.first(int(found["mask"].any(2).any(0).sum()))
-        self._check_finite(n, found, dist)
-        return found
+    @property
+    def kinds(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        return {"x": ((self.policy.input_dim,), torch.float32), "value": ((), torch.float32)}
 
-    def _note_success(self, n: int, alive: Tensor, infos: dict[str, Any]) -> None:
-        K, E = self.shape
-        if (flags := of_steps(infos, K * E)) is not None:
-            now = alive & numbers(flags, "success", self.shape, self.device).bool()
-            if self.success is None:
-                self.success = torch.zeros(K, len(self.seeds), E, dtype=torch.bool, device=self.device)
-            self.success[:, n] |= now
+    def start(self, n_tasks: int, episodes: int) -> Memory:
+        return self.policy.blank(n_tasks, episodes, device=self.params["w_in"].device)
 
-    def _check_finite(self, n: int, found: dict[str, Tensor], dist: Distribution) -> None:
-        """Raise for the first number of episode n that is not finite."""
-        seen = found if "raw" in found else found | {"obs": found["x"][..., : self.policy.spaces.obs_dim]}
-        check_recorded(seen, dist, self.env.name, lambda k, e: self.env.describe(k, e, n))
+    def act(self, memory: Memory, obs: Tensor, first: bool) -> Acted:
+        x = self.policy.inputs(obs, memory, float(first))
+        hidden = self.policy.step(self.params, x, memory.hidden)
+        dist, value = self.policy.heads(self.params, hidden)
+        if isinstance(dist, Gaussian):
+            dist = Gaussian(dist.mean, dist.log_std.expand(len(obs), 1, -1))
+        return Acted(dist, {"x": x, "value": value}, (hidden, x[..., : obs.shape[-1]]))
+
+    def observe(self, memory: Memory, acted: Acted, action: Tensor, reward: Tensor, alive: Tensor) -> Memory:
+        hidden, obs = acted.state
+        after = self.policy.remember(hidden, obs, action_vector(self.policy.spaces, action), reward.float())
+        return after.where(alive, memory)
 
 
 def _side_by_side(parts: Sequence[Trials], device: torch.device) -> Trials:
@@ -265,9 +215,13 @@ def _side_by_side(parts: Sequence[Trials], device: torch.device) -> Trials:
     def spread(x: Tensor) -> Tensor:  # every episode over T steps
         return longer(x.unflatten(1, (N, -1)).flatten(0, 1), T).unflatten(0, (-1, N)).flatten(1, 2)
 
-    merged: dict[str, Any] = {"success": together([p.success for p in parts], (1, N, 1))}
-    for name in ("x", "act", "rew", "mask", "log_prob", "value", *(["raw"] if parts[0].raw is not None else [])):
+    normalised = parts[0].raw is not None
+    merged: dict[str, Any] = {"success": together([p.success for p in parts], [p.last_obs[..., 0] for p in parts])}
+    in_time = ("x", "act", "rew", "mask", "log_prob", "value", "terminated", "truncated")
+    for name in (*in_time, *(["raw"] if normalised else [])):
         merged[name] = torch.cat([spread(getattr(part, name)) for part in parts], 2).to(device)
+    for name in ("last_obs", *(["last_raw"] if normalised else [])):
+        merged[name] = torch.cat([getattr(part, name) for part in parts], 2).to(device)
     dist = type(parts[0].dist)(torch.cat([spread(p.dist[0]) for p in parts], 2), *parts[0].dist[1:])
     dist = type(dist)(*(x.to(device) for x in dist))
     memory = Memory(*(torch.cat(values, 1).to(device) for values in zip(*(p.memory for p in parts), strict=True)))

@@ -48,6 +48,10 @@ class Recording:
         for name, value in values.items():
             self._arrays[name][:, t] = value
 
+    def whole(self, name: str) -> Tensor:
+        """All that there is room for, [K, T, E, ...]."""
+        return self._arrays[name]
+
     def first(self, steps: int) -> dict[str, Tensor]:
         """All arrays, of the first `steps` steps and up to `STEPS` more, at most of the horizon."""
         size = min(self._horizon, -(-steps // STEPS) * STEPS)

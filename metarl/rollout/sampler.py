@@ -1,6 +1,5 @@
 """Draw tasks and roll policies out in them, in environments that are kept for the whole run."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +13,7 @@ from metarl.params import Params
 from metarl.policies.base import Policy
 from metarl.policies.normalize import ObsStats
 from metarl.policies.spaces import spaces_of
-from metarl.rollout.rollout import Rollout, collect
+from metarl.rollout.rollout import Rollout, collect, side_by_side
 from metarl.splits import sample_split
 from metarl.tasks import TaskFamily, Tasks, num_tasks
 from metarl.vector.backends import check_workers, make_vector
@@ -103,32 +102,11 @@ class EnvSampler:
             collect(single, tasks, self.horizon, policy, params, seeds[:, e : e + 1], obs_stats)
             for e in range(episodes)
         ]
-        steps = max(part.mask.shape[1] for part in parts)
-        merged: dict[str, Any] = {
-            name: torch.cat([longer(getattr(p, name), steps) for p in parts], 2)
-            for name in ("obs", "act", "rew", "mask", "log_prob", *(["raw"] if obs_stats else []))
-        }
-        head = torch.cat([longer(p.dist[0], steps) for p in parts], 2)
-        dist = type(parts[0].dist)(head, *parts[0].dist[1:])
-        success = noted(self, together([p.success for p in parts], (1, 1)), (1, episodes))
-        return replace(parts[0], **merged, dist=dist, success=success).to(self.device)
+        rollout = side_by_side(parts)
+        return replace(rollout, success=noted(self, rollout.success, (1, episodes))).to(self.device)
 
 
 def noted(sampler: Sampler | EnvSampler, success: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
     """A rollout's `success` of this shape, all False where it has none but an earlier one of the sampler's had."""
     sampler.reports_success |= success is not None
     return torch.zeros(shape, dtype=torch.bool) if success is None and sampler.reports_success else success
-
-
-def together(flags: Sequence[Tensor | None], shape: tuple[int, ...]) -> Tensor | None:
-    """Successes of several episodes, each of this shape or None, side by side; None where no episode reports any."""
-    if all(one is None for one in flags):
-        return None
-    return torch.cat([torch.zeros(shape, dtype=torch.bool) if one is None else one for one in flags], -1)
-
-
-def longer(x: Tensor, steps: int) -> Tensor:
-    """x [K, T, E, ...] with zeros behind, [K, steps, E, ...]."""
-    if x.shape[1] == steps:
-        return x
-    return torch.cat([x, x.new_zeros(len(x), steps - x.shape[1], *x.shape[2:])], 1)

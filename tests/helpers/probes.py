@@ -234,6 +234,12 @@ class Wins(Stops):
 # Data
 
 
+def ends(obs: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """The flags and last observations of a rollout by hand: every episode is cut off in its last step."""
+    last = (mask > 0) & (mask.cumsum(1) == mask.sum(1, keepdim=True))
+    return {"terminated": torch.zeros_like(last), "truncated": last, "last_obs": torch.zeros_like(obs[:, 0])}
+
+
 def setup(
     family: TaskFamily, config: GradientSettings, seed: int = 0, device: str = "cpu"
 ) -> tuple[Sampler, Policy, LearnerState]:

@@ -8,6 +8,7 @@ from itertools import product
 
 import pytest
 import torch
+from probes import ends
 from torch import Tensor
 
 from metarl.algorithms import maml_trpo
@@ -117,7 +118,8 @@ def test_where_no_episode_ends_early_there_is_no_difference():
 def test_the_setting_reaches_the_inner_loss(kind):
     act, rew, mask = data(([0], [1, 1, 1]))
     dist = Categorical(LOGITS[None, :, None].expand(1, T, 2, 2))
-    rollout = Rollout(torch.zeros(1, T, 2, 1).double(), act, rew, mask, log_prob(dist, act), dist)
+    obs = torch.zeros(1, T, 2, 1).double()
+    rollout = Rollout(obs, act, rew, mask, log_prob(dist, act), dist, **ends(obs, mask))
     found = estimate(rollout, GAMMA, 1.0)
     batch = Batch(rollout, found.advantage, found.baseline, found.scale)
     own, other = (
@@ -136,7 +138,8 @@ def test_a_given_number_to_compare_rewards_with_does_not_change_the_gradient_whe
     for path in PATHS:
         act, rew, mask = data((path,))
         dist = Categorical(at[None, :, None].expand(1, T, 1, 2))
-        rollout = Rollout(torch.zeros(1, T, 1, 1).double(), act, rew, mask, log_prob(dist, act).detach(), dist)
+        obs = torch.zeros(1, T, 1, 1).double()
+        rollout = Rollout(obs, act, rew, mask, log_prob(dist, act).detach(), dist, **ends(obs, mask))
         advantage = estimate(rollout, 1.0, 1.0, number).advantage
         found = losses.per_episode(losses.policy_gradient(log_prob(dist, act), advantage, mask), mask)
         total = total + chance(LOGITS, path) * found[0]

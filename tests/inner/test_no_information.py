@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Discrete
-from probes import Drift, problem
+from probes import Drift, ends, problem
 from tiny_runs import same_params
 from torch import Tensor
 
@@ -99,7 +99,7 @@ def test_rewards_that_differ(kind):
 def rollout(rew: Tensor, mask: Tensor) -> Rollout:
     obs = torch.randn(*rew.shape, 2, generator=torch.Generator().manual_seed(0))
     return Rollout(obs, torch.zeros_like(rew).long(), rew, mask, torch.zeros_like(rew),
-                   Categorical(torch.zeros(*rew.shape, 2)))  # fmt: skip
+                   Categorical(torch.zeros(*rew.shape, 2)), **ends(obs, mask))  # fmt: skip
 
 
 @pytest.mark.parametrize("gamma", [0.9, 0.99, 1.0])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from exact import MDP, Episodes, Loss, Table, expected_loss, expected_meta_gradient, multisets
 from metarl_envs.tabular_mdp import TabularMDP
-from probes import QuietMDP
+from probes import QuietMDP, ends
 from torch import Tensor
 from torch.autograd.functional import hessian
 
@@ -277,7 +277,8 @@ def test_maml_with_the_policy_gradient_does_not(seed):
 def rollout_of(data: Episodes, logits: Tensor) -> Rollout:
     """As the policy with logits [K, S, A] would have drawn them."""
     dist = Table(spaces_of(TabularMDP(2, 2))).distribution({"logits": logits}, data.obs)
-    return Rollout(data.obs, data.act, data.rew, data.mask, log_prob(dist, data.act), dist)
+    return Rollout(data.obs, data.act, data.rew, data.mask, log_prob(dist, data.act), dist,
+                   **ends(data.obs, data.mask))  # fmt: skip
 
 
 @pytest.mark.parametrize(
