@@ -27,7 +27,7 @@ from metarl.supervised.networks import MLPNetwork, ModuleNetwork, Network
 from metarl.supervised.sets import SetFamily, Sets, as_tensor, check_family, check_sets
 from metarl.torch_defaults import torch_defaults
 from metarl.training.directory import CONFIG, LATEST, PREVIOUS, RunDirectory, check_same_settings, read_config, versions
-from metarl.training.saved import comparable_score, of_run, portable, restore, without_checkpoint
+from metarl.training.saved import comparable_score, of_run, portable, restore, saved_settings, without_checkpoint
 from metarl.training.train import Stats, in_one_piece, train
 
 _KINDS = {"iterations": int, "family": dict, "config": dict, "seed": int, "network": str}
@@ -371,7 +371,8 @@ class FewShotLearner:
         found = json.loads(json.dumps(_signature(family)))
         if found != meta["family"]:
             raise CheckpointError(f"{path} was trained on the family {meta['family']}, this one is {found}")
-        learner = cls(family, network=network, seed=meta["seed"], device=device, **meta["config"])
+        config = saved_settings(meta["config"])
+        learner = cls(family, network=network, seed=meta["seed"], device=device, **config)
         if meta["state"] is not None:
             learner.state = checkpoint.unpack_state(State, tensors, meta["state"], learner.state, learner.device)
         learner._best_score = comparable_score(meta)

@@ -30,6 +30,9 @@ from metarl.training.directory import (
 )
 
 KIND = "learner"
+BEFORE_IT_EXISTED = {"inner_adam_eps": ("inner_optimizer", 1e-3)}
+"""What the code did before a setting existed, where that is not its default: the setting -> one of the same algorithms
+that is older, and the value that a file without the setting means."""
 
 
 def load(
@@ -113,13 +116,19 @@ def _made(
             raise CheckpointError(f"{path} was saved by a learner with a policy of type {meta['policy']}: {remedy}")
         own = load_family(path, meta["family"], family, trust, bool(meta["config"].get("task_critic")))
         learner = kind(meta["algorithm"], own, seed=meta["seed"], device=device, policy=policy, workers=workers,
-                       **meta["config"])  # fmt: skip
+                       **saved_settings(meta["config"]))  # fmt: skip
         like = learner.state
         if meta["state"] is not None:
             learner.state = checkpoint.unpack_state(type(like), tensors, meta["state"], like, learner.device)
         learner._best_score = comparable_score(meta)
         learner.sampler.reports_success = meta.get("reports_success") is True  # older ones do not say it
     return learner
+
+
+def saved_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings in a file, so that a run of an earlier version goes on as it was. Settings that the file does not
+    have keep their defaults, but for those in `BEFORE_IT_EXISTED`."""
+    return {name: value for name, (older, value) in BEFORE_IT_EXISTED.items() if older in config} | config
 
 
 def comparable_score(meta: dict[str, Any]) -> float | None:

@@ -1,5 +1,6 @@
 """Files that an earlier version wrote, kept in tests/helpers/old_files, load and go on."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -8,10 +9,12 @@ import pytest
 import safetensors.torch
 import torch
 from saved_files import OLD
+from supervised_twins import SMALL
+from tiny_runs import tiny
 
-from metarl import AdaptedPolicy, MetaLearner, RecurrentPolicy, cli
+from metarl import AdaptedPolicy, MetaLearner, RecurrentPolicy, checkpoint, cli
 from metarl.supervised import FewShotLearner, Sinusoid
-from metarl.training.directory import BEST, LATEST, RunDirectory
+from metarl.training.directory import BEST, CONFIG, LATEST, RunDirectory
 
 
 def numbers(path: Path, prefix: str = "params/") -> dict[str, torch.Tensor]:
@@ -59,3 +62,47 @@ def test_runs_go_on_without_a_word(tmp_path, recwarn, run, done):
     assert MetaLearner.load(tmp_path / "run", device="cpu").state.iteration == done + 1
     assert (tmp_path / "run" / BEST).exists() == (OLD / run / BEST).exists() or run == "rl2"
     assert [str(w.message) for w in recwarn if issubclass(w.category, UserWarning)] == []
+
+
+def without(run: Path, setting: str) -> None:
+    """Take a setting out of the files of a run, as a version before it would have written them."""
+    config = json.loads((run / CONFIG).read_text())
+    del config["config"][setting]
+    (run / CONFIG).write_text(json.dumps(config))
+    for path in run.glob("*.safetensors"):
+        tensors, meta = checkpoint.load(path)
+        meta["config"].pop(setting, None)
+        checkpoint.save(path, tensors, meta)
+
+
+LEARNERS = {
+    "MetaLearner": (
+        lambda **settings: tiny(inner_optimizer="adam", inner_lr=0.01, **settings),
+        lambda run: MetaLearner.load(run, device="cpu"),
+    ),
+    "FewShotLearner": (
+        lambda **settings: FewShotLearner(Sinusoid(), device="cpu", **SMALL, inner_optimizer="adam", **settings),
+        lambda run: FewShotLearner.load(run, Sinusoid(), device="cpu"),
+    ),
+}
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["checkpoint", "killed before the first"])
+@pytest.mark.parametrize("kind", LEARNERS)
+def test_a_run_from_before_a_setting_existed_goes_on_as_it_was(tmp_path, kind, killed):
+    make, load = LEARNERS[kind]
+    run = tmp_path / "run"
+    make(inner_adam_eps=1e-3).learn(0 if killed else 1, run_dir=run)
+    without(run, "inner_adam_eps")
+    for path in run.glob("*.safetensors") if killed else ():
+        path.unlink()
+    left = 2 if killed else 1
+    found = load(run).learn(left, run_dir=run)
+    as_it_was, today = (make(**settings).learn(2).state.params for settings in ({"inner_adam_eps": 1e-3}, {}))
+    assert equal(found.state.params, as_it_was)
+    assert not equal(found.state.params, today)
+    assert json.loads((run / CONFIG).read_text())["config"]["inner_adam_eps"] == 1e-3
+
+
+def test_an_old_run_of_an_algorithm_without_inner_steps_does_not_get_their_settings():
+    assert "inner_adam_eps" not in MetaLearner.load(OLD / "rl2", device="cpu").describe()["config"]
