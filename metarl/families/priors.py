@@ -185,8 +185,9 @@ class Frozen:
         if hasattr(self.distribution, "support"):
             low, high = self.distribution.support()
         else:
-            one = np.asarray(self.distribution.rvs(random_state=np.random.default_rng(0)), np.float64)
-            low, high = np.full(one.shape, -math.inf), np.full(one.shape, math.inf)
+            # Of two draws: some multivariate distributions give one alone a further axis.
+            shape = np.shape(self.distribution.rvs(size=2, random_state=np.random.default_rng(0)))[1:]
+            low, high = np.full(shape, -math.inf), np.full(shape, math.inf)
         return np.asarray(low, np.float64), np.asarray(high, np.float64)
 
     def sample(self, rng: np.random.Generator, n: int) -> np.ndarray:
@@ -246,7 +247,7 @@ class Numbers:
         return f"one of {list(self.values)}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Choices:
     """A finite set of anything; a task holds the index into `among` (all values, of which only `values` are drawn)."""
 
@@ -259,14 +260,39 @@ class Choices:
         return Discrete(len(self.among or self.values))
 
     def sample(self, rng: np.random.Generator, n: int) -> np.ndarray:
-        among = list(self.among or self.values)
-        return np.array([among.index(value) for value in self.values])[rng.integers(len(self.values), size=n)]
+        return np.array(self.positions())[rng.integers(len(self.values), size=n)]
+
+    def positions(self) -> list[int]:
+        """Where each of `values` stands in `among`."""
+        return [_position(value, self.among or self.values) for value in self.values]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Choices) and _equal(self.values, other.values) and _equal(self.among, other.among)
+
+    def __hash__(self) -> int:
+        return hash((len(self.values), len(self.among)))
 
     def to_json(self) -> Any:
         return list(self.values)
 
     def __str__(self) -> str:
         return f"one of {list(self.values)}, by its index"
+
+
+def _position(value: Any, among: Sequence[Any]) -> int:
+    """The first place of `value` in `among`, -1 if it is not there."""
+    return next((i for i, other in enumerate(among) if _equal(value, other)), -1)
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """`a == b`, where both may be or hold arrays."""
+    if isinstance(a, tuple | list) and isinstance(b, tuple | list):
+        return type(a) is type(b) and len(a) == len(b) and all(map(_equal, a, b))
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
+    if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
+        return type(a) is type(b) and a.dtype == b.dtype and np.array_equal(a, b)
+    return a is b or bool(a == b)
 
 
 @dataclass(frozen=True)
@@ -308,7 +334,8 @@ def together(name: str, priors: Sequence[Prior], usual: int | None = None) -> tu
     if all(isinstance(p, Choices) for p in priors):
         among: list[Any] = []
         for p in priors:
-            among += [value for value in p.values if value not in among]  # type: ignore[attr-defined]
+            for value in p.values:  # type: ignore[attr-defined]
+                among += [value] if _position(value, among) < 0 else []
         joined: list[Prior] = [Choices(p.values, tuple(among)) for p in priors]  # type: ignore[attr-defined]
         return joined, joined[0].space
     spaces: list[Any] = [p.space for p in priors]
@@ -316,7 +343,8 @@ def together(name: str, priors: Sequence[Prior], usual: int | None = None) -> tu
     if all(space == first for space in spaces):
         return list(priors), first
     if any(type(space) is not type(first) or space.shape != first.shape for space in spaces):
-        raise ValueError(f"parameter {name!r} is {' in one split, '.join(map(str, spaces))} in another: use one kind")
+        kinds = dict.fromkeys(map(str, spaces))
+        raise ValueError(f"parameter {name!r} is {' in one split, '.join(kinds)} in another: use one kind")
     lows, highs = zip(*(_ends(space) for space in spaces), strict=True)
     if isinstance(first, Box):
         dtype = np.result_type(*(space.dtype for space in spaces)).type
@@ -340,7 +368,7 @@ def _values(p: Prior) -> set[Hashable] | None:
     if isinstance(p, Numbers):
         return set(p.values)
     if isinstance(p, Choices):
-        return {(p.among or p.values).index(value) for value in p.values}
+        return set(p.positions())
     if isinstance(p, Uniform) and isinstance(p.space, Discrete):
         low, high = _ends(p.space)
         return set(range(low, high + 1))
