@@ -96,8 +96,7 @@ class ResumeOptions:
     progress: bool = True
     """Show progress."""
     family: str | None = None
-    """Task family, needed where the run got an object in Python, or names code that it may not import by itself: an id
-    or file.py:NAME."""
+    """Task family, where the run got an object in Python or names code that it may not import: ID or file.py:NAME."""
     trust: bool = False
     """Import whatever package or file the checkpoint names, and pass on whatever arguments it has for its family."""
 
@@ -300,8 +299,7 @@ class EvaluateOptions:
     figures: bool = True
     """Draw the picture as well (needs matplotlib)."""
     family: str | None = None
-    """Task family, needed where the run got an object in Python, or names code that it may not import by itself: an id
-    or file.py:NAME."""
+    """Task family, where the run got an object in Python or names code that it may not import: ID or file.py:NAME."""
     trust: bool = False
     """Import whatever package or file the checkpoint names, and pass on whatever arguments it has for its family."""
 
@@ -375,8 +373,7 @@ class AdaptOptions:
     out: Path = Path("policy")
     """File for the adapted policy; .safetensors is added."""
     family: str | None = None
-    """Task family, needed where the run got an object in Python, or names code that it may not import by itself: an id
-    or file.py:NAME."""
+    """Task family, where the run got an object in Python or names code that it may not import: ID or file.py:NAME."""
     trust: bool = False
     """Import whatever package or file the checkpoint names, and pass on whatever arguments it has for its family."""
 
@@ -423,8 +420,7 @@ class RenderOptions:
     out: Path | None = None
     """An .mp4 or .gif file; by default adaptation.mp4 in the run directory."""
     family: str | None = None
-    """Task family, needed where the run got an object in Python, or names code that it may not import by itself: an id
-    or file.py:NAME."""
+    """Task family, where the run got an object in Python or names code that it may not import: ID or file.py:NAME."""
     trust: bool = False
     """Import whatever package or file the checkpoint names, and pass on whatever arguments it has for its family."""
 

@@ -53,6 +53,11 @@ def test_what_is_right_is_read(words, values):
     assert parsed(*words) == dataclasses.replace(Small(Path("run"), ("a=1",)), **values)
 
 
+def test_an_option_may_stand_before_what_has_none():
+    expected = Small(Path("run"), ("a=1",), n=3, show=False)
+    assert parse(Small, "metarl small", ["--n", "3", "--no-show", "run", "--task", "a=1"]) == expected
+
+
 MISTAKES: list[tuple[list[str], str]] = [
     (["run", "--task", "a=1", "--n", "ten"], "--n must be a whole number, got 'ten'"),
     (["run", "--task", "a=1", "--n=1.5"], "--n must be a whole number, got '1.5'"),

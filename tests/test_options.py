@@ -383,6 +383,24 @@ def test_options_reach_rl2_too(command, option, runs, base, tmp_path, monkeypatc
     assert claim(call(monkeypatch, runs, tmp_path, command, change | {"run": ("r",)}))
 
 
+@pytest.mark.parametrize("command", ["train", "evaluate", "adapt", "render"])  # a resumed run keeps its settings
+def test_a_family_in_a_file_reaches_its_call_too(command, runs, base, tmp_path, monkeypatch, capsys):
+    (tmp_path / "family.py").write_text(
+        "import metarl\ndef make_family():\n    return metarl.make('PointNavigation-v0', horizon=5)\n"
+    )
+    change: Words = {"--family": ("family.py:make_family",)}
+    if command == "train":
+        change = {"family": ("family.py:make_family",), "--family-kwargs": None}
+
+    def claim(outcome: Outcome) -> bool:
+        made = {x["self"].family.spec.id for x in outcome.of("tasks")}
+        given = [x["given"] for x in outcome.of("load_family")]
+        return made == {"family.py:make_family"} if command == "train" else given == ["family.py:make_family"]
+
+    assert not claim(base(command, "a"))
+    assert claim(call(monkeypatch, runs, tmp_path, command, change))
+
+
 @pytest.mark.parametrize("option", ["device", "workers", "tasks", "seed"])
 def test_options_hold_for_a_checkpoint_file_as_for_a_run(option, runs, tmp_path, monkeypatch, capsys):
     change, claim = CASES["evaluate"][option]
