@@ -438,8 +438,7 @@ def render_command(argv: Sequence[str]) -> int:
         task = task_at(learner.sampler.tasks(1, options.seed, 0, split="test"), 0)
         _say("task: " + "; ".join(f"{name}={value}" for name, value in task.items()))
     sizes = options.step_sizes or None
-    before = learner.adapt(task, steps=0, episodes=options.episodes)
-    before = before.fresh() if hasattr(before, "fresh") else before  # which has seen an episode by now
+    before = learner.adapt(task, steps=0, episodes=options.episodes).fresh()  # one that remembers has seen an episode
     after = learner.adapt(task, steps=options.steps, step_sizes=sizes, episodes=options.episodes)
     steps = len(after.returns) - 1
     caption = f"after {steps} step{'' if steps == 1 else 's'}"

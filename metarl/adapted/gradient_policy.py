@@ -76,7 +76,10 @@ class AdaptedPolicy:
         episode_start: Any = None,
         deterministic: bool = False,
     ) -> tuple[np.ndarray, Any]:
-        """Actions for one observation or a batch of them; `state` and `episode_start` are there for recurrent policies.
+        """Actions for one observation or a batch of them, and `state` as it is.
+
+        Args:
+            state: what `predict` or `observe` returned; used, like `episode_start`, by policies that remember.
 
         Raises:
             ValueError: an observation that is none of the policy's (see `metarl.adapted.observations`).
@@ -97,6 +100,14 @@ class AdaptedPolicy:
             )[0]
         out = self._decode(action).numpy().astype(self.policy.spaces.action.dtype)
         return (out[0] if single else out), state
+
+    def observe(self, state: Any, reward: Any) -> Any:
+        """`state` as it is: this policy learns nothing from a reward any more. Policies that remember do."""
+        return state
+
+    def fresh(self) -> "AdaptedPolicy":
+        """This policy: it has no memory that could be emptied."""
+        return self
 
     @torch_defaults
     def save(self, path: Path | str) -> Path:

@@ -9,8 +9,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from metarl.adapted.gradient_policy import AdaptedPolicy
-from metarl.adapted.recurrent_policy import RecurrentPolicy
+from metarl.adapted.predictor import Predictor
 from metarl.families.visible import VisibleFamily
 from metarl.report.figures import MissingExtraError
 from metarl.tasks import Task, TaskFamily
@@ -28,7 +27,7 @@ class RenderError(OSError):
 def film(
     family: TaskFamily,
     task: Task,
-    policies: Mapping[str, AdaptedPolicy | RecurrentPolicy],
+    policies: Mapping[str, Predictor],
     path: Path | str,
     *,
     seed: int = 0,
@@ -83,7 +82,7 @@ def _open(family: TaskFamily, task: Task) -> gym.Env:
 
 
 def _play(
-    env: gym.Env, policy: AdaptedPolicy | RecurrentPolicy, steps: int, seed: int, deterministic: bool
+    env: gym.Env, policy: Predictor, steps: int, seed: int, deterministic: bool
 ) -> tuple[list[np.ndarray], list[float]]:
     """One episode: the images [H, W, 3] before and after every step, and the return so far."""
     obs, _ = env.reset(seed=seed)
@@ -92,7 +91,7 @@ def _play(
     for _ in range(steps):
         action, state = policy.predict(obs, state, deterministic=deterministic)
         obs, reward, terminated, truncated, _ = env.step(action)
-        state = policy.observe(state, reward) if isinstance(policy, RecurrentPolicy) else state
+        state = policy.observe(state, reward)
         images.append(_image(env))
         returns.append(returns[-1] + float(reward))
         if terminated or truncated:
