@@ -4,6 +4,7 @@ NumPy's numbers become Python's, which JSON can hold. A bool is no number and no
 `normalize_obs="no"` or `inner_lr=True` can only be guessed.
 """
 
+import inspect
 import math
 import numbers
 import os
@@ -55,6 +56,16 @@ def positive_sizes(name: str, values: Any) -> tuple[float, ...]:
     if any(not 0 < size < math.inf for size in sizes):
         raise ValueError(f"{name} must be positive and finite, got {list(sizes)}")
     return sizes
+
+
+def check_takes_one(name: str, function: Callable[..., Any], what: str) -> None:
+    """Raise ValueError for a function that cannot be called with one argument, which is `what`."""
+    try:
+        inspect.signature(function).bind(None)
+    except TypeError as error:
+        raise ValueError(f"{name} is called with one argument, {what}, which {function!r} cannot be: {error}") from None
+    except ValueError:  # a function without a signature
+        return
 
 
 def _is_number(value: Any) -> bool:

@@ -17,7 +17,7 @@ from torch import nn
 from metarl import algorithms, checkpoint
 from metarl.adapted.gradient_policy import AdaptedPolicy
 from metarl.adapted.recurrent_policy import RecurrentPolicy
-from metarl.arguments import file_path, new_file, positive_sizes, whole, yes_or_no
+from metarl.arguments import check_takes_one, file_path, new_file, positive_sizes, whole, yes_or_no
 from metarl.checkpoint import CheckpointError
 from metarl.families.files import remember
 from metarl.families.registry import make
@@ -28,6 +28,7 @@ from metarl.policies.gru import GRUPolicy, Memory
 from metarl.policies.mlp import without_context
 from metarl.policies.module import ModulePolicy
 from metarl.policies.spaces import Spaces, check_same_spaces, spaces_of
+from metarl.policies.stacked_module import second_derivatives_of
 from metarl.recurrent.trials import shown_episodes
 from metarl.report.evaluation import (
     FINAL,
@@ -247,6 +248,8 @@ class MetaLearner:
                 or hasattr(callback, "init_callback")):  # fmt: skip
             raise ValueError("callback is a function of an iteration's statistics, a callback of stable-baselines3 or "
                              f"a list of these, got {callback!r}")  # fmt: skip
+        if callable(callback) and not hasattr(callback, "init_callback"):
+            check_takes_one("callback", callback, "the statistics of an iteration")
         if iterations < 0:
             raise ValueError(f"iterations must not be negative, got {iterations}")
         if checkpoint_every < 1 or eval_every < 0:
@@ -309,7 +312,8 @@ class MetaLearner:
         return self
 
     def _step(self, state: Any) -> tuple[Any, Stats]:
-        new, stats = self._module.iteration(self.config, self.sampler, self.policy, state, self.seed)
+        with second_derivatives_of(getattr(self.policy, "module", None)):
+            new, stats = self._module.iteration(self.config, self.sampler, self.policy, state, self.seed)
         seconds = max(stats["time/rollout"] + stats["time/update"], 1e-9)
         stats["env_steps"] = new.env_steps
         stats["time/steps_per_second"] = (new.env_steps - state.env_steps) / seconds

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metarl.arguments import whole
 from metarl.random import to_normal
 from metarl.tasks import Tasks, split_rng
 from metarl.vector.tensor import State, TensorFamily
@@ -18,7 +19,7 @@ class BernoulliBandit(TensorFamily):
     Task parameters and their distribution
         `p` [arms]: the probability that an arm pays, each uniform in [0, 1].
     Splits
-        Train and test tasks come from the same distribution, by generators that share no draw.
+        Train, validation and test tasks come from the same distribution, by generators that share no draw.
     Observation
         Always one, `Box(0, 1, (1,))`. (Of a constant zero a network could use its biases only, and with ReLU and
         zero biases nothing but the output bias would get a gradient.)
@@ -46,6 +47,7 @@ class BernoulliBandit(TensorFamily):
         self.task_limits = self.task_space
 
     def sample(self, n: int, rng: np.random.Generator, split: str = "train") -> Tasks:
+        n = whole("n", n, 0)
         return {"p": split_rng(rng, split).uniform(size=(n, self.arms)).astype(np.float32)}
 
     def initial(self, task: State, draws: Tensor) -> State:
@@ -66,7 +68,7 @@ class GaussianBandit(TensorFamily):
     Task parameters and their distribution
         `mean` [arms]: the mean reward of each arm, normal with mean 0 and standard deviation 1.
     Splits
-        Train and test tasks come from the same distribution, by generators that share no draw.
+        Train, validation and test tasks come from the same distribution, by generators that share no draw.
     Observation
         Always one, `Box(0, 1, (1,))`, for the reason given at `BernoulliBandit`.
     Action
@@ -97,6 +99,7 @@ class GaussianBandit(TensorFamily):
         self.task_space = gym.spaces.Dict({"mean": gym.spaces.Box(-np.inf, np.inf, (arms,), np.float32)})
 
     def sample(self, n: int, rng: np.random.Generator, split: str = "train") -> Tasks:
+        n = whole("n", n, 0)
         means = split_rng(rng, split).normal(self.mean_of_means, self.std_of_means, (n, self.arms))
         return {"mean": means.astype(np.float32)}
 

@@ -15,6 +15,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Box, Discrete
 
+from metarl.arguments import whole
 from metarl.splits import SPLITS, VALIDATION, split_rng
 from metarl.tasks import Task, Tasks, did_you_mean, validate_task
 from metarl.vector.loop import LoopVectorEnv
@@ -81,6 +82,7 @@ class _MetaWorldFamily:
         return out
 
     def sample(self, n: int, rng: np.random.Generator, split: str = "train") -> Tasks:
+        n = whole("n", n, 0)
         rng = split_rng(rng, split)
         goals = self._goals["test" if split == "test" else "train"]
         if split != "test" and self.held_out_goals:

@@ -50,6 +50,7 @@ class ParameterFamily(TensorFamily):
         self.ranges = split_ranges(self.id, self.parameters, ranges, test_ranges)
 
     def sample(self, n: int, rng: np.random.Generator, split: str = "train") -> Tasks:
+        n = whole("n", n, 0)
         if split == OOD:
             least = {name: p.minimum for name, p in self.parameters.items()}
             return sample_outside(self.ranges["train"], least, n, split_rng(rng, split, self.splits))

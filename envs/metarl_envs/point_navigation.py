@@ -62,6 +62,7 @@ class PointNavigation(TensorFamily):
         self.task_space = gym.spaces.Dict({"goal": goals})
 
     def sample(self, n: int, rng: np.random.Generator, split: str = "train") -> Tasks:
+        n = whole("n", n, 0)
         rng = split_rng(rng, split, self.splits)
         if split == "ood":
             return {"goal": around_square(rng, n, self.extent)}
@@ -93,7 +94,8 @@ class PointNavigationSparse(TensorFamily):
         `goal` [2]: on the upper half of the unit circle, its angle uniform in [0, pi]. (PEARL takes 100 angles with
         equal distances in [0, pi], 80 of them for training.) Any goal in [-1, 1] x [0, 1] can be made.
     Splits
-        Train and test goals come from the same distribution, by generators that share no draw.
+        Train, validation and test goals come from the same distribution, by generators that share no draw. `ood`:
+        on the lower half of the unit circle, the angle uniform in [pi, 2 pi].
     Observation
         The position, `Box(-inf, inf, (2,))`. It starts at the origin.
     Action
@@ -111,6 +113,7 @@ class PointNavigationSparse(TensorFamily):
     """
 
     id = "PointNavigationSparse-v0"
+    splits: ClassVar[tuple[str, ...]] = (*SPLITS, "ood")
     max_step: ClassVar[float] = 0.1
     view: ClassVar[float] = 1.3
     render_modes = ("rgb_array",)
@@ -124,7 +127,8 @@ class PointNavigationSparse(TensorFamily):
         self.task_space = gym.spaces.Dict({"goal": gym.spaces.Box(low, high, dtype=np.float32)})
 
     def sample(self, n: int, rng: np.random.Generator, split: str = "train") -> Tasks:
-        angle = split_rng(rng, split).uniform(0, math.pi, n)
+        n = whole("n", n, 0)
+        angle = split_rng(rng, split, self.splits).uniform(0, math.pi, n) + math.pi * (split == "ood")
         return {"goal": np.stack([np.cos(angle), np.sin(angle)], -1).astype(np.float32)}
 
     def initial(self, task: State, draws: Tensor) -> State:
@@ -152,8 +156,8 @@ class PointNavigationCorners(TensorFamily):
     Task parameters and their distribution
         `corner`: 0, 1, 2 or 3 with equal probability, for (-2, -2), (2, -2), (-2, 2), (2, 2).
     Splits
-        Four tasks are all there are: training and testing draw from the same ones (`shared_splits`), by generators
-        that share no draw.
+        Four tasks are all there are: training, validation and testing draw from the same ones (`shared_splits`), by
+        generators that share no draw.
     Observation
         The position, `Box(-inf, inf, (2,))`. It starts uniformly in [-0.2, 0.2]^2.
     Action
@@ -187,6 +191,7 @@ class PointNavigationCorners(TensorFamily):
         self.task_space = gym.spaces.Dict({"corner": gym.spaces.Discrete(len(CORNERS))})
 
     def sample(self, n: int, rng: np.random.Generator, split: str = "train") -> Tasks:
+        n = whole("n", n, 0)
         return {"corner": split_rng(rng, split).integers(len(CORNERS), size=n)}
 
     def initial(self, task: State, draws: Tensor) -> State:
@@ -216,11 +221,12 @@ class PointNavigationCorners(TensorFamily):
 # What the three have in common
 
 
-def around_square(rng: np.random.Generator, n: int, extent: float) -> np.ndarray:
-    """`n` points [n, 2], float32, uniform in a square of twice the side without the square +-extent in its middle."""
+def around_square(rng: np.random.Generator, n: int, extent: float, factor: float = 2.0) -> np.ndarray:
+    """`n` points [n, 2], float32, uniform in the square +-factor * extent without the square +-extent in its middle."""
     points = rng.uniform(-1.0, 1.0, (n, 2))
-    radius = np.abs(points).max(1, keepdims=True)  # its square is uniform in [0, 1]; wanted is one in [1/4, 1]
-    return (points / radius * np.sqrt(0.25 + 0.75 * radius**2) * 2 * extent).astype(np.float32)
+    radius = np.abs(points).max(1, keepdims=True)
+    least = factor**-2.0  # the radius' square is uniform in [0, 1]; wanted is one in [least, 1]
+    return (points / radius * np.sqrt(least + (1 - least) * radius**2) * factor * extent).astype(np.float32)
 
 
 def walk(position: Tensor, action: Tensor, max_step: float) -> Tensor:

@@ -8,9 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metarl.arguments import whole
+from metarl.splits import SPLITS
 from metarl.tasks import Task, Tasks, split_rng
 from metarl.vector.tensor import State, TensorFamily
-from metarl_envs.point_navigation import distance_between, draw_paths, picture, walk
+from metarl_envs.point_navigation import around_square, distance_between, draw_paths, picture, walk
 
 
 class PointNavigationPixels(TensorFamily):
@@ -19,7 +21,8 @@ class PointNavigationPixels(TensorFamily):
     Task parameters and their distribution
         `goal` [2]: uniform in the square [-0.5, 0.5]^2.
     Splits
-        Train and test goals come from the same distribution, by generators that share no draw.
+        Train, validation and test goals come from the same distribution, by generators that share no draw. `ood`:
+        uniform in the square [-0.75, 0.75]^2 without [-0.5, 0.5]^2.
     Observation
         A picture of the square [-0.75, 0.75]^2, `Box(0, 255, (size, size, 1), uint8)`, 16 x 16 pixels unless said
         otherwise; row 0 is the top. The point is a spot whose brightness falls from 255 at its centre to 0 at a
@@ -39,6 +42,7 @@ class PointNavigationPixels(TensorFamily):
     """
 
     id = "PointNavigationPixels-v0"
+    splits: ClassVar[tuple[str, ...]] = (*SPLITS, "ood")
     max_step: ClassVar[float] = 0.1
     goal_radius: ClassVar[float] = 0.01
     extent: ClassVar[float] = 0.5
@@ -57,7 +61,10 @@ class PointNavigationPixels(TensorFamily):
         self.task_space = gym.spaces.Dict({"goal": goals})
 
     def sample(self, n: int, rng: np.random.Generator, split: str = "train") -> Tasks:
-        rng = split_rng(rng, split)
+        n = whole("n", n, 0)
+        rng = split_rng(rng, split, self.splits)
+        if split == "ood":  # all of them are in the picture
+            return {"goal": around_square(rng, n, self.extent, self.view / self.extent)}
         return {"goal": rng.uniform(-self.extent, self.extent, (n, 2)).astype(np.float32)}
 
     def initial(self, task: State, draws: Tensor) -> State:

@@ -5,6 +5,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metarl.arguments import whole
 from metarl.random import to_normal
 from metarl.tasks import Tasks, split_rng
 from metarl.vector.tensor import State, TensorFamily
@@ -18,7 +19,7 @@ class TabularMDP(TensorFamily):
         distribution. `rewards` [states, actions]: mean rewards, each normal with mean 1 and standard deviation 1.
         (Rows of transitions that do not sum to one are not refused: the last state takes the difference.)
     Splits
-        Train and test tasks come from the same distribution, by generators that share no draw.
+        Train, validation and test tasks come from the same distribution, by generators that share no draw.
     Observation
         The state, `Discrete(states)`; 10 states unless said otherwise. It starts as 0.
     Action
@@ -49,6 +50,7 @@ class TabularMDP(TensorFamily):
         self.task_limits = self.task_space
 
     def sample(self, n: int, rng: np.random.Generator, split: str = "train") -> Tasks:
+        n = whole("n", n, 0)
         rng = split_rng(rng, split)
         rows = rng.dirichlet(np.ones(self.states), (n, self.states, self.actions))
         rewards = rng.normal(1.0, 1.0, (n, self.states, self.actions))

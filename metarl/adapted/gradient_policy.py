@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from metarl import checkpoint
-from metarl.adapted.observations import batch_of
+from metarl.adapted.observations import batch_of, check_actions, check_parts
 from metarl.arguments import file_path, yes_or_no
 from metarl.checkpoint import CheckpointError, check_values, own_memory, reading
 from metarl.formulas import distributions
@@ -41,6 +41,7 @@ class AdaptedPolicy:
         success_rates: np.ndarray | None = None,
         obs_stats: ObsStats | None = None,
     ):
+        check_parts(type(self).__name__, policy, params)
         self.policy, self.params = policy, {name: own_memory(value) for name, value in params.items()}
         self.returns = returns
         """Mean return before and after each inner step of the adaptation."""
@@ -98,6 +99,7 @@ class AdaptedPolicy:
             action = distributions.sample(
                 dist, torch.rand(*x.shape[:-1], self.policy.spaces.noise_dim, generator=self._generator)
             )[0]
+        check_actions(list(dist), action, obs)
         out = self._decode(action).numpy().astype(self.policy.spaces.action.dtype)
         return (out[0] if single else out), state
 

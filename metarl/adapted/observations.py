@@ -1,6 +1,6 @@
 """What users pass to `predict`, as an array of the right shape; anything else is refused before the network sees it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,26 @@ def batch_of(spaces: Spaces, observation: Any) -> tuple[np.ndarray, bool]:
         if not ((obs >= low) & (obs < above) & (obs == np.floor(obs))).all():
             raise ValueError(f"predict takes observations of {space}, got {observation!r}")
     return obs, single
+
+
+def check_parts(kind: str, policy: Any, params: Any) -> None:
+    """Raise ValueError for what is no network with its parameters."""
+    if not hasattr(policy, "spaces") or not hasattr(policy, "init"):
+        hint = "; a learner's are learner.policy and learner.state.params" if hasattr(policy, "state") else ""
+        raise ValueError(f"{kind} takes a network such as MLPPolicy first, got {policy!r}{hint}")
+    if not isinstance(params, Mapping) or not params or not all(isinstance(x, Tensor) for x in params.values()):
+        raise ValueError(f"{kind} takes the parameters of its {type(policy).__name__} as a dict of tensors, "
+                         f"got {params!r:.60}")  # fmt: skip
+
+
+def check_actions(dist: Sequence[Tensor], action: Tensor, obs: np.ndarray) -> None:
+    """Raise ValueError where the network's outputs, or the actions drawn from them, are not finite."""
+    for what, value in (("outputs", dist[0]), ("actions", action)):
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            largest = float(np.abs(obs).max(initial=0.0))
+            raise ValueError(f"the policy's {what} are not finite ({value[~value.isfinite()][0].item()}) for "
+                             f"observations of up to {largest:g}: look at the scale of the observations, and at the "
+                             "parameters")  # fmt: skip
 
 
 def _as_array(observation: Any, shape: tuple[int, ...]) -> np.ndarray:

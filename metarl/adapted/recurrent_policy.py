@@ -16,7 +16,7 @@ from metarl.adapted.gradient_policy import (
     with_suffix,
     without_functions,
 )
-from metarl.adapted.observations import batch_of
+from metarl.adapted.observations import batch_of, check_actions, check_parts
 from metarl.arguments import yes_or_no
 from metarl.checkpoint import CheckpointError, check_values, own_memory, reading
 from metarl.formulas import distributions
@@ -61,6 +61,7 @@ class RecurrentPolicy:
         success_rates: np.ndarray | None = None,
         obs_stats: ObsStats | None = None,
     ):
+        check_parts(type(self).__name__, policy, params)
         self.policy, self.params = policy, {name: own_memory(value) for name, value in params.items()}
         self.memory = Memory(*map(own_memory, policy.blank() if memory is None else memory))
         """What it starts from, without leading axes; by default nothing, as at the start of a trial."""
@@ -122,6 +123,7 @@ class RecurrentPolicy:
         hidden = self.policy.step(self.params, self.policy.inputs(x, memory, first), memory.hidden)
         dist, _ = self.policy.heads(self.params, hidden)
         action = distributions.mode(dist) if deterministic else distributions.sample(dist, self._noise(n))
+        check_actions(list(dist), action, obs)
         new = tuple(value.numpy() for value in (*memory, hidden, x, action_vector(spaces, action)))
         out = self._decode(action).numpy().astype(spaces.action.dtype)
         return (out[0] if single else out), new

@@ -153,6 +153,7 @@ class GymnasiumFamily:
 
     def sample(self, n: int, rng: np.random.Generator, split: str = "train") -> Tasks:
         """Draw `n` tasks. A parameter's values do not depend on which others there are."""
+        n = whole("n", n, 0)
         check_split(self, split)
         base = int(split_rng(rng, split, self.splits).integers(2**63))
         out = {}

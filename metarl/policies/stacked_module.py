@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import re
 import threading
 import warnings
 from collections.abc import Iterator
@@ -18,6 +19,25 @@ from metarl.params import Params
 
 PREFIX = "module."
 """What the names of a module's parameters begin with among other parameters."""
+
+
+_NO_SECOND_DERIVATIVE = re.compile(r"derivative for .* is not implemented|differentiate twice", re.DOTALL)
+
+
+@contextlib.contextmanager
+def second_derivatives_of(module: nn.Module | None) -> Iterator[None]:
+    """Where torch cannot differentiate twice within it, a ValueError names the `module`, if there is one."""
+    try:
+        yield
+    except RuntimeError as error:
+        if module is None or not _NO_SECOND_DERIVATIVE.search(str(error)):
+            raise
+        reason = " ".join(str(error).splitlines()[0].split()).rstrip(".")
+        raise ValueError(
+            f"the module {type(module).__name__} has no second derivative, which the outer step takes (torch: "
+            f"{reason}). Write that part with operations that have one, or use first_order=True with an outer step by "
+            "Adam, as in maml_vpg or maml_ppo (TRPO's own step takes second derivatives too)"
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 from metarl import checkpoint
-from metarl.arguments import file_path, new_file, whole, yes_or_no
+from metarl.arguments import check_takes_one, file_path, new_file, whole, yes_or_no
 from metarl.checkpoint import CheckpointError, reading
 from metarl.parallel import resolve_device
 from metarl.params import Params
+from metarl.policies.stacked_module import second_derivatives_of
 from metarl.printing import curve_text
 from metarl.report.evaluation import FINAL, GIVEN, PERIODIC, checked_step_sizes, evaluation_seed
 from metarl.splits import TEST, VALIDATION, sample_split
@@ -154,6 +155,8 @@ class FewShotLearner:
         progress_bar = yes_or_no("progress_bar", progress_bar)
         if callback is not None and not callable(callback):
             raise ValueError(f"callback is a function of an iteration's statistics, got {callback!r}")
+        if callback is not None:
+            check_takes_one("callback", callback, "the statistics of an iteration")
         if iterations < 0 or checkpoint_every < 1 or eval_every < 0:
             raise ValueError("need iterations >= 0, checkpoint_every >= 1 and eval_every >= 0, got "
                              f"{iterations}, {checkpoint_every} and {eval_every}")  # fmt: skip
@@ -183,7 +186,7 @@ class FewShotLearner:
 
         try:
             train(
-                self.state, lambda state: maml.iteration(self.config, self.family, self.network, state, self.seed),
+                self.state, self._step,
                 iterations, self.state.iteration, keep=keep, evaluate=evaluate if eval_every else None,
                 eval_every=max(1, eval_every), save=None if run_dir is None else save, logger=logger,
                 checkpoint_every=checkpoint_every, best=self._best_score, callback=callback,
@@ -195,6 +198,10 @@ class FewShotLearner:
                     logger.close()
                     run.release()
         return self
+
+    def _step(self, state: State) -> tuple[State, Stats]:
+        with second_derivatives_of(self.network.stacked.module if isinstance(self.network, ModuleNetwork) else None):
+            return maml.iteration(self.config, self.family, self.network, state, self.seed)
 
     def _open_run(self, run: RunDirectory, iterations: int) -> RunDirectory:
         settings = {"iterations": self.state.iteration + iterations, **self.describe(), "device": str(self.device),

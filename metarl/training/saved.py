@@ -1,5 +1,6 @@
 """How a `MetaLearner` comes back: from one checkpoint, or from a run's directory, where an older one may have to do."""
 
+import copy
 import math
 import numbers
 import warnings
@@ -7,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import torch
 from torch import Tensor, nn
 
@@ -148,7 +150,20 @@ def checked_score(value: Any) -> float | None:
 
 
 def portable(learner: Any) -> dict[str, Any]:
-    """A learner's attributes for pickle, with the tensors of its state on the CPU."""
+    """A learner's attributes for pickle, with the tensors of its state on the CPU.
+
+    Raises:
+        TypeError: the family can neither be pickled nor copied.
+    """
+    family = learner.family
+    try:
+        cloudpickle.dumps(family)  # takes what pickle takes, and more
+    except Exception as error:  # whatever its own methods do wrong
+        try:
+            copy.deepcopy(family)
+        except Exception:
+            raise TypeError(f"the learner's family {family.id!r} can be neither pickled nor copied: {error}. Keep open "
+                            "files, locks and simulators out of it, and build them in make") from None  # fmt: skip
     return vars(learner) | {"state": checkpoint.on_device(learner.state, "cpu")}
 
 

@@ -231,6 +231,42 @@ def test_splits_share_tasks_only_where_the_docstring_says_so(id):
         assert not np.array_equal(one, two), f"{a} and {b} of {id} draw the same numbers"
 
 
+@pytest.mark.parametrize("id", IDS)
+def test_the_docstring_names_the_splits_that_there_are(id):
+    family = metarl.make(id)
+    text = section(family, SPLITS)
+    usual = [word for word in ("train", "validation", "test") if re.search(rf"\b{word}(ing)?\b", text, re.IGNORECASE)]
+    assert (*usual, *re.findall(r"`(\w+)`: ", text)) == splits_of(family)
+
+
+@pytest.mark.parametrize(
+    ("id", "inner", "outer"), [("PointNavigation-v0", 0.5, 1.0), ("PointNavigationPixels-v0", 0.5, 0.75)]
+)
+def test_goals_outside_of_the_square_are_uniform_around_it(id, inner, outer):
+    goals = metarl.make(id).sample(N, np.random.default_rng(0), "ood")["goal"]
+    radius = np.abs(goals).max(1)
+    assert inner <= radius.min() < inner + 0.01 and outer - 0.01 < radius.max() <= outer
+    share = (radius < (inner + outer) / 2).mean()  # by area
+    expected = (((inner + outer) / 2) ** 2 - inner**2) / (outer**2 - inner**2)
+    assert abs(share - expected) < 4 * math.sqrt(expected * (1 - expected) / N)
+
+
+def test_factors_outside_of_the_range_are_on_both_sides_of_it():
+    pytest.importorskip("mujoco")
+    drawn = metarl.make("HopperRandParams-v0").sample(N, np.random.default_rng(0), "ood")
+    for name, base in (("mass", 1.5), ("damping", 1.3)):
+        u = np.log(drawn[name]).ravel() / math.log(base)
+        assert (np.abs(u) >= 3).all() and (np.abs(u) <= 4).all()
+        assert abs((u > 0).mean() - 0.5) < 0.02 and abs(np.abs(u).mean() - 3.5) < 0.02
+
+
+def test_sparse_goals_outside_are_on_the_other_half_of_the_circle():
+    goals = metarl.make("PointNavigationSparse-v0").sample(N, np.random.default_rng(0), "ood")["goal"]
+    angle = np.arctan2(-goals[:, 1], goals[:, 0])
+    assert (goals[:, 1] <= 1e-6).all() and abs(angle.mean() - math.pi / 2) < 0.06
+    np.testing.assert_allclose(np.hypot(*goals.T), 1.0, atol=1e-6)
+
+
 def test_a_family_shares_its_splits_only_if_it_says_so():
     corners, plain = metarl.make("PointNavigationCorners-v0"), PointGoal()
     assert VisibleFamily(corners).shared_splits is True

@@ -278,10 +278,11 @@ def test_check_family_checks_every_split():
 @pytest.mark.parametrize(
     "id",
     ["PointNavigation-v0", "CartPoleParams-v0", "AcrobotParams-v0", "PendulumParams-v0", "MountainCarParams-v0",
-     "MountainCarContinuousParams-v0", "HalfCheetahVel-v0", "AntVel-v0", "SwimmerVel-v0"],
+     "MountainCarContinuousParams-v0", "HalfCheetahVel-v0", "AntVel-v0", "SwimmerVel-v0", "PointNavigationSparse-v0",
+     "PointNavigationPixels-v0", "HopperRandParams-v0", "Walker2dRandParams-v0", "HalfCheetahRandParams-v0"],
 )  # fmt: skip
 def test_ood_tasks_of_the_built_in_families_are_outside_of_their_training_tasks(id):
-    if "Vel" in id:
+    if "Vel" in id or "RandParams" in id:
         pytest.importorskip("mujoco")
     family = metarl.make(id)
     trained = sample_split(family, 3000, RNG(0), "train")

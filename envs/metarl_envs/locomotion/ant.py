@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import gymnasium as gym
 import numpy as np
 
+from metarl.arguments import whole
 from metarl.splits import SPLITS, split_rng
 from metarl.tasks import Task, Tasks
 from metarl.vector.mujoco import MujocoFamily, Physics
@@ -53,8 +54,8 @@ class AntDir(_Ant):
     Task parameters and their distribution
         `forward`: 1 (forwards, along x) or 0 (backwards), with equal probability.
     Splits
-        Two tasks are all there are: training and testing draw from the same ones (`shared_splits`), by generators
-        that share no draw.
+        Two tasks are all there are: training, validation and testing draw from the same ones (`shared_splits`), by
+        generators that share no draw.
     Observation
         That of Gymnasium's `Ant-v5`, `Box(-inf, inf, (105,))`: positions but for x and y, velocities, contact forces.
     Action
@@ -81,6 +82,7 @@ class AntDir(_Ant):
         self.task_space = gym.spaces.Dict({"forward": gym.spaces.Discrete(2)})
 
     def sample(self, n: int, rng: np.random.Generator, split: str = "train") -> Tasks:
+        n = whole("n", n, 0)
         return {"forward": split_rng(rng, split).integers(2, size=n)}
 
     def reward(self, before: Physics, after: Physics, action: np.ndarray, task: Tasks) -> np.ndarray:
@@ -98,7 +100,7 @@ class AntDir2D(_Ant):
     Task parameters and their distribution
         `angle`: of the direction with the x axis, uniform in [0, 2 pi].
     Splits
-        Train and test angles come from the same distribution, by generators that share no draw.
+        Train, validation and test angles come from the same distribution, by generators that share no draw.
     Observation
         That of Gymnasium's `Ant-v5`, `Box(-inf, inf, (105,))`: positions but for x and y, velocities, contact forces.
     Action
@@ -127,6 +129,7 @@ class AntDir2D(_Ant):
         self.task_space = gym.spaces.Dict({"angle": gym.spaces.Box(0.0, 2 * math.pi, (), np.float64)})
 
     def sample(self, n: int, rng: np.random.Generator, split: str = "train") -> Tasks:
+        n = whole("n", n, 0)
         return {"angle": split_rng(rng, split).uniform(0.0, 2 * math.pi, n)}
 
     def reward(self, before: Physics, after: Physics, action: np.ndarray, task: Tasks) -> np.ndarray:
@@ -173,6 +176,7 @@ class AntVel(_Ant):
         self.task_space = gym.spaces.Dict({"velocity": gym.spaces.Box(0.0, 3.0, (), np.float64)})
 
     def sample(self, n: int, rng: np.random.Generator, split: str = "train") -> Tasks:
+        n = whole("n", n, 0)
         rng = split_rng(rng, split, self.splits)
         return {"velocity": rng.uniform(3.0, 4.5, n) if split == "ood" else rng.uniform(0.0, 3.0, n)}
 
@@ -190,7 +194,7 @@ class AntGoal(_Ant):
     Task parameters and their distribution
         `goal` [2]: uniform in the square [-3, 3]^2.
     Splits
-        Train and test goals come from the same distribution, by generators that share no draw.
+        Train, validation and test goals come from the same distribution, by generators that share no draw.
     Observation
         That of Gymnasium's `Ant-v5` with the position in the plane, `Box(-inf, inf, (107,))`: positions, velocities,
         contact forces.
@@ -218,6 +222,7 @@ class AntGoal(_Ant):
         self.task_space = gym.spaces.Dict({"goal": gym.spaces.Box(-self.extent, self.extent, (2,), np.float64)})
 
     def sample(self, n: int, rng: np.random.Generator, split: str = "train") -> Tasks:
+        n = whole("n", n, 0)
         return {"goal": split_rng(rng, split).uniform(-self.extent, self.extent, (n, 2))}
 
     def reward(self, before: Physics, after: Physics, action: np.ndarray, task: Tasks) -> np.ndarray:
@@ -235,7 +240,7 @@ class AntGoalDisc(AntGoal):
     Task parameters and their distribution
         `goal` [2]: uniform in the disc of radius 3.
     Splits
-        Train and test goals come from the same distribution, by generators that share no draw.
+        Train, validation and test goals come from the same distribution, by generators that share no draw.
     Observation
         That of Gymnasium's `Ant-v5` with the position in the plane, `Box(-inf, inf, (107,))`: positions, velocities,
         contact forces.
@@ -263,6 +268,7 @@ class AntGoalDisc(AntGoal):
     offset: ClassVar[float] = 0.0
 
     def sample(self, n: int, rng: np.random.Generator, split: str = "train") -> Tasks:
+        n = whole("n", n, 0)
         rng = split_rng(rng, split)
         angle, radius = rng.uniform(0.0, 2 * math.pi, n), self.extent * np.sqrt(rng.uniform(0.0, 1.0, n))
         return {"goal": np.stack([radius * np.cos(angle), radius * np.sin(angle)], 1)}

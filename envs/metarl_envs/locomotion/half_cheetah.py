@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 import gymnasium as gym
 import numpy as np
 
+from metarl.arguments import whole
 from metarl.splits import SPLITS, split_rng
 from metarl.tasks import Task, Tasks
 from metarl.vector.mujoco import MujocoFamily, Physics
@@ -17,8 +18,8 @@ class HalfCheetahDir(MujocoFamily):
     Task parameters and their distribution
         `forward`: 1 (forwards) or 0 (backwards), with equal probability.
     Splits
-        Two tasks are all there are: training and testing draw from the same ones (`shared_splits`), by generators
-        that share no draw.
+        Two tasks are all there are: training, validation and testing draw from the same ones (`shared_splits`), by
+        generators that share no draw.
     Observation
         That of Gymnasium's `HalfCheetah-v5`, `Box(-inf, inf, (17,))`: positions but for x, then velocities.
     Action
@@ -47,6 +48,7 @@ class HalfCheetahDir(MujocoFamily):
         self.task_space = gym.spaces.Dict({"forward": gym.spaces.Discrete(2)})
 
     def sample(self, n: int, rng: np.random.Generator, split: str = "train") -> Tasks:
+        n = whole("n", n, 0)
         return {"forward": split_rng(rng, split).integers(2, size=n)}
 
     def initial(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -103,6 +105,7 @@ class HalfCheetahVel(MujocoFamily):
         self.task_space = gym.spaces.Dict({"velocity": gym.spaces.Box(0.0, max_velocity, (), np.float64)})
 
     def sample(self, n: int, rng: np.random.Generator, split: str = "train") -> Tasks:
+        n = whole("n", n, 0)
         rng = split_rng(rng, split, self.splits)
         low, high = (1.0, 1.5) if split == "ood" else (0.0, 1.0)
         return {"velocity": rng.uniform(low * self.max_velocity, high * self.max_velocity, n)}

@@ -6,6 +6,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from metarl.arguments import whole
 from metarl.tasks import Task, Tasks, split_rng
 from metarl.vector.mujoco import MujocoFamily, Physics
 from metarl_envs.locomotion.first_state import uniform_velocities
@@ -19,7 +20,7 @@ class HumanoidDir(MujocoFamily):
     Task parameters and their distribution
         `angle`: of the direction with the x axis, uniform in [0, 2 pi].
     Splits
-        Train and test angles come from the same distribution, by generators that share no draw.
+        Train, validation and test angles come from the same distribution, by generators that share no draw.
     Observation
         That of Gymnasium's `Humanoid-v5`, `Box(-inf, inf, (348,))`: positions but for x and y, velocities, inertias,
         velocities of the centres of mass, forces of the actuators, contact forces.
@@ -46,6 +47,7 @@ class HumanoidDir(MujocoFamily):
         self.task_space = gym.spaces.Dict({"angle": gym.spaces.Box(0.0, 2 * math.pi, (), np.float64)})
 
     def sample(self, n: int, rng: np.random.Generator, split: str = "train") -> Tasks:
+        n = whole("n", n, 0)
         return {"angle": split_rng(rng, split).uniform(0.0, 2 * math.pi, n)}
 
     def initial(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -5,10 +5,13 @@ from typing import Any, ClassVar
 import gymnasium as gym
 import numpy as np
 
+from metarl.arguments import whole
+from metarl.splits import SPLITS
 from metarl.tasks import Task, Tasks, split_rng
 from metarl.vector.mujoco import MujocoFamily, Physics
 from metarl_envs.locomotion.first_state import normal_velocities, uniform_velocities
 
+OOD = "ood"
 SCALE_LIMIT = 3.0
 PARAMETERS = {"mass": ("body_mass", 1.5), "inertia": ("body_inertia", 1.5), "damping": ("dof_damping", 1.3),
               "friction": ("geom_friction", 1.5)}  # fmt: skip
@@ -18,6 +21,7 @@ PARAMETERS = {"mass": ("body_mass", 1.5), "inertia": ("body_inertia", 1.5), "dam
 class _RandParams(MujocoFamily):
     """Gymnasium's own reward in bodies that differ; the tasks are factors of four arrays of the model."""
 
+    splits: ClassVar[tuple[str, ...]] = (*SPLITS, OOD)
     changes_model: ClassVar[bool] = True
     control_weight: ClassVar[float]
 
@@ -35,11 +39,16 @@ class _RandParams(MujocoFamily):
         self.task_limits = gym.spaces.Dict(limits)
 
     def sample(self, n: int, rng: np.random.Generator, split: str = "train") -> Tasks:
-        rng = split_rng(rng, split)
+        n = whole("n", n, 0)
+        rng = split_rng(rng, split, self.splits)
         tasks = {}
         for name, (_, base) in PARAMETERS.items():
             box = self.task_space[name]
             assert isinstance(box, gym.spaces.Box)
+            if split == OOD:
+                u = rng.uniform(-1.0, 1.0, (n, *box.shape))
+                tasks[name] = base ** (np.copysign(SCALE_LIMIT, u) + u)
+                continue
             factors = base ** rng.uniform(-SCALE_LIMIT, SCALE_LIMIT, (n, *box.shape))
             tasks[name] = np.clip(factors, box.low, box.high)  # a power may round to just outside
         return tasks
@@ -72,7 +81,8 @@ class HopperRandParams(_RandParams):
         `mass` [5], of every body: 1.5^u. `inertia` [5, 3]: 1.5^u. `damping` [6], of every degree of freedom:
         1.3^u. `friction` [5, 3], of every geometry: 1.5^u.
     Splits
-        Train and test factors come from the same distribution, by generators that share no draw.
+        Train, validation and test factors come from the same distribution, by generators that share no draw. `ood`:
+        every u uniform in [-4, -3] or [3, 4], with equal probability.
     Observation
         That of Gymnasium's `Hopper-v5`, `Box(-inf, inf, (11,))`: positions but for x, velocities clipped to +-10.
     Action
@@ -112,7 +122,8 @@ class Walker2dRandParams(_RandParams):
         `mass` [8], of every body: 1.5^u. `inertia` [8, 3]: 1.5^u. `damping` [9], of every degree of freedom:
         1.3^u. `friction` [8, 3], of every geometry: 1.5^u.
     Splits
-        Train and test factors come from the same distribution, by generators that share no draw.
+        Train, validation and test factors come from the same distribution, by generators that share no draw. `ood`:
+        every u uniform in [-4, -3] or [3, 4], with equal probability.
     Observation
         That of Gymnasium's `Walker2d-v5`, `Box(-inf, inf, (17,))`: positions but for x, velocities clipped to +-10.
     Action
@@ -148,7 +159,8 @@ class HalfCheetahRandParams(_RandParams):
         `mass` [8], of every body: 1.5^u. `inertia` [8, 3]: 1.5^u. `damping` [9], of every degree of freedom:
         1.3^u. `friction` [9, 3], of every geometry: 1.5^u.
     Splits
-        Train and test factors come from the same distribution, by generators that share no draw.
+        Train, validation and test factors come from the same distribution, by generators that share no draw. `ood`:
+        every u uniform in [-4, -3] or [3, 4], with equal probability.
     Observation
         That of Gymnasium's `HalfCheetah-v5`, `Box(-inf, inf, (17,))`: positions but for x, then velocities.
     Action

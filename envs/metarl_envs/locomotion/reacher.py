@@ -6,6 +6,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from metarl.arguments import whole
 from metarl.tasks import Task, Tasks, split_rng, validate_task
 from metarl.vector.mujoco import MujocoFamily, Physics, TaskEnv
 
@@ -19,7 +20,7 @@ class ReacherGoal(MujocoFamily):
         `goal` [2]: uniform in the disc of radius 0.2 m around the shoulder, where Gymnasium's `Reacher-v5` draws its
         targets.
     Splits
-        Train and test goals come from the same distribution, by generators that share no draw.
+        Train, validation and test goals come from the same distribution, by generators that share no draw.
     Observation
         That of Gymnasium's `Reacher-v5` without the target, `Box(-inf, inf, (8,))`: cosines and sines of the two
         joint angles, their velocities, the fingertip's position in the plane.
@@ -46,6 +47,7 @@ class ReacherGoal(MujocoFamily):
         self._fingertip, self._target = (self.model.body(name).id for name in ("fingertip", "target"))
 
     def sample(self, n: int, rng: np.random.Generator, split: str = "train") -> Tasks:
+        n = whole("n", n, 0)
         rng = split_rng(rng, split)
         angle, radius = rng.uniform(0.0, 2 * math.pi, n), RADIUS * np.sqrt(rng.uniform(0.0, 1.0, n))
         return {"goal": np.stack([radius * np.cos(angle), radius * np.sin(angle)], 1)}

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 import gymnasium as gym
 import numpy as np
 
+from metarl.arguments import whole
 from metarl.splits import SPLITS, split_rng
 from metarl.tasks import Task, Tasks
 from metarl.vector.mujoco import MujocoFamily, Physics
@@ -44,6 +45,7 @@ class SwimmerVel(MujocoFamily):
         self.task_space = gym.spaces.Dict({"velocity": gym.spaces.Box(0.1, 0.2, (), np.float64)})
 
     def sample(self, n: int, rng: np.random.Generator, split: str = "train") -> Tasks:
+        n = whole("n", n, 0)
         rng = split_rng(rng, split, self.splits)
         return {"velocity": rng.uniform(0.2, 0.3, n) if split == "ood" else rng.uniform(0.1, 0.2, n)}
 
