@@ -120,6 +120,8 @@ def test_actions_that_are_not_finite_are_not_returned(tmp_path, algorithm, deter
     learner = MetaLearner(algorithm, metarl.make("PointNavigation-v0", horizon=3), n_tasks=2, device="cpu", **small)
     policy = learner.adapt({"goal": [0.1, 0.2]})
     huge = {name: torch.full_like(value, 3e38) for name, value in policy.params.items()}
+    for value in huge.values():
+        value[::2] *= -1  # so that sums overflow to both sides
     kind = type(policy)
     kind(policy.policy, huge, obs_stats=policy.obs_stats).save(tmp_path / "policy")
     loaded = kind.load(tmp_path / "policy")
