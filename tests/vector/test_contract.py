@@ -221,6 +221,11 @@ def test_seeds_are_those_of_gymnasium(name, start):
     assert not np.array_equal(copied(s.env.reset(seed=[x + 1 for x in s.seeds])[0]), first)
     unseeded = copied(s.env.reset()[0])
     assert not np.array_equal(copied(s.env.reset()[0]), unseeded)
+    again = []
+    for _ in range(2):  # one seed decides the unseeded resets after it, too
+        s.env.reset(seed=3)
+        again.append(copied(s.env.reset()[0]))
+    assert np.array_equal(*again)
     with pytest.raises(ValueError, match=rf"expected one seed for each of {s.N} environments, got {s.N + 1}"):
         s.env.reset(seed=[*s.seeds, 0])
 
@@ -307,6 +312,24 @@ def test_what_was_returned_does_not_change_later(name, start):
         s.env.step(actions)
     assert np.array_equal(copied(obs), kept)
     assert all(np.array_equal(copied(x), y) for x, y in zip(step, kept_step, strict=True))
+
+
+def test_a_plain_environment_that_terminates_at_the_horizon_is_not_cut_off_as_well():
+    env = SingleEnv(EndsEnv(2), HORIZON)
+    env.reset(seed=0)
+    flags = [(bool(terminated), bool(truncated)) for _, _, terminated, truncated, _ in
+             (env.step(np.zeros((1, 2), np.float32)) for _ in range(HORIZON))]  # fmt: skip
+    assert flags == [(False, False)] * (HORIZON - 1) + [(True, False)]
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_the_automatic_choice_refuses_does_not_keep_it_from_moving(start):
+    s = start("automatic, in processes")
+    env: Any = s.env
+    with pytest.raises(ValueError, match="runs 4 tasks, got 3"):
+        env.reset(options={"tasks": {key: value[:3] for key, value in s.tasks.items()}})
+    s.reset()
+    assert env.workers == 2
 
 
 def test_only_what_lacks_something_is_completed():
