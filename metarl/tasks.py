@@ -28,6 +28,10 @@ GYMNASIUM, VISIBLE = "gym", "visible"
 """Prefixes of ids: `gym:Pendulum-v1` is a Gymnasium environment, `visible:ID` a family with its tasks visible."""
 
 
+OWN_PACKAGES = ("metarl", "metarl_envs", "gymnasium")
+"""Importing these runs no code that a header could choose."""
+
+
 @runtime_checkable
 class TaskFamily(Protocol):
     """A distribution over Gymnasium environments that differ in the entries of `task_space`.

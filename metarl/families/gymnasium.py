@@ -10,6 +10,7 @@ print(family)
 import copy
 import importlib
 import json
+import sys
 import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +31,7 @@ from metarl.families.priors import Choices, Prior, in_common, prior, together
 from metarl.families.visible import visible as make_visible
 from metarl.policies.spaces import spaces_of
 from metarl.splits import SPLITS, TEST, TRAIN, VALIDATION, check_split, split_rng
-from metarl.tasks import FamilySpec, Task, TaskFamily, Tasks, did_you_mean, validate_task
+from metarl.tasks import OWN_PACKAGES, FamilySpec, Task, TaskFamily, Tasks, did_you_mean, validate_task
 
 Parameters = Mapping[str, Any]
 Wrapper = Callable[[gym.Env], gym.Env]
@@ -359,7 +360,10 @@ class GymnasiumFamily:
             same = json.loads(json.dumps(kwargs)) == kwargs
         except (TypeError, ValueError):
             same = False
-        return FamilySpec(f"gym:{self.env}", kwargs) if same and None not in distributions else None
+        if not same or None in distributions:
+            return None
+        env_id = _with_package(self.env, self._registered)
+        return FamilySpec(f"gym:{env_id}", kwargs if env_id == self.env else {"id": self.id} | kwargs)
 
 
 class TaskEnv(gym.Wrapper):
@@ -465,6 +469,17 @@ def _registered(env_id: str) -> EnvSpec:
         )
         raise ValueError(f"{env_id} is no registered Gymnasium environment: {error} {remedy} (on the command line "
                          f"gym:package:{name}; package stands for the module's name)") from None  # fmt: skip
+
+
+def _with_package(env_id: str, registered: EnvSpec | None) -> str:
+    """`env_id` with the third-party package of its entry point in front, so that another process knows it too."""
+    entry = None if registered is None else registered.entry_point
+    module = entry.partition(":")[0] if isinstance(entry, str) else getattr(entry, "__module__", "")
+    package = module.partition(".")[0]
+    imported = getattr(sys.modules.get(package), "__file__", None) is not None
+    if ":" in env_id or package == "__main__" or package in OWN_PACKAGES or not imported:
+        return env_id
+    return f"{package}:{env_id}"
 
 
 def _creator(registered: EnvSpec) -> Callable[..., Any]:

@@ -19,14 +19,13 @@ from metarl.checkpoint import CheckpointError
 from metarl.families import files
 from metarl.families.registry import entry_point_module, is_registered, make, make_from_file
 from metarl.source_files import Origin
-from metarl.tasks import GYMNASIUM, VISIBLE, FamilySpec, TaskFamily
+from metarl.tasks import GYMNASIUM, OWN_PACKAGES, VISIBLE, FamilySpec, TaskFamily
 
-OWN_PACKAGES = ("metarl", "metarl_envs", "gymnasium")
-"""Importing these runs no code that a header could choose."""
 MANY = 10**7
 """Whole numbers beyond it, among the arguments that a header gives, could ask for all of the memory."""
 _BOX = re.compile(r"Box\((?:[^()]|\[[^\]]*\])*?, (\([\d, ]*\), \w+)\)", re.DOTALL)
 """A Box as text; its shape and dtype."""
+_PACKAGE = re.compile(rf"^((?:{VISIBLE}:)*{GYMNASIUM}:).*:([^:]+)$")
 _WORD = re.compile(r"[\w +-]*")
 _OF_FILES = re.compile(r"(^|_)(file|path|dir|directory|folder|url|uri|xml|filename)s?($|_)", re.IGNORECASE)
 
@@ -73,6 +72,8 @@ def load_family(
         family = _given(path, given)
     found = signature(family)
     differing = [key for key in saved if key != "made" and saved[key] != found[key]]
+    if "id" in differing and without_package(saved["id"]) == without_package(found["id"]):
+        differing.remove("id")
     if differing == ["task_space"] and given is not None and _same_parameters(saved, found):
         if not scaled and not family.id.startswith(f"{VISIBLE}:"):
             warnings.warn(f"{path} was trained on tasks in {saved['task_space']}, this family has tasks in "
@@ -105,7 +106,8 @@ def _same_parameters(saved: Mapping[str, Any], found: Mapping[str, Any]) -> bool
 
 def same_signature(a: dict[str, Any], b: dict[str, Any]) -> bool:
     """Whether two signatures are of the same family, as far as they say it."""
-    return {**a, "made": None} == {**b, "made": None} and same_made(a.get("made"), b.get("made"))
+    one, other = ({**x, "made": None, "id": without_package(x.get("id", ""))} for x in (a, b))
+    return one == other and same_made(a.get("made"), b.get("made"))
 
 
 def same_made(a: dict[str, Any] | None, b: dict[str, Any] | None) -> bool:
@@ -115,12 +117,22 @@ def same_made(a: dict[str, Any] | None, b: dict[str, Any] | None) -> bool:
         return True
     if "sha256" in a and "sha256" in b:
         return a["kwargs"] == b["kwargs"]
-    return a == b
+    one, other = (
+        {**x, "id": without_package(x["id"]), "kwargs": {n: value for n, value in x["kwargs"].items() if n != "id"}}
+        for x in (a, b)
+    )
+    return one == other  # the family's own id is compared beside this
+
+
+def without_package(id: str) -> str:
+    """`gym:package:Name-v0` as `gym:Name-v0`, which earlier versions wrote for a package that was imported; any other
+    id as it is."""
+    return _PACKAGE.sub(r"\1\2", id)
 
 
 def _names(given: str, id: str) -> bool:
     """Whether the family that the user names is the one that a file names."""
-    return given == id or files.same_object(given, id)
+    return without_package(given) == without_package(id) or files.same_object(given, id)
 
 
 def _given(path: Path, given: str | TaskFamily) -> TaskFamily:
@@ -143,6 +155,8 @@ def _from_header(path: Path, saved: dict[str, Any], named: str | None, trust: bo
                               f"{saved['id']!r}: pass the same one as family=; on the command line --family "
                               "FILE.py:NAME, an object in a Python file that is or makes the family")  # fmt: skip
     id, kwargs = saved["made"]["id"], saved["made"]["kwargs"]
+    if named is not None and without_package(named) == without_package(id):
+        id = named  # the user's word says which package may be imported
     if not trust:
         if named is None and (package := unnamed_package(id)) is not None:
             word = shlex.quote(id)

@@ -132,6 +132,63 @@ def test_a_registered_id_does_not_import_a_package_of_its_own(tmp_path, mark, mo
     assert not mark.exists()
 
 
+def forget(monkeypatch: pytest.MonkeyPatch, mark: Path) -> None:
+    """As in another process."""
+    gym.registry.pop("Marked-v0", None)
+    monkeypatch.delitem(sys.modules, PACKAGE)
+    mark.unlink()
+
+
+@pytest.mark.parametrize("visible", [False, True])
+def test_a_header_remembers_the_package_that_registered_an_id(tmp_path, mark, monkeypatch, visible):
+    entry = CODE.replace("gymnasium.envs.classic_control:PendulumEnv", f"{PACKAGE}:Own")
+    entry += "from gymnasium.envs.classic_control import PendulumEnv\nclass Own(PendulumEnv): pass\n"
+    (tmp_path / "site" / f"{PACKAGE}.py").write_text(entry)
+    __import__(PACKAGE)  # as users do, and then they name the id alone
+    family = metarl.from_gymnasium("Marked-v0", {"g": [9.0, 10.0]}, visible=visible)
+    id = f"{'visible:' * visible}gym:{PACKAGE}:Marked-v0"
+    assert family.spec.id == id and family.id == id.replace(f"{PACKAGE}:", "")
+    MetaLearner("maml_trpo", family, device="cpu", **TINY).learn(1, run_dir=tmp_path / "run", eval_every=0)
+    forget(monkeypatch, mark)
+    with pytest.raises(CheckpointError, match=f"asks to import '{PACKAGE}', for its family '{id}'"):
+        MetaLearner.load(tmp_path / "run", device="cpu")
+    with pytest.raises(CheckpointError):  # the id alone names no package
+        MetaLearner.load(tmp_path / "run", id.replace(f"{PACKAGE}:", ""), device="cpu")
+    assert not mark.exists()
+    loaded = MetaLearner.load(tmp_path / "run", id, device="cpu")
+    assert mark.exists() and loaded.family.id == family.id
+    loaded.save(tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "run" / "latest.safetensors").read_bytes()
+
+
+def test_a_run_from_before_the_header_had_the_package_goes_on(tmp_path, mark, recwarn):
+    more = "from gymnasium.envs.classic_control import PendulumEnv\n"
+    (tmp_path / "site" / f"{PACKAGE}.py").write_text(CODE + more)
+    __import__(PACKAGE)
+    gym.register("Own-v0", entry_point=f"{PACKAGE}:PendulumEnv", max_episode_steps=4)
+    try:
+        family = metarl.from_gymnasium("Own-v0", {"g": [9.0, 10.0]})
+        assert family.spec.id == f"gym:{PACKAGE}:Own-v0"
+        run = tmp_path / "run"
+        MetaLearner("maml_trpo", family, device="cpu", **TINY).learn(1, run_dir=run, eval_every=0)
+        config = json.loads((run / CONFIG).read_text())
+        config["family"]["made"] = {"id": "gym:Own-v0", "kwargs": KWARGS}
+        (run / CONFIG).write_text(json.dumps(config))
+        tensors, meta = checkpoint.load(run / "latest.safetensors")
+        meta["family"]["made"] = {"id": "gym:Own-v0", "kwargs": KWARGS}
+        checkpoint.save(run / "latest.safetensors", tensors, meta)
+        for given in (None, "gym:Own-v0", f"gym:{PACKAGE}:Own-v0", family):
+            learner = MetaLearner.load(run, given, device="cpu")
+        assert learner.learn(1, run_dir=run, eval_every=0).state.iteration == 2
+        assert [w for w in recwarn if "saved with" in str(w.message)] == []
+    finally:
+        gym.registry.pop("Own-v0", None)
+
+
+def test_gymnasiums_ids_and_those_of_the_main_script_have_no_package(monkeypatch):
+    assert metarl.from_gymnasium("Pendulum-v1", {"g": [9.0, 10.0]}).spec.id == "gym:Pendulum-v1"
+
+
 @pytest.mark.parametrize("id", ["PointNavigation-v0", "visible:PointNavigation-v0", "CartPoleParams-v0"])
 def test_our_own_families_need_no_word(id):
     assert saved.unnamed_package(id) is None
