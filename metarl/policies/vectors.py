@@ -8,6 +8,7 @@ import torch
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 from torch import Tensor
 
+from metarl.policies.spaces import HUGE
 from metarl.tasks import Tasks
 
 
@@ -36,7 +37,7 @@ class _Part:
             shape = space.shape
             low, high = (space.low, space.high) if isinstance(space, Box) else (np.zeros(shape), np.ones(shape))
             low, high = (np.asarray(x, np.float64).reshape(-1) for x in (low, high))
-            bounded = np.isfinite(low) & np.isfinite(high) & scaled
+            bounded = (low > -HUGE) & (high < HUGE) & scaled  # further ones are none, and would scale all values to 0
             finite_low, finite_high = (np.where(bounded, x, 0.0) for x in (low, high))
             self._centre = finite_low / 2 + finite_high / 2
             half = finite_high / 2 - finite_low / 2

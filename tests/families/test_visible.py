@@ -12,6 +12,7 @@ from tiny_runs import same_params, tiny
 
 import metarl
 from metarl import MetaLearner, check_family, visible
+from metarl.policies.vectors import TaskVectors
 from metarl.tasks import num_tasks
 from metarl.vector.backends import make_vector
 from metarl.vector.loop import LoopVectorEnv
@@ -173,3 +174,11 @@ def test_the_oracle_learns_what_a_blind_policy_cannot():
     blind, oracle = trained(bandit), trained(visible(bandit))
     assert blind < 0.15
     assert oracle > 0.45
+
+
+@pytest.mark.parametrize("most", [float(np.finfo(np.float32).max), 1e19])
+def test_bounds_that_are_none_do_not_scale_a_parameter_to_nothing(most):
+    space = {"x": Box(-most, most, (), np.float32), "y": Box(0.0, 4.0, (), np.float32)}
+    vectors = TaskVectors(gym.spaces.Dict(space))
+    shown = vectors.encode({"x": np.array([1.0, -2.0], np.float32), "y": np.array([1.0, 3.0], np.float32)})
+    np.testing.assert_allclose(shown, [[1.0, -0.5], [-2.0, 0.5]])
