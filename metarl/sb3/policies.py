@@ -35,7 +35,7 @@ from metarl.policies.gru import GRUPolicy
 from metarl.policies.mlp import MLPPolicy
 from metarl.policies.module import ModulePolicy
 from metarl.policies.normalize import ObsStats
-from metarl.policies.spaces import Spaces, lowest, spaces_of
+from metarl.policies.spaces import Spaces, has_range, lowest, spaces_of
 from metarl.sb3.saved_models import check_plain, read_vec_normalize
 from metarl.tasks import TaskFamily, did_you_mean
 from metarl.torch_defaults import torch_defaults
@@ -307,6 +307,9 @@ def from_sb3(
         raise ValueError(
             "TD3 and DDPG have a deterministic policy: pass the standard deviation to explore with as std="
         )
+    if squashed and not has_range(spaces.action).all():
+        raise ValueError(f"TD3 and DDPG scale their actions to the bounds, and {spaces.action} has bounds of 1e18 or "
+                         "more, which are none here: train it with bounds that the actions need")  # fmt: skip
     actor = _TD3Actor(theirs, spaces) if squashed else _Actor(theirs, spaces)
     normalise = vec_normalize is not None and vec_normalize.norm_obs
     params = None if squashed else _mlp_params(theirs, spaces)

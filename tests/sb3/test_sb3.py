@@ -388,6 +388,18 @@ def test_a_deterministic_actor_gets_a_standard_deviation():
     np.testing.assert_allclose(ours(policy, obs)[1][0], 0.2 * SCALE, rtol=1e-6)
 
 
+def test_action_bounds_that_are_none():
+    """PPO acts in the environment's units; TD3 would scale its actions to 3e38."""
+    most = float(np.finfo(np.float32).max)
+    actions, obs = Box(-most, most, (2,), np.float32), observations(VECTOR)
+    model = theirs_on(PPO, VECTOR, actions)
+    policy = from_sb3(model)
+    assert_close(policy.predict(obs, deterministic=True)[0], model.predict(obs, deterministic=True)[0])
+    assert_close(to_sb3(policy).predict(obs, deterministic=True)[0], model.predict(obs, deterministic=True)[0])
+    with pytest.raises(ValueError, match=r"TD3 and DDPG scale their actions to the bounds, and Box\(-3\.4"):
+        from_sb3(theirs_on(TD3, VECTOR, actions, policy_kwargs={"net_arch": [8]}), std=0.2)
+
+
 @pytest.mark.parametrize(
     ("make", "keywords", "message"),
     [
