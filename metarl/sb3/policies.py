@@ -307,7 +307,7 @@ def from_sb3(
         raise ValueError(
             "TD3 and DDPG have a deterministic policy: pass the standard deviation to explore with as std="
         )
-    if squashed and not has_range(spaces.action).all():
+    if squashed and isinstance(spaces.action, Box) and not has_range(spaces.action).all():
         raise ValueError(f"TD3 and DDPG scale their actions to the bounds, and {spaces.action} has bounds of 1e18 or "
                          "more, which are none here: train it with bounds that the actions need")  # fmt: skip
     actor = _TD3Actor(theirs, spaces) if squashed else _Actor(theirs, spaces)
