@@ -21,7 +21,9 @@ _EXPORTS = {
     "split_rng": "metarl.splits",
     "TensorFamily": "metarl.vector.tensor",
     "make_vector": "metarl.vector.backends",
+    "check_algorithm": "metarl.algorithms.check",
     "check_family": "metarl.families.check",
+    "register_policy": "metarl.policies.kinds",
     "from_gymnasium": "metarl.families.gymnasium",
     "visible": "metarl.families.visible",
 }
@@ -31,6 +33,7 @@ __all__ = [*sorted(_EXPORTS), "__version__"]
 if TYPE_CHECKING:
     from metarl.adapted.gradient_policy import AdaptedPolicy as AdaptedPolicy
     from metarl.adapted.recurrent_policy import RecurrentPolicy as RecurrentPolicy
+    from metarl.algorithms.check import check_algorithm as check_algorithm
     from metarl.families.check import check_family as check_family
     from metarl.families.gymnasium import from_gymnasium as from_gymnasium
     from metarl.families.registry import make as make
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
     from metarl.families.registry import registered as registered
     from metarl.families.visible import visible as visible
     from metarl.learner import MetaLearner as MetaLearner
+    from metarl.policies.kinds import register_policy as register_policy
     from metarl.splits import split_rng as split_rng
     from metarl.tasks import Task as Task
     from metarl.tasks import TaskFamily as TaskFamily

@@ -216,8 +216,8 @@ def _learn(learner: Any, iterations: int, out: Path, progress: bool, schedule: d
 
     family, config = learner.family, learner.config
     episodes = f"{config.episodes} episodes"
-    if hasattr(config, "trial_episodes"):
-        episodes = f"{config.trials} trials of {config.trial_episodes} episodes"
+    if config.unit == "episode":
+        episodes = f"{config.episodes} trials of {config.inner_steps + 1} episodes"
     _say(f": {iterations} iterations of {config.n_tasks} tasks, {episodes}, {family.horizon} steps, "
          f"on {learner.device}, in {out}", bold=f"{learner.algorithm} on {family.id}")  # fmt: skip
     try:
@@ -388,7 +388,7 @@ def adapt_command(argv: Sequence[str]) -> int:
         policy = learner.adapt(task, steps=options.steps, step_sizes=options.step_sizes or None,
                                episodes=options.episodes, seed=options.seed)  # fmt: skip
     assert policy.returns is not None
-    what = "inner step" if hasattr(learner.config, "inner_lr") else "episode"
+    what = learner.config.unit
     for step, value in enumerate(policy.returns):
         rate = "" if policy.success_rates is None else f", success rate {policy.success_rates[step]:.0%}"
         _say(f"return after {step} {what}{'' if step == 1 else 's'}: {value:.2f}{rate}")
@@ -442,7 +442,7 @@ def render_command(argv: Sequence[str]) -> int:
     after = learner.adapt(task, steps=options.steps, step_sizes=sizes, episodes=options.episodes)
     steps = len(after.returns) - 1
     caption = f"after {steps} step{'' if steps == 1 else 's'}"
-    if not hasattr(learner.config, "inner_lr"):
+    if learner.config.unit == "episode":
         caption = f"after {steps + 1} episode{'s' if steps else ''}"
     policies = {"before": before, caption: after}
     path = film(learner.family, task, policies, options.out or directory / "adaptation.mp4",

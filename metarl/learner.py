@@ -1,12 +1,13 @@
 """MetaLearner: the face of the package, in the manner of stable-baselines3."""
 
-import copy
 import dataclasses
+import importlib
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import gymnasium as gym
@@ -17,6 +18,9 @@ from torch import nn
 from metarl import algorithms, checkpoint
 from metarl.adapted.gradient_policy import AdaptedPolicy
 from metarl.adapted.recurrent_policy import RecurrentPolicy
+from metarl.adapted.starting import started_from
+from metarl.algorithms.check import checked_algorithm
+from metarl.algorithms.contract import EPISODE, INNER_STEP, Algorithm
 from metarl.arguments import check_takes_one, file_path, new_file, positive_sizes, whole, yes_or_no
 from metarl.checkpoint import CheckpointError
 from metarl.families.files import remember
@@ -24,10 +28,8 @@ from metarl.families.registry import make
 from metarl.families.saved import origin_of, signature
 from metarl.parallel import keep_freed_memory, resolve_device
 from metarl.policies.base import Policy
-from metarl.policies.gru import GRUPolicy, Memory
-from metarl.policies.mlp import without_context
 from metarl.policies.module import ModulePolicy
-from metarl.policies.spaces import Spaces, check_same_spaces, spaces_of
+from metarl.policies.spaces import check_same_spaces, spaces_of
 from metarl.policies.stacked_module import second_derivatives_of
 from metarl.recurrent.trials import shown_episodes
 from metarl.report.evaluation import (
@@ -41,6 +43,7 @@ from metarl.report.evaluation import (
 )
 from metarl.report.step_sizes import TASKS, Choice, choose
 from metarl.rollout.sampler import EnvSampler, Sampler
+from metarl.rollout.setup import Setup
 from metarl.splits import TEST, VALIDATION
 from metarl.suggestions import known_arguments, setting_hint
 from metarl.tasks import TaskFamily, Tasks, check_is_family, num_tasks, requested_task, stack_tasks, task_at
@@ -60,7 +63,7 @@ from metarl.training.saved import portable, restore
 from metarl.training.train import Stats, in_one_piece, train
 from metarl.training.warm_start import (
     check_same_activation,
-    module_of,
+    network_of,
     settings_of,
     taken_over,
     unused_warning,
@@ -68,9 +71,10 @@ from metarl.training.warm_start import (
 )
 
 
-def make_config(algorithm: str, values: Mapping[str, Any]) -> Any:
+def make_config(module: str | Any, values: Mapping[str, Any]) -> Any:
     """The algorithm's `Config` from a mapping. Raises ValueError for an unknown key, naming the nearest known one."""
-    kind = algorithms.get(algorithm).Config
+    module = algorithms.get(module) if isinstance(module, str) else module
+    kind, algorithm = module.Config, algorithms.name_of(module)
     known = [field.name for field in dataclasses.fields(kind)]
     for name in values:
         if name not in known:
@@ -83,14 +87,15 @@ class MetaLearner:
     """Meta-train, evaluate, adapt, save.
 
     Args:
-        algorithm: its name, as `metarl list` shows it.
+        algorithm: its name, as `metarl list` shows it; or a module of your own with the five names of
+            `metarl.algorithms.contract` (docs/your_own_algorithm.md).
         family: a family's id, `"path/to/file.py:NAME"` (a family, or a function or class that makes one, in a Python
             file), or any object that is one (see `metarl.TaskFamily`).
         seed: with the config, determines every number of the run.
         device: `"auto"`, `"cpu"` or `"cuda"`.
         policy: an `nn.Module` from [N, O] to [N, A] to adapt instead of the network that the config describes; or a
             policy to start from (`metarl.sb3.from_sb3(model)`, `AdaptedPolicy.load(path)`): its network, its parameters
-            and its statistics of observations.
+            and its statistics of observations; or a policy of your own kind (see `metarl.policies.base`).
         workers: processes that step environments; None chooses, 0 steps them in this one (see `metarl.make_vector`).
             The results do not depend on it. Processes end with the learner, or with `close`.
         config: settings of the algorithm, fields of its `Config`.
@@ -103,19 +108,19 @@ class MetaLearner:
     @torch_defaults
     def __init__(
         self,
-        algorithm: str,
+        algorithm: str | ModuleType | Algorithm,
         family: str | TaskFamily,
         *,
         seed: int = 0,
         device: str | torch.device = "auto",
-        policy: nn.Module | AdaptedPolicy | None = None,
+        policy: nn.Module | AdaptedPolicy | Policy | None = None,
         workers: int | None = None,
         **config: Any,
     ):
-        self.algorithm = algorithm
-        algorithms.get(algorithm)
-        start = policy if isinstance(policy, AdaptedPolicy) else None
-        self.config = make_config(algorithm, config if start is None else settings_of(start, config))
+        self._module: Any = algorithms.get(algorithm) if isinstance(algorithm, str) else checked_algorithm(algorithm)
+        self.algorithm = algorithms.name_of(self._module)
+        start = started_from(policy)
+        self.config = make_config(self._module, config if start is None else settings_of(start, config))
         self.family = make(family) if isinstance(family, str) else family
         check_is_family(self.family)
         self.seed = _checked_seed(seed)
@@ -123,10 +128,14 @@ class MetaLearner:
         spaces = spaces_of(self.family)
         if start is not None:
             check_same_spaces("another environment", start.policy.spaces, self.family)
-        module = module_of(policy)
-        self.policy: Policy = self.config.policy(spaces) if module is None else self._adapt_module(module, spaces)
-        extra = {"task_space": self.family.task_space} if getattr(self.config, "task_critic", False) else {}
-        self.state = self._module.init(self.config, self.policy, self.seed, self.device, **extra)
+        network = network_of(policy, start)
+        if network is None or isinstance(network, nn.Module):
+            self.policy: Any = self.config.policy(spaces, network)
+        else:
+            check_same_spaces("the spaces of this policy", network.spaces, self.family)
+            self.policy = network
+        self._policy_given = network is not None
+        self.state = self._module.init(self.config, self.policy, self.family, self.seed, self.device)
         if start is not None:
             self.state = with_policy(self.state, start, self.device)
         self.state = checkpoint.in_own_memory(self.state)
@@ -142,17 +151,14 @@ class MetaLearner:
         return (f"MetaLearner({self.algorithm!r}, {self.family.id!r}, seed={self.seed}, device={str(self.device)!r}): "
                 f"{state.iteration} iterations, {state.env_steps:,} environment steps")  # fmt: skip
 
-    @property
-    def _module(self) -> Any:
-        return algorithms.get(self.algorithm)
-
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and deepcopy. Environments and their processes stay behind; the copy makes its own."""
-        return portable(self)
+        return portable(self) | {"_module": self._module.__name__}
 
     @torch_defaults
     def __setstate__(self, state: dict[str, Any]) -> None:
-        restore(self, state)
+        restore(self, state | {"_module": importlib.import_module(state["_module"])})
+        self.sampler.device = self.device
 
     @torch_defaults
     def start_from(self, other: "MetaLearner | Path | str", *, trust: bool = False) -> "MetaLearner":
@@ -203,12 +209,6 @@ class MetaLearner:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _adapt_module(self, module: nn.Module, spaces: Spaces) -> ModulePolicy:
-        if context := getattr(self.config, "context", 0):
-            raise ValueError(f"context={context} is an input of the package's own network; with policy= "
-                             "leave it at 0")  # fmt: skip
-        return ModulePolicy(spaces, copy.deepcopy(module).to("cpu"), self.config.init_std, self.config.min_std)
 
     # -----------------------------------------------------------------------------------------------------------------
     # Training
@@ -282,7 +282,7 @@ class MetaLearner:
             stats = {f"eval/step_{k}": mean[k] for k in shown_episodes(len(mean))}
             if (rates := curve.success_rates) is not None:
                 stats |= {f"eval/success_{k}": rates[:, k].mean().item() for k in shown_episodes(len(mean))}
-            return stats | {"eval/score": getattr(curve, "score", mean[-1])}
+            return stats | {"eval/score": curve.score}
 
         def keep(state: Any, best: float | None) -> None:
             self.state, self._best_score = state, best
@@ -313,7 +313,7 @@ class MetaLearner:
 
     def _step(self, state: Any) -> tuple[Any, Stats]:
         with second_derivatives_of(getattr(self.policy, "module", None)):
-            new, stats = self._module.iteration(self.config, self.sampler, self.policy, state, self.seed)
+            new, stats = self._module.iteration(Setup(self.config, self.sampler, self.policy, self.seed), state)
         seconds = max(stats["time/rollout"] + stats["time/update"], 1e-9)
         stats["env_steps"] = new.env_steps
         stats["time/steps_per_second"] = (new.env_steps - state.env_steps) / seconds
@@ -448,16 +448,7 @@ class MetaLearner:
         sizes, _ = self._chosen_sizes(sizes, step_sizes, episodes)
         found = self._evaluate(self.state, sampler, tasks, episodes, sizes, seed)
         self.sampler.reports_success |= sampler.reports_success
-        rates = None if found.success_rates is None else found.success_rates[0].cpu().numpy()
-        stats = {name: value.cpu() for name, value in getattr(self.state, "obs_stats", {}).items()}
-        returns = found.returns[0].mean(-1).cpu().numpy()
-        if isinstance(self.policy, GRUPolicy):
-            params = {name: value.cpu() for name, value in self.state.params.items()}
-            memory = Memory(*(value[0, 0].cpu() for value in found.memory))
-            return RecurrentPolicy(self.policy, params, memory, returns, success_rates=rates, obs_stats=stats)
-        policy, params = without_context(self.policy, found.params[-1])
-        params = {name: value[0].cpu() for name, value in params.items()}
-        return AdaptedPolicy(policy, params, returns, success_rates=rates, obs_stats=stats)
+        return found.policy_for(0)
 
     def _evaluate(
         self,
@@ -468,15 +459,15 @@ class MetaLearner:
         sizes: Sequence[float | None],
         seed: int,
     ) -> Any:
-        return self._module.evaluate(self.config, sampler, self.policy, state, tasks, seed, episodes, sizes)
+        return self._module.evaluate(Setup(self.config, sampler, self.policy, seed), state, tasks, episodes, sizes)
 
     def _chosen_sizes(
         self, usual: tuple[float | None, ...], given: Sequence[float] | None, episodes: int
     ) -> tuple[tuple[float | None, ...], Choice | None]:
         """`usual`, with the sizes of steps that training does not have chosen on validation tasks, unless `given`."""
-        if given is not None or not hasattr(self.config, "inner_lr"):
+        if given is not None or self.config.unit != INNER_STEP:
             return usual, None
-        known = max(self.config.inner_steps, len(self.config.lr_schedule))
+        known = self.config.sized_steps
         if len(usual) <= known:
             return usual, None
         state, kept = self._choice
@@ -497,14 +488,14 @@ class MetaLearner:
         return choice.sizes, choice
 
     def _default_steps(self, least: int, otherwise: int | None = None) -> int:
-        """Inner steps, as in training or `otherwise`, at least `least`; RL2's trials are as long as in training."""
-        if isinstance(self.policy, GRUPolicy):
+        """Inner steps, as in training or `otherwise`, at least `least`; trials are as long as in training."""
+        if self.config.unit == EPISODE:
             return self.config.inner_steps
         return max(least, self.config.inner_steps if otherwise is None else otherwise)
 
     def _step_sizes(self, steps: int | None, sizes: Sequence[float] | None, otherwise: int) -> tuple[float | None, ...]:
         """The sizes of `steps` inner steps (`otherwise`, if neither is given), None where they have none."""
-        if hasattr(self.config, "inner_lr"):
+        if self.config.unit == INNER_STEP:
             return checked_step_sizes(steps, sizes, self.config.training_step_sizes, otherwise)
         if sizes is not None:
             raise ValueError(f"{self.algorithm} has no inner step sizes, got {sizes!r}: leave them out; "
@@ -521,8 +512,14 @@ class MetaLearner:
             "family": signature(self.family),
             "config": {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self.config).items()},
             "seed": self.seed,
-            "policy": type(self.policy).__name__,
+            "policy": self.policy.kind,
+            **({} if self._made_again else {"described_policy": self.policy.describe()}),
         }
+
+    @property
+    def _made_again(self) -> bool:
+        """Whether the policy follows from the settings, or has a module that the user brings."""
+        return not self._policy_given or self.policy.kind == ModulePolicy.__name__
 
     @torch_defaults
     def save(self, path: Path | str) -> None:
@@ -544,6 +541,7 @@ class MetaLearner:
         device: str | torch.device = "auto",
         policy: nn.Module | AdaptedPolicy | None = None,
         workers: int | None = None,
+        algorithm: ModuleType | Algorithm | None = None,
         trust: bool = False,
     ) -> "MetaLearner":
         """The learner as it was saved; training goes on bit for bit.
@@ -560,6 +558,7 @@ class MetaLearner:
                 its package; the arguments are the checkpoint's.
             policy: needed if the learner had a module of its own, alone or in the policy that it started from.
             workers: processes that step environments, as in a new learner.
+            algorithm: needed if the learner had a module of its own.
             trust: import whatever package the file names, and pass on whatever arguments it has.
 
         Raises:
@@ -570,7 +569,11 @@ class MetaLearner:
             UserWarning: the latest state of a run is damaged, and the previous one is used.
         """
         trust = yes_or_no("trust", trust)
-        return saved.load(cls, file_path("path", path), family, resolve_device(device), policy, workers, trust)
+
+        def find(name: str) -> Any:
+            return algorithms.get(name, trust) if algorithm is None else algorithm
+
+        return saved.load(cls, file_path("path", path), family, resolve_device(device), policy, workers, trust, find)
 
 
 def _best_of(path: Path, trust: bool) -> MetaLearner:

@@ -25,6 +25,7 @@ from metarl.parallel import resolve_device
 from metarl.policies.module import ModulePolicy
 from metarl.policies.spaces import spaces_of
 from metarl.rollout.sampler import Sampler
+from metarl.rollout.setup import Setup
 
 
 def module(outputs: int = 2) -> nn.Module:
@@ -40,10 +41,10 @@ def test_learning_is_the_algorithms_iteration_repeated():
     learner, config = tiny(inner_lr=0.3), maml_trpo.Config(**TINY, inner_lr=0.3)
     family = point()
     policy = config.policy(spaces_of(family))
-    sampler, state = Sampler(family), maml_trpo.init(config, policy, 0)
+    sampler, state = Sampler(family), maml_trpo.init(config, policy, family, 0)
     assert same_params(learner.state.params, state.params)
     for _ in range(2):
-        state, _ = maml_trpo.iteration(config, sampler, policy, state, 0)
+        state, _ = maml_trpo.iteration(Setup(config, sampler, policy, 0), state)
     learner.learn(2)
     assert same_params(learner.state.params, state.params)
     assert (learner.state.iteration, learner.state.env_steps) == (2, state.env_steps)

@@ -167,7 +167,7 @@ def starts_from_initial_b(outcome: Outcome) -> bool:
     """The initial state of a run with `SEED`, which its environments and tasks follow too."""
     fresh = MetaLearner("maml_trpo", point(), seed=SEED, device="cpu", **TINY)
     first = outcome.of("iteration")[0]
-    return same_params(first["state"].params, fresh.state.params) and first["seed"] == SEED
+    return same_params(first["state"].params, fresh.state.params) and first["setup"].seed == SEED
 
 
 def resumes_from(name: str) -> Claim:
@@ -198,7 +198,7 @@ def shown(outcome: Outcome) -> bool:
 def draws_and_adapts_with_the_seed(outcome: Outcome) -> bool:
     """The tasks that are reported, and the episodes in them."""
     drawn = any(x["seed"] == SEED and x["split"] == "test" for x in outcome.of("tasks"))
-    return drawn and all(x["seed"] == SEED for x in reported(outcome))
+    return drawn and all(x["setup"].seed == SEED for x in reported(outcome))
 
 
 def films_with_the_seed(outcome: Outcome) -> bool:
@@ -315,7 +315,7 @@ CASES: dict[str, dict[str, tuple[Words, Claim]]] = {
         "steps": ({"--steps": ("2",)}, steps(2)),
         "step_sizes": ({"--step-sizes": ("0.3", "0.2")}, sizes(0.3, 0.2)),
         "episodes": ({"--episodes": ("3",)}, episodes(3)),
-        "seed": ({"--seed": (str(SEED),)}, evaluated(lambda x: x["seed"] == SEED)),
+        "seed": ({"--seed": (str(SEED),)}, evaluated(lambda x: x["setup"].seed == SEED)),
         "out": ({"--out": ("elsewhere",)}, exists("elsewhere.safetensors")),
     },
     "render": NAMED | {

@@ -145,7 +145,7 @@ def measure(name: str, horizon: int, args: argparse.Namespace) -> list[dict[str,
     family = metarl.make(name, horizon=horizon)
     config = Config(n_tasks=args.tasks)
     policy = config.policy(spaces_of(family))
-    state, sampler = init(config, policy, args.seed), Sampler(family)
+    state, sampler = init(config, policy, family, args.seed), Sampler(family)
     params = expand(state.params, args.tasks)
     tasks = sampler.tasks(args.tasks, args.seed, 0)
     start = time.perf_counter()

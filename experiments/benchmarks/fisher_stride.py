@@ -26,6 +26,7 @@ from metarl.inner import loop
 from metarl.outer import objective as outer
 from metarl.outer import trust_region
 from metarl.parallel import threads_over_tasks
+from metarl.rollout.setup import Setup
 
 STRIDES = (1, 2, 3, 4, 5, 10)
 
@@ -48,7 +49,7 @@ def direction(learner: metarl.MetaLearner, found: loop.Experience, stride: int) 
 @threads_over_tasks
 def compare(learner: metarl.MetaLearner) -> dict[str, tuple[float, float]]:
     """Stride -> the share of the gain that is left, and seconds."""
-    found = loop.experience(learner.config, learner.sampler, learner.policy, learner.state, learner.seed)
+    found = loop.experience(Setup(learner.config, learner.sampler, learner.policy, learner.seed), learner.state)
     meta = outer.trained(learner.config, learner.state)
     whole = outer.objectives(learner.config, learner.policy, found.data, learner.state)
     linear = [trust_region._linearise(objective, meta) for objective in whole]

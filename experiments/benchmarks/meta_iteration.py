@@ -45,6 +45,7 @@ from metarl.params import expand
 from metarl.policies.mlp import MLPPolicy
 from metarl.policies.spaces import spaces_of
 from metarl.rollout.sampler import Sampler
+from metarl.rollout.setup import Setup
 
 PARTS = ("breakdown", "fisher", "reference", "growth")
 SEED, MIB, STRIDE = 0, 2**20, 3
@@ -60,7 +61,7 @@ class Problem:
     state: State
 
     def iterate(self) -> tuple[State, dict[str, Any]]:
-        return maml_trpo.iteration(self.config, self.sampler, self.policy, self.state, SEED)
+        return maml_trpo.iteration(Setup(self.config, self.sampler, self.policy, SEED), self.state)
 
     def loop(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The same by the Python loop over tasks."""
@@ -78,7 +79,7 @@ def make_problem(args: argparse.Namespace, warm_up: int = 2, **settings: Any) ->
     )
     sampler = Sampler(metarl.make("PointNavigation-v0", horizon=args.horizon), args.device)
     policy = config.policy(spaces_of(sampler.family))
-    problem = Problem(config, sampler, policy, maml_trpo.init(config, policy, SEED, args.device))
+    problem = Problem(config, sampler, policy, maml_trpo.init(config, policy, sampler.family, SEED, args.device))
     for _ in range(warm_up):
         problem = replace(problem, state=problem.iterate()[0])
     return problem

@@ -36,6 +36,7 @@ from metarl.params import expand
 from metarl.policies.spaces import spaces_of
 from metarl.rollout.rollout import collect
 from metarl.rollout.sampler import Sampler
+from metarl.rollout.setup import Setup
 from metarl.tasks import Tasks
 from metarl.vector.mujoco import MujocoFamily, MujocoVectorEnv, import_mujoco
 
@@ -166,8 +167,8 @@ def iteration(args: argparse.Namespace) -> Rows:
     sampler = Sampler(metarl.make("HalfCheetahDir-v0", horizon=args.horizon))
     config = Config(n_tasks=args.tasks, episodes=args.episodes, hidden=tuple(args.hidden), cg_iterations=10)
     policy = config.policy(spaces_of(sampler.family))
-    state = maml_trpo.init(config, policy, SEED, "cpu")
-    state, _ = maml_trpo.iteration(config, sampler, policy, state, SEED)
+    state = maml_trpo.init(config, policy, sampler.family, SEED, "cpu")
+    state, _ = maml_trpo.iteration(Setup(config, sampler, policy, SEED), state)
     env = sampler.vector_env(args.tasks, args.episodes)
     assert isinstance(env, MujocoVectorEnv)
     bare = Bare(env.family, env, env.family.sample(args.tasks, np.random.default_rng(SEED)))
@@ -175,13 +176,13 @@ def iteration(args: argparse.Namespace) -> Rows:
     totals: dict[str, list[Clock]] = {name: [] for name in ("whole", "strided", "collect", "simulator", "limit")}
     strided = replace(config, fisher_stride=STRIDE)
     for _ in range(args.repeats):
-        totals["strided"].append(clocked(lambda: maml_trpo.iteration(strided, sampler, policy, state, SEED))[0])
+        totals["strided"].append(clocked(lambda: maml_trpo.iteration(Setup(strided, sampler, policy, SEED), state))[0])
         parts: dict[str, Clock] = {"collect": (0.0, 0.0), "simulator": (0.0, 0.0)}
         with (
             patch.object(sampler, "collect", adding(parts, "collect", sampler.collect)),
             patch.object(env._simulator, "advance", adding(parts, "simulator", env._simulator.advance)),
         ):
-            whole, _ = clocked(lambda: maml_trpo.iteration(config, sampler, policy, state, SEED))
+            whole, _ = clocked(lambda: maml_trpo.iteration(Setup(config, sampler, policy, SEED), state))
         limit, _ = clocked(bare)
         for name, clock in (parts | {"whole": whole, "limit": (rollouts * limit[0], rollouts * limit[1])}).items():
             totals[name].append(clock)

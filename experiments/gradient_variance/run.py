@@ -37,6 +37,7 @@ from metarl.inner.state import State
 from metarl.outer.objective import objectives, trained
 from metarl.outer.trust_region import flatten, value_and_gradient, value_and_kl
 from metarl.report import figures
+from metarl.rollout.setup import Setup
 from metarl.training.train import versions
 
 HERE = Path(__file__).parent
@@ -82,7 +83,7 @@ def meta_gradients(learner: metarl.MetaLearner, batch: int) -> Tensor:
     tasks = learner.sampler.tasks(config.n_tasks, TASKS_SEED, 0)
     seed = EPISODES_SEED * (1 + state.iteration) + batch
     found = evaluate(
-        config, learner.sampler, policy, state, tasks, seed, config.episodes, config.training_step_sizes()
+        Setup(config, learner.sampler, policy, seed), state, tasks, config.episodes, config.training_step_sizes()
     )  # fmt: skip
     data = [Batch.of(config, rollout) for rollout in found.rollouts]
     return torch.stack([meta_gradient(replace(config, **changed), policy, data, state)

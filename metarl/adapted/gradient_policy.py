@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,8 +17,7 @@ from metarl.formulas import distributions
 from metarl.params import Params, expand
 from metarl.policies import normalize
 from metarl.policies.base import Policy
-from metarl.policies.cnn import CNNPolicy
-from metarl.policies.mlp import MLPPolicy
+from metarl.policies.kinds import described_policy
 from metarl.policies.module import ModulePolicy
 from metarl.policies.normalize import ObsStats
 from metarl.policies.spaces import Spaces, spaces_from_json, spaces_to_json
@@ -115,13 +114,7 @@ class AdaptedPolicy:
     def save(self, path: Path | str) -> Path:
         """Write the policy to one file (`.safetensors` is added if missing). -> its path."""
         path = with_suffix(path)
-        kind: dict[str, Any] = {"type": type(self.policy).__name__}
-        if isinstance(self.policy, MLPPolicy | CNNPolicy | ModulePolicy):
-            kind |= {"init_std": self.policy.init_std, "min_std": self.policy.min_std}
-        if isinstance(self.policy, MLPPolicy | CNNPolicy):
-            kind |= {"hidden": list(self.policy.hidden), "activation": self.policy.activation}
-        if isinstance(self.policy, CNNPolicy):
-            kind |= {"channels": list(self.policy.channels)}
+        kind = {"type": self.policy.kind, **self.policy.describe()}
         returns = None if self.returns is None else [float(x) for x in self.returns]
         meta = {"kind": "policy", "policy": kind, "spaces": spaces_to_json(self.policy.spaces), "returns": returns}
         stats = {_STATS + name: value for name, value in self.obs_stats.items()}
@@ -130,8 +123,9 @@ class AdaptedPolicy:
 
     @classmethod
     @torch_defaults
-    def load(cls, path: Path | str, module: nn.Module | None = None) -> "AdaptedPolicy":
-        """The policy that `save` wrote to `path`; `module` is needed if it was one of the user's own.
+    def load(cls, path: Path | str, module: nn.Module | None = None, *, trust: bool = False) -> "AdaptedPolicy":
+        """The policy that `save` wrote to `path`; `module` is needed if it was one of the user's own. `trust` imports
+        the package that announces its kind (see `metarl.policies.kinds`).
 
         Raises:
             CheckpointError: a damaged file, or no policy.
@@ -142,7 +136,7 @@ class AdaptedPolicy:
             other = "RecurrentPolicy" if meta.get("kind") == "recurrent policy" else "MetaLearner"
             raise CheckpointError(f"{path} holds a {meta.get('kind')}, not a policy: use {other}.load")
         with reading(path, tensors):
-            return cls(*_parts(path, tensors, meta, module))
+            return cls(*_parts(path, tensors, meta, module, yes_or_no("trust", trust)))
 
 
 def policy_text(policy: Any) -> str:
@@ -167,14 +161,13 @@ def with_functions(policy: Any, state: dict[str, Any]) -> torch.Generator:
     return generator
 
 
-def _parts(path: Path, tensors: Params, meta: dict[str, Any], module: nn.Module | None) -> tuple[Any, ...]:
+def _parts(path: Path, tensors: Params, meta: dict[str, Any], module: nn.Module | None, trust: bool) -> tuple[Any, ...]:
     """The arguments of `AdaptedPolicy`, from a file."""
     spaces, saved = spaces_from_json(meta["spaces"]), meta["policy"]
+    described = {name: value for name, value in saved.items() if name != "type"}
     policy: Policy
-    if saved["type"] in (MLPPolicy.__name__, CNNPolicy.__name__):
-        rest = tuple(saved["hidden"]), saved["activation"], saved["init_std"], saved["min_std"]
-        convolutional = saved["type"] == CNNPolicy.__name__
-        policy = CNNPolicy(spaces, tuple(saved["channels"]), *rest) if convolutional else MLPPolicy(spaces, *rest)
+    if saved["type"] != ModulePolicy.__name__:
+        policy = cast(Policy, described_policy(saved["type"], spaces, described, trust))
     elif module is None:
         raise CheckpointError(f"{path} holds the parameters of a module of your own: pass it as module=")
     else:

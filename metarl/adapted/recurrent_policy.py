@@ -23,6 +23,7 @@ from metarl.formulas import distributions
 from metarl.params import Params
 from metarl.policies import normalize
 from metarl.policies.gru import GRUPolicy, Memory, action_vector
+from metarl.policies.kinds import described_policy
 from metarl.policies.normalize import ObsStats
 from metarl.policies.spaces import spaces_from_json, spaces_to_json
 from metarl.torch_defaults import torch_defaults
@@ -151,8 +152,7 @@ class RecurrentPolicy:
     def save(self, path: Path | str) -> Path:
         """Write the policy and its memory to one file (`.safetensors` is added if missing). -> its path."""
         path, own = with_suffix(path), self.policy
-        shape = ("hidden", "init_std", "min_std", "last_obs", "products", "head_hidden")
-        kind = {name: getattr(own, name) for name in shape} | {"channels": list(own.channels)}
+        kind = {"type": own.kind, **own.describe()}
         returns = None if self.returns is None else [float(x) for x in self.returns]
         meta = {"kind": KIND, "policy": kind, "spaces": spaces_to_json(own.spaces), "returns": returns}
         stats = {_STATS + name: value for name, value in self.obs_stats.items()}
@@ -162,8 +162,8 @@ class RecurrentPolicy:
 
     @classmethod
     @torch_defaults
-    def load(cls, path: Path | str) -> "RecurrentPolicy":
-        """The policy that `save` wrote to `path`.
+    def load(cls, path: Path | str, *, trust: bool = False) -> "RecurrentPolicy":
+        """The policy that `save` wrote to `path`; `trust` as of `AdaptedPolicy.load`.
 
         Raises:
             CheckpointError: a damaged file, or no recurrent policy.
@@ -173,14 +173,14 @@ class RecurrentPolicy:
         if meta.get("kind") != KIND:
             raise CheckpointError(f"{path} holds a {meta.get('kind')}, not a {KIND}")
         with reading(path, tensors):
-            return cls(*_parts(path, tensors, meta))
+            return cls(*_parts(path, tensors, meta, yes_or_no("trust", trust)))
 
 
-def _parts(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> tuple[Any, ...]:
+def _parts(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any], trust: bool) -> tuple[Any, ...]:
     """The arguments of `RecurrentPolicy`, from a file."""
-    kind = meta["policy"] | {"channels": tuple(meta["policy"].get("channels", ()))}
-    spaces = spaces_from_json(meta["spaces"])
-    policy = GRUPolicy(spaces, **kind)
+    described = {name: value for name, value in meta["policy"].items() if name != "type"}
+    kind = meta["policy"].get("type", GRUPolicy.__name__)  # older files do not say it
+    policy: Any = described_policy(kind, spaces_from_json(meta["spaces"]), described, trust)
     stats = {name.removeprefix(_STATS): x for name, x in tensors.items() if name.startswith(_STATS)}
     blank: dict[str, Tensor] = policy.blank()._asdict()
     kept = {_MEMORY + name: x for name, x in blank.items() if x.numel()}
@@ -191,4 +191,4 @@ def _parts(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> tupl
     memory = Memory(**{name: found.get(_MEMORY + name, x) for name, x in blank.items()})
     check_values(found, expected)
     params = {name: found[name] for name in expected if name not in kept}
-    return policy, params, memory, read_returns(meta), 0, None, read_stats(stats, spaces)
+    return policy, params, memory, read_returns(meta), 0, None, read_stats(stats, policy.spaces)

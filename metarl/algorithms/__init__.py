@@ -1,17 +1,46 @@
-"""One file per algorithm, each a module with the five names `Config`, `State`, `init`, `iteration`, `evaluate`.
+"""One file per algorithm, each a module with the five names of `contract`; others are found through entry points.
 
 Imports `inner`, `outer`, `recurrent` and what is below them.
 """
 
 import importlib
+import importlib.metadata
+import sys
 from types import ModuleType
+from typing import Any
 
 from metarl.suggestions import ALGORITHMS as ALGORITHMS
 from metarl.suggestions import algorithm_hint
 
+ENTRY_POINT_GROUP = "metarl.algorithms"
 
-def get(name: str) -> ModuleType:
-    """The algorithm's module. Raises ValueError, with the nearest name, if there is none."""
-    if name not in ALGORITHMS:
-        raise ValueError(f"no algorithm is called {name!r}{algorithm_hint(name, ALGORITHMS)}")
-    return importlib.import_module(f"metarl.algorithms.{name}")
+
+def announced() -> dict[str, importlib.metadata.EntryPoint]:
+    """Algorithms that installed packages announce, by name. Nothing is imported."""
+    return {point.name: point for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)}
+
+
+def get(name: str, trust: bool = True) -> ModuleType:
+    """The algorithm's module.
+
+    Args:
+        trust: import the package that announces it, if it is not imported yet. What a file says is not trusted.
+
+    Raises:
+        ValueError: there is none, with the nearest name; or its package is neither imported nor trusted.
+    """
+    if name in ALGORITHMS:
+        return importlib.import_module(f"metarl.algorithms.{name}")
+    points = announced()
+    if not isinstance(name, str) or name not in points:
+        raise ValueError(f"no algorithm is called {name!r}{algorithm_hint(name, (*ALGORITHMS, *points))}")
+    package = points[name].module.partition(".")[0]
+    if not trust and package not in sys.modules:
+        raise ValueError(f"the algorithm {name!r} is of the package {package!r}, which is not imported: import it "
+                         "first, or pass trust=True (--trust)")  # fmt: skip
+    return points[name].load()
+
+
+def name_of(module: Any) -> str:
+    """Under which an algorithm is logged and saved: the last part of its module's name."""
+    return str(module.__name__).rpartition(".")[2]

@@ -22,8 +22,7 @@ from metarl.inner.state import State, learned_statistics
 from metarl.outer.adam import adam_init, adam_steps
 from metarl.outer.objective import Outer, objectives, trained
 from metarl.parallel import threads_over_tasks
-from metarl.policies.base import Policy
-from metarl.rollout.sampler import Sampler
+from metarl.rollout.setup import Setup
 
 __all__ = ["Config", "State", "evaluate", "init", "iteration"]
 
@@ -47,12 +46,11 @@ class Config(AdamSettings, GradientSettings):
 
 
 @threads_over_tasks
-def iteration(
-    config: Config, sampler: Sampler, policy: Policy, state: State, seed: int
-) -> tuple[State, dict[str, Any]]:
-    """One meta-iteration, from `seed` and `state` alone. -> the next state and statistics (see docs/logging.md)."""
-    start, state = time.perf_counter(), surveyed(config, sampler, policy, state, seed)
-    found = experience(config, sampler, policy, state, seed)
+def iteration(setup: Setup[Config], state: State) -> tuple[State, dict[str, Any]]:
+    """One meta-iteration, from `setup` and `state` alone. -> the next state and statistics (see docs/logging.md)."""
+    config, policy = setup.config, setup.policy
+    start, state = time.perf_counter(), surveyed(setup, state)
+    found = experience(setup, state)
     parts = objectives(config, policy, found.data, state, Outer(partial(losses.clipped_surrogate, clip=config.clip)))
     meta, memory, outer = adam_steps(
         config, parts, trained(config, state), state.optimizer, state.iteration, config.epochs

@@ -21,9 +21,8 @@ from metarl.inner.state import State, init, learned_statistics
 from metarl.outer.objective import fisher_objectives, objectives, trained
 from metarl.outer.trust_region import trpo_step
 from metarl.parallel import threads_over_tasks
-from metarl.policies.base import Policy
 from metarl.rollout.finite import SMALLER_STEPS, NotFiniteError
-from metarl.rollout.sampler import Sampler
+from metarl.rollout.setup import Setup
 
 __all__ = ["Config", "State", "evaluate", "init", "iteration"]
 
@@ -64,12 +63,11 @@ class Config(GradientSettings):
 
 
 @threads_over_tasks
-def iteration(
-    config: Config, sampler: Sampler, policy: Policy, state: State, seed: int
-) -> tuple[State, dict[str, Any]]:
-    """One meta-iteration, from `seed` and `state` alone. -> the next state and statistics (see docs/logging.md)."""
-    start, state = time.perf_counter(), surveyed(config, sampler, policy, state, seed)
-    found = experience(config, sampler, policy, state, seed)
+def iteration(setup: Setup[Config], state: State) -> tuple[State, dict[str, Any]]:
+    """One meta-iteration, from `setup` and `state` alone. -> the next state and statistics (see docs/logging.md)."""
+    config, policy = setup.config, setup.policy
+    start, state = time.perf_counter(), surveyed(setup, state)
+    found = experience(setup, state)
     parts, fisher = objectives(config, policy, found.data, state), None
     if config.fisher_stride > 1:
         fisher = fisher_objectives(config, policy, found, state, config.fisher_stride)

@@ -22,8 +22,7 @@ from metarl.inner.loop import Experience, advance, evaluate, experience, surveye
 from metarl.inner.settings import GradientSettings, cosine
 from metarl.inner.state import State, init
 from metarl.parallel import threads_over_tasks
-from metarl.policies.base import Policy
-from metarl.rollout.sampler import Sampler
+from metarl.rollout.setup import Setup
 
 __all__ = ["Config", "State", "evaluate", "init", "iteration"]
 
@@ -61,16 +60,15 @@ class Config(GradientSettings):
 
 
 @threads_over_tasks
-def iteration(
-    config: Config, sampler: Sampler, policy: Policy, state: State, seed: int
-) -> tuple[State, dict[str, Any]]:
-    """One meta-iteration, from `seed` and `state` alone. -> the next state and statistics (see docs/logging.md)."""
-    start, state = time.perf_counter(), surveyed(config, sampler, policy, state, seed)
+def iteration(setup: Setup[Config], state: State) -> tuple[State, dict[str, Any]]:
+    """One meta-iteration, from `setup` and `state` alone. -> the next state and statistics (see docs/logging.md)."""
+    config = setup.config
+    start, state = time.perf_counter(), surveyed(setup, state)
     lr = config.outer_lr * cosine(state.iteration, config.anneal_over, config.anneal_to)
     here, found = state, list[Experience]()
     rounds: list[int | None] = list(range(config.n_tasks)) if config.serial else [None]
     for k in rounds:
-        found.append(experience(config, sampler, policy, here, seed, only=k))
+        found.append(experience(setup, here, only=k))
         moved = {name: value + lr * (found[-1].params[-1][name] - value).mean(0) for name, value in here.params.items()}
         here = replace(here, params=moved)
     rollouts = [rollout for one in found for rollout in one.rollouts]

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
-from gymnasium.spaces import Dict
-from torch import Tensor
+from torch import Tensor, nn
 
 from metarl import random
+from metarl.adapted.recurrent_policy import RecurrentPolicy
 from metarl.arguments import (
     check_choice,
     check_fraction,
@@ -46,8 +46,9 @@ from metarl.recurrent.task_critic import CriticView, TaskCritic, view_of
 from metarl.recurrent.trials import Trials, collect_trials, shown_episodes
 from metarl.rollout import finite
 from metarl.rollout.rollout import Rollout
-from metarl.rollout.sampler import EnvSampler, Sampler
-from metarl.tasks import Tasks
+from metarl.rollout.sampler import Sampler
+from metarl.rollout.setup import Setup
+from metarl.tasks import TaskFamily, Tasks
 
 SHUFFLE = 0x5F0FF1E
 """The stage whose keys order the trials of the first epoch; far beyond the number of any episode."""
@@ -167,12 +168,20 @@ class Config:
         return self.trials
 
     @property
+    def unit(self) -> str:
+        """What one unit of adaptation is; it has no size."""
+        return "episode"
+
+    @property
     def inner_steps(self) -> int:
         """Where gradient methods count inner steps: further episodes of a trial, after the first."""
         return self.trial_episodes - 1
 
-    def policy(self, spaces: Spaces) -> GRUPolicy:
+    def policy(self, spaces: Spaces, module: nn.Module | None = None) -> GRUPolicy:
         """The policy that these settings describe."""
+        if module is not None:
+            raise ValueError(f"rl2 has a recurrent policy of its own and cannot train a {type(module).__name__}: leave "
+                             "policy= out, or pass a policy with a memory")  # fmt: skip
         channels = self.channels
         if self.network == "cnn" or (self.network == "auto" and spaces.image is not None):
             channels = channels or enough_channels(image_of(spaces))
@@ -202,6 +211,9 @@ class State:
     critic_optimizer: Params = field(default_factory=dict)
     """Adam's memory of those."""
 
+    WARM_START = ("params", "value_units", "obs_stats")
+    """Not the critic: it belongs to the way in which tasks are described."""
+
     __repr__ = fields_text
 
     @property
@@ -222,13 +234,10 @@ class Batch:
         return Batch(self.data[trials], self.advantage[:, trials], self.target[:, trials])
 
 
-def init(
-    config: Config, policy: GRUPolicy, seed: int, device: torch.device | str = "cpu", task_space: Dict | None = None
-) -> State:
-    """The state before the first meta-iteration. With `task_critic` it needs the family's `task_space`."""
-    if not isinstance(policy, GRUPolicy):
-        raise ValueError(f"rl2 has a recurrent policy of its own and cannot train a {type(policy).__name__}: leave "
-                         "policy= out")  # fmt: skip
+def init(config: Config, policy: GRUPolicy, family: TaskFamily, seed: int, device: torch.device | str = "cpu") -> State:
+    """The state before the first meta-iteration."""
+    if not policy.memory:
+        raise ValueError(f"rl2 trains policies with a memory, and a {policy.kind} has none: leave policy= out")
     generator = torch.Generator().manual_seed(random.generator_seed(seed, 0))
     params = {name: value.to(device) for name, value in policy.init(generator).items()}
     units = torch.zeros(2, dtype=torch.float64, device=device)
@@ -236,19 +245,17 @@ def init(
     state = State(params, optimizers.adam_start(params), units, obs_stats=stats)
     if not config.task_critic:
         return state
-    assert task_space is not None
-    critic = TaskCritic(policy, TaskVectors(task_space).size, config.critic_hidden).init(generator)
+    critic = TaskCritic(policy, TaskVectors(family.task_space).size, config.critic_hidden).init(generator)
     critic = {name: value.to(device) for name, value in critic.items()}
     return replace(state, critic=critic, critic_optimizer=optimizers.adam_start(critic))
 
 
 @threads_over_tasks
-def iteration(
-    config: Config, sampler: Sampler, policy: GRUPolicy, state: State, seed: int
-) -> tuple[State, dict[str, Any]]:
-    """One meta-iteration, from `seed` and `state` alone. -> the next state and statistics (see docs/logging.md)."""
+def iteration(setup: Setup[Config], state: State) -> tuple[State, dict[str, Any]]:
+    """One meta-iteration, from `setup` and `state` alone. -> the next state and statistics (see docs/logging.md)."""
+    config, sampler, policy, seed = setup.config, setup.sampler, setup.policy, setup.seed
     start, tasks = time.perf_counter(), sampler.tasks(config.n_tasks, seed, state.iteration)
-    state = surveyed(config, sampler, policy, state, seed, tasks)
+    state = surveyed(setup, state, tasks)
     trials = collect_trials(
         sampler, tasks, config.trials, config.trial_episodes, policy, state.params, seed, state.iteration,
         state.obs_stats,
@@ -319,14 +326,15 @@ def check_state(state: State) -> None:
 # The parts of the outer step
 
 
-def surveyed(config: Config, sampler: Sampler, policy: GRUPolicy, state: State, seed: int, tasks: Tasks) -> State:
+def surveyed(setup: Setup[Config], state: State, tasks: Tasks) -> State:
     """The state to act with, as `metarl.inner.loop.surveyed`: first statistics of observations, where they are
     normalised, come from trials of their own, which count as environment steps."""
     if not state.obs_stats or state.obs_stats["count"] > 0:
         return state
+    config = setup.config
     trials = collect_trials(
-        sampler, tasks, config.trials, config.trial_episodes, policy, state.params, seed, normalize.SURVEY,
-        state.obs_stats,
+        setup.sampler, tasks, config.trials, config.trial_episodes, setup.policy, state.params, setup.seed,
+        normalize.SURVEY, state.obs_stats,
     )  # fmt: skip
     stats = normalize.update(state.obs_stats, trials.raw_obs, trials.mask)
     return replace(state, obs_stats=stats, env_steps=state.env_steps + trials.steps)
@@ -462,6 +470,17 @@ class Adaptation:
     """Trials on given tasks: what was earned in every episode, and what is remembered at the end."""
 
     trials: Trials
+    policy: Any
+    params: Params
+    obs_stats: ObsStats
+
+    def policy_for(self, task: int) -> RecurrentPolicy:
+        """The policy, with what the first trial of that task left in its memory."""
+        own, stats = ({name: x.cpu() for name, x in part.items()} for part in (self.params, self.obs_stats))
+        memory = Memory(*(value[task, 0].cpu() for value in self.memory))
+        rates = None if self.success_rates is None else self.success_rates[task].cpu().numpy()
+        returns = self.returns[task].mean(-1).cpu().numpy()
+        return RecurrentPolicy(self.policy, own, memory, returns, success_rates=rates, obs_stats=stats)
 
     @property
     def returns(self) -> Tensor:
@@ -491,14 +510,7 @@ class Adaptation:
 
 @threads_over_tasks
 def evaluate(
-    config: Config,
-    sampler: Sampler | EnvSampler,
-    policy: GRUPolicy,
-    state: State,
-    tasks: Tasks,
-    seed: int,
-    episodes: int,
-    step_sizes: Sequence[float | None],
+    setup: Setup[Config], state: State, tasks: Tasks, episodes: int, step_sizes: Sequence[float | None]
 ) -> Adaptation:
     """`episodes` trials of each task, with one episode and a further one for each of `step_sizes`, which are None:
     nothing here has a size.
@@ -510,4 +522,7 @@ def evaluate(
         raise ValueError(f"rl2 adapts by remembering and has no inner step sizes, got {list(step_sizes)}; steps= says "
                          "how many further episodes a trial has")  # fmt: skip
     n = len(step_sizes) + 1
-    return Adaptation(collect_trials(sampler, tasks, episodes, n, policy, state.params, seed, 0, state.obs_stats))
+    trials = collect_trials(
+        setup.sampler, tasks, episodes, n, setup.policy, state.params, setup.seed, 0, state.obs_stats
+    )
+    return Adaptation(trials, setup.policy, state.params, state.obs_stats)

@@ -7,12 +7,14 @@ more on the data that came of it, as a function of the meta-parameters that can 
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from metarl.adapted.gradient_policy import AdaptedPolicy
 from metarl.formulas import distributions, losses, optimizers
 from metarl.formulas.distributions import Distribution
 from metarl.inner import natural_gradient
@@ -25,10 +27,12 @@ from metarl.parallel import task_chunks, thread_map, threads_over_tasks
 from metarl.params import Params, expand
 from metarl.policies import normalize
 from metarl.policies.base import Policy, std_statistics
+from metarl.policies.mlp import without_context
+from metarl.policies.normalize import ObsStats
 from metarl.printing import fields_text
 from metarl.rollout import finite
 from metarl.rollout.rollout import Rollout
-from metarl.rollout.sampler import EnvSampler, Sampler
+from metarl.rollout.setup import Setup
 from metarl.tasks import Tasks, num_tasks
 
 
@@ -162,6 +166,8 @@ class Adaptation:
 
     params: list[Params]  # after 0, 1, ..., steps inner steps; each [K, ...]
     rollouts: list[Rollout]  # with those parameters
+    policy: Any = field(default=None, kw_only=True)
+    obs_stats: ObsStats = field(default_factory=dict, kw_only=True)
 
     __repr__ = fields_text
 
@@ -179,6 +185,20 @@ class Adaptation:
         if known is None:
             return None
         return torch.stack([torch.zeros_like(known) if rate is None else rate for rate in found], 1)
+
+    @property
+    def score(self) -> float:
+        """The mean return after the last step."""
+        return self.returns.mean((0, 2)).tolist()[-1]
+
+    def policy_for(self, task: int) -> AdaptedPolicy:
+        """The policy after the last step on one of the tasks, on the CPU."""
+        policy, params = without_context(self.policy, self.params[-1])
+        own = {name: value[task].cpu() for name, value in params.items()}
+        stats = {name: value.cpu() for name, value in self.obs_stats.items()}
+        rates = None if self.success_rates is None else self.success_rates[task].cpu().numpy()
+        returns = self.returns[task].mean(-1).cpu().numpy()
+        return AdaptedPolicy(policy, own, returns, success_rates=rates, obs_stats=stats)
 
 
 @dataclass(frozen=True, repr=False)
@@ -205,7 +225,7 @@ class Experience(Adaptation):
         return stats | std_statistics(last.dist, config.min_std)
 
 
-def surveyed(config: GradientSettings, sampler: Sampler, policy: Policy, state: State, seed: int) -> State:
+def surveyed(setup: Setup[Any], state: State) -> State:
     """The state to act with: where observations are normalised and none has been seen yet, with the statistics of one
     rollout of the untrained policy. Its steps count as environment steps; nothing else is learned from them.
 
@@ -213,9 +233,10 @@ def surveyed(config: GradientSettings, sampler: Sampler, policy: Policy, state: 
     """
     if not state.obs_stats or state.obs_stats["count"] > 0:
         return state
-    tasks = sampler.tasks(config.n_tasks, seed, state.iteration)
+    sampler, seed = setup.sampler, setup.seed
+    tasks = sampler.tasks(setup.config.n_tasks, seed, state.iteration)
     rollout = sampler.collect(
-        tasks, config.episodes, policy, expand(state.params, num_tasks(tasks)), seed, state.iteration,
+        tasks, setup.config.episodes, setup.policy, expand(state.params, num_tasks(tasks)), seed, state.iteration,
         normalize.SURVEY, state.obs_stats,
     )  # fmt: skip
     stats = normalize.update(state.obs_stats, rollout.raw_obs, rollout.mask)
@@ -223,30 +244,30 @@ def surveyed(config: GradientSettings, sampler: Sampler, policy: Policy, state: 
     return replace(state, obs_stats=stats, env_steps=state.env_steps + rollout.steps)
 
 
-def experience(
-    config: GradientSettings, sampler: Sampler, policy: Policy, state: State, seed: int, only: int | None = None
-) -> Experience:
+def experience(setup: Setup[Any], state: State, only: int | None = None) -> Experience:
     """Draw the tasks of this meta-iteration and adapt to them as the settings say; to one of them alone if `only` is
     its number, with episodes that no other number has."""
-    tasks = sampler.tasks(config.n_tasks, seed, state.iteration)
+    config = setup.config
+    tasks = setup.sampler.tasks(config.n_tasks, setup.seed, state.iteration)
     sizes = config.training_step_sizes()
     first = 0 if only is None else only * (len(sizes) + 1)
     tasks = tasks if only is None else {name: value[only : only + 1] for name, value in tasks.items()}
-    return _adaptation(config, sampler, policy, state, tasks, seed, state.iteration, config.episodes, sizes, first)
+    return _adaptation(setup, state, tasks, state.iteration, config.episodes, sizes, first)
 
 
 def _adaptation(
-    config: GradientSettings, sampler: Sampler | EnvSampler, policy: Policy, state: State, tasks: Tasks, seed: int,
-    iteration: int, episodes: int, step_sizes: Sequence[float], first_stage: int = 0, learning: bool = True,
+    setup: Setup[Any], state: State, tasks: Tasks, iteration: int, episodes: int, step_sizes: Sequence[float],
+    first_stage: int = 0, learning: bool = True,
 ) -> Experience:  # fmt: skip
     """`learning` is whether the last rollout is learned from too; its advantages are not estimated otherwise."""
+    config, policy = setup.config, setup.policy
     params, memory = [expand(state.params, num_tasks(tasks))], Params()
     rollouts, data = list[Rollout](), list[Batch]()
     unit, seconds = lr_unit(config, state.params), 0.0
     for stage in range(len(step_sizes) + 1):
         before = time.perf_counter()
-        rollout = sampler.collect(
-            tasks, episodes, policy, params[-1], seed, iteration, first_stage + stage, state.obs_stats
+        rollout = setup.sampler.collect(
+            tasks, episodes, policy, params[-1], setup.seed, iteration, first_stage + stage, state.obs_stats
         )
         seconds += time.perf_counter() - before
         rollouts.append(rollout)
@@ -258,24 +279,15 @@ def _adaptation(
             when = f" of iteration {iteration + 1}" if learning else ""
             finite.check_finite(new, f"after inner step {stage} (step size {lr:g}){when}", finite.SMALLER_STEPS, True)
             params.append(new)
-    return Experience(params, rollouts, data, seconds)
+    return Experience(params, rollouts, data, seconds, policy=policy, obs_stats=state.obs_stats)
 
 
 @threads_over_tasks
-def evaluate(
-    config: GradientSettings,
-    sampler: Sampler | EnvSampler,
-    policy: Policy,
-    state: State,
-    tasks: Tasks,
-    seed: int,
-    episodes: int,
-    step_sizes: Sequence[float],
-) -> Adaptation:
+def evaluate(setup: Setup[Any], state: State, tasks: Tasks, episodes: int, step_sizes: Sequence[float]) -> Adaptation:
     """Adapt to `tasks` by one inner step for each of `step_sizes`, rolling out `episodes` episodes before each and
     after the last. Every return is that of episodes which the parameters in question acted in."""
-    found = _adaptation(config, sampler, policy, state, tasks, seed, 0, episodes, step_sizes, learning=False)
-    return Adaptation(found.params, found.rollouts)
+    found = _adaptation(setup, state, tasks, 0, episodes, step_sizes, learning=False)
+    return Adaptation(found.params, found.rollouts, policy=setup.policy, obs_stats=state.obs_stats)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -3,10 +3,13 @@
 Every field has a default and a meaning; nonsense is refused with the value in the message.
 """
 
+import copy
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Literal, Self
+
+from torch import nn
 
 from metarl.arguments import (
     check_choice,
@@ -19,6 +22,7 @@ from metarl.arguments import (
 from metarl.inner.learned import LEARNED_LR, LearnedLr
 from metarl.policies.cnn import CNNPolicy
 from metarl.policies.mlp import MLPPolicy
+from metarl.policies.module import ModulePolicy
 from metarl.policies.spaces import Spaces
 from metarl.policies.stacked_module import PREFIX
 
@@ -139,6 +143,16 @@ class InnerSettings:
         if any(not 0 < factor < math.inf for factor in self.lr_schedule):
             raise ValueError(f"lr_schedule must have positive factors, got {self.lr_schedule}")
 
+    @property
+    def unit(self) -> str:
+        """What one unit of adaptation is: a step with a size."""
+        return "inner step"
+
+    @property
+    def sized_steps(self) -> int:
+        """How many inner steps have sizes that the settings fix; those of later ones are chosen."""
+        return max(self.inner_steps, len(self.lr_schedule))
+
     def training_step_sizes(self, steps: int | None = None) -> tuple[float, ...]:
         """The sizes of the first `steps` inner steps (by default as many as in training), without learned factors."""
         factors = self.lr_schedule or (1.0,)
@@ -208,8 +222,13 @@ class PolicySettings:
             if getattr(self, name) and self.network == wrong:
                 raise ValueError(f"{name}={getattr(self, name)} has no meaning for network={wrong!r}")
 
-    def policy(self, spaces: Spaces) -> MLPPolicy | CNNPolicy:
-        """The policy that these settings describe."""
+    def policy(self, spaces: Spaces, module: nn.Module | None = None) -> MLPPolicy | CNNPolicy | ModulePolicy:
+        """The policy that these settings describe, around the user's own module, where there is one."""
+        if module is not None:
+            if self.context:
+                raise ValueError(f"context={self.context} is an input of the package's own network; with policy= "
+                                 "leave it at 0")  # fmt: skip
+            return ModulePolicy(spaces, copy.deepcopy(module).to("cpu"), self.init_std, self.min_std)
         rest = (
             tuple(self.hidden), self.activation, self.init_std, self.min_std, self.input_gain, self.output_gain
         )  # fmt: skip

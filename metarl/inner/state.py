@@ -15,6 +15,7 @@ from metarl.policies import normalize
 from metarl.policies.base import Policy, at_least
 from metarl.policies.normalize import ObsStats
 from metarl.printing import fields_text
+from metarl.tasks import TaskFamily
 
 
 @dataclass(frozen=True, repr=False)
@@ -32,6 +33,9 @@ class State:
     optimizer: Params = field(default_factory=dict)
     """The outer optimiser's statistics; empty without any."""
 
+    WARM_START = ("params", "obs_stats", "learned")
+    """Not the optimiser's statistics, which belong to its own settings."""
+
     __repr__ = fields_text
 
     @property
@@ -40,8 +44,13 @@ class State:
         return self.params | self.learned
 
 
-def init(config: GradientSettings, policy: Policy, seed: int, device: torch.device | str = "cpu") -> State:
-    """The state before the first meta-iteration."""
+def init(
+    config: GradientSettings, policy: Policy, family: TaskFamily | None, seed: int, device: torch.device | str = "cpu"
+) -> State:
+    """The state before the first meta-iteration. `family` is not looked at: tasks are met in episodes."""
+    if policy.memory:
+        raise ValueError(f"inner steps need a policy without memory, and a {policy.kind} remembers "
+                         f"{policy.memory} numbers: train it with rl2")  # fmt: skip
     generator = torch.Generator().manual_seed(random.generator_seed(seed, 0))
     params = {name: value.to(device) for name, value in policy.init(generator).items()}
     moving = config.moving(params)

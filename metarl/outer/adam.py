@@ -15,11 +15,14 @@ from metarl.outer.trust_region import Objective, value_and_gradient, value_and_k
 from metarl.params import Params
 from metarl.policies.base import Policy
 from metarl.rollout.finite import SMALLER_STEPS, NotFiniteError
+from metarl.tasks import TaskFamily
 
 
-def adam_init(config: GradientSettings, policy: Policy, seed: int, device: torch.device | str = "cpu") -> State:
+def adam_init(
+    config: GradientSettings, policy: Policy, family: TaskFamily | None, seed: int, device: torch.device | str = "cpu"
+) -> State:
     """`metarl.inner.state.init` with Adam's statistics."""
-    state = init(config, policy, seed, device)
+    state = init(config, policy, family, seed, device)
     return replace(state, optimizer=optimizers.adam_start(trained(config, state)))
 
 

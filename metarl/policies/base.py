@@ -4,7 +4,7 @@ Every policy has `init(generator) -> Params` and `distribution(params [K, ...], 
 """
 
 import math
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,17 +15,35 @@ from metarl.policies.spaces import Spaces
 from metarl.policies.stacked_mlp import ACTIVATIONS
 
 
-class Policy(Protocol):
-    """What the algorithms need of a policy."""
+class AnyPolicy(Protocol):
+    """What every policy has, with or without a memory."""
 
     @property
     def spaces(self) -> Spaces:
         """What it observes and how it acts."""
         ...
 
+    @property
+    def kind(self) -> str:
+        """Its class's name, under which files know it (see `metarl.policies.kinds`)."""
+        ...
+
+    @property
+    def memory(self) -> int:
+        """How many numbers it remembers from step to step; 0 for a function of the present observation."""
+        ...
+
     def init(self, generator: torch.Generator) -> Params:
         """Fresh meta-parameters, without a task axis."""
         ...
+
+    def describe(self) -> dict[str, Any]:
+        """What `from_description(spaces, described)` of its class makes it from again, as JSON-able data."""
+        ...
+
+
+class Policy(AnyPolicy, Protocol):
+    """What the gradient-based algorithms need of a policy; its `memory` is 0."""
 
     def distribution(self, params: Params, obs: Tensor) -> Distribution:
         """params [K, ...], obs [K, ..., O] -> the action distribution in every state."""

@@ -1,7 +1,9 @@
 """A small convolutional policy for image observations, stacked over tasks by grouped convolutions."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -53,6 +55,30 @@ class CNNPolicy:
     def features(self) -> int:
         """How many numbers the convolutions leave of an image."""
         return num_features(self.image, self.channels)
+
+    @property
+    def kind(self) -> str:
+        return type(self).__name__
+
+    @property
+    def memory(self) -> int:
+        return 0
+
+    def describe(self) -> dict[str, Any]:
+        """The network and its standard deviations; gains are of the start alone."""
+        return {"init_std": self.init_std, "min_std": self.min_std, "hidden": list(self.hidden),
+                "activation": self.activation, "channels": list(self.channels)}  # fmt: skip
+
+    @classmethod
+    def from_description(cls, spaces: Spaces, described: Mapping[str, Any]) -> Self:
+        """The policy that `describe` was called on, but for what only its start needed."""
+        return cls(spaces, tuple(described["channels"]), tuple(described["hidden"]), described["activation"],
+                   described["init_std"], described["min_std"])  # fmt: skip
+
+    def settings(self) -> dict[str, Any]:
+        """The settings of an algorithm that make the same network."""
+        own = {"hidden": tuple(self.hidden), "activation": self.activation, "channels": tuple(self.channels)}
+        return {"min_std": self.min_std, "network": "cnn", **own}
 
     def init(self, generator: torch.Generator) -> Params:
         """Xavier-uniform weights (the first and the last layer's times their gains) and zero biases."""

@@ -7,8 +7,9 @@ units, A as in `spaces`.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -100,6 +101,24 @@ class GRUPolicy:
                              f"{self.last_obs} and channels={self.channels}")  # fmt: skip
         if self.channels:
             image_of(self.spaces)
+
+    @property
+    def kind(self) -> str:
+        return type(self).__name__
+
+    @property
+    def memory(self) -> int:
+        return self.hidden
+
+    def describe(self) -> dict[str, Any]:
+        """The network and its standard deviations; gains and `memory_steps` are of the start alone."""
+        names = ("hidden", "init_std", "min_std", "last_obs", "products", "head_hidden")
+        return {name: getattr(self, name) for name in names} | {"channels": list(self.channels)}
+
+    @classmethod
+    def from_description(cls, spaces: Spaces, described: Mapping[str, Any]) -> Self:
+        """The policy that `describe` was called on, but for what only its start needed."""
+        return cls(spaces, **{**described, "channels": tuple(described.get("channels", ()))})
 
     @property
     def input_dim(self) -> int:

@@ -1,6 +1,8 @@
 """The multi-layer perceptron for many tasks at once."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -32,6 +34,29 @@ class MLPPolicy:
 
     def __post_init__(self) -> None:
         check_network(self.hidden, self.activation, self.init_std, self.min_std)
+
+    @property
+    def kind(self) -> str:
+        return type(self).__name__
+
+    @property
+    def memory(self) -> int:
+        return 0
+
+    def describe(self) -> dict[str, Any]:
+        """The network and its standard deviations; gains and context are of the start alone."""
+        return {"init_std": self.init_std, "min_std": self.min_std, "hidden": list(self.hidden),
+                "activation": self.activation}  # fmt: skip
+
+    @classmethod
+    def from_description(cls, spaces: Spaces, described: Mapping[str, Any]) -> Self:
+        """The policy that `describe` was called on, but for what only its start needed."""
+        return cls(spaces, tuple(described["hidden"]), described["activation"], described["init_std"],
+                   described["min_std"])  # fmt: skip
+
+    def settings(self) -> dict[str, Any]:
+        """The settings of an algorithm that make the same network."""
+        return {"min_std": self.min_std, "hidden": tuple(self.hidden), "activation": self.activation, "network": "mlp"}
 
     def init(self, generator: torch.Generator) -> Params:
         """Xavier-uniform weights (the first and the last layer's times their gains) and zero biases."""

@@ -1,6 +1,7 @@
 """Any `nn.Module` as an adaptable policy."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,22 @@ class ModulePolicy:
         stacked = StackedModule(self.module, (self.spaces.obs_dim,), self.spaces.act_dim)
         object.__setattr__(self, "stacked", stacked)
         object.__setattr__(self, "module", stacked.module)
+
+    @property
+    def kind(self) -> str:
+        return type(self).__name__
+
+    @property
+    def memory(self) -> int:
+        return 0
+
+    def describe(self) -> dict[str, Any]:
+        """Its standard deviations; the module is code, which no file has: whoever loads it has to bring it."""
+        return {"init_std": self.init_std, "min_std": self.min_std}
+
+    def settings(self) -> dict[str, Any]:
+        """The settings of an algorithm that make the same policy around the module."""
+        return {"min_std": self.min_std}
 
     @property
     def batched(self) -> bool:

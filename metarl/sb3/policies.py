@@ -31,7 +31,6 @@ from metarl.learner import MetaLearner
 from metarl.params import Params, expand
 from metarl.policies import normalize
 from metarl.policies.base import Policy, floored_log_std
-from metarl.policies.gru import GRUPolicy
 from metarl.policies.mlp import MLPPolicy
 from metarl.policies.module import ModulePolicy
 from metarl.policies.normalize import ObsStats
@@ -92,13 +91,13 @@ def to_sb3(
         raise ValueError(f"algorithm must be PPO, A2C or a class of that kind, got {kind.__name__}")
     data: Any = policy.state if isinstance(policy, MetaLearner) else policy
     own: Any = policy.policy
-    if isinstance(own, GRUPolicy):
+    if own.memory:
         raise ValueError(
             "a recurrent policy cannot be converted: stable-baselines3 has none. Use its own predict and observe, or "
             "another algorithm"
         )
     params = {name: value.detach().cpu() for name, value in data.params.items()}
-    stats = {name: value.detach().cpu().clone() for name, value in getattr(data, "obs_stats", {}).items()}
+    stats = {name: value.detach().cpu().clone() for name, value in data.obs_stats.items()}
     spaces = _their_spaces(own.spaces, env)
     policy_kwargs = dict(kwargs.pop("policy_kwargs", None) or {})
     for name in [name for name in _OURS if name in policy_kwargs or name in kwargs]:
@@ -159,11 +158,11 @@ def _vec_normalize(env: Any) -> Any:
     return env
 
 
-def _architecture(policy: Policy, net_arch: Any, stats: ObsStats) -> dict[str, Any]:
+def _architecture(policy: Any, net_arch: Any, stats: ObsStats) -> dict[str, Any]:
     """The policy as `policy_kwargs`."""
     if net_arch is not None and (not isinstance(net_arch, dict) or "pi" in net_arch):
         raise ValueError(f"net_arch follows from the policy, except for dict(vf=[...]); got {net_arch}")
-    if isinstance(policy, MLPPolicy) and not is_image_space(policy.spaces.observation) and not stats:
+    if policy.kind == MLPPolicy.__name__ and not is_image_space(policy.spaces.observation) and not stats:
         hidden = list(policy.hidden)
         return {
             "activation_fn": ACTIVATIONS[policy.activation],

@@ -13,9 +13,7 @@ from stable_baselines3.common import callbacks as sb3
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EventCallback
 from stable_baselines3.common.logger import Logger
 
-from metarl.adapted.gradient_policy import AdaptedPolicy
-from metarl.adapted.recurrent_policy import RecurrentPolicy
-from metarl.policies.gru import GRUPolicy
+from metarl.adapted.starting import meta_policy
 
 _REFUSED: dict[str, str] = {
     "EvalCallback": "it measures the policy before adaptation; use learn(eval_every=...), whose results a callback "
@@ -84,12 +82,8 @@ class Model:
 
     def predict(self, observation: Any, *args: Any, **kwargs: Any) -> tuple[np.ndarray, Any]:
         """The meta-policy's actions, before any adaptation."""
-        kind: Any = RecurrentPolicy if isinstance(self.learner.policy, GRUPolicy) else AdaptedPolicy
-        params, stats = (
-            {name: value.cpu() for name, value in part.items()}
-            for part in (self.learner.state.params, self.learner.state.obs_stats)
-        )
-        return kind(self.learner.policy, params, obs_stats=stats).predict(observation, *args, **kwargs)
+        state = self.learner.state
+        return meta_policy(self.learner.policy, state.params, state.obs_stats).predict(observation, *args, **kwargs)
 
     def save(self, path: str | Path) -> None:
         """A checkpoint for `MetaLearner.load`; its name ends in `.safetensors` where they wanted `.zip`."""

@@ -17,7 +17,9 @@ from metarl.adapted.gradient_policy import AdaptedPolicy
 from metarl.checkpoint import CheckpointError, DamagedError, reading
 from metarl.families.saved import load_family
 from metarl.parallel import resolve_device
+from metarl.policies.kinds import described_policy
 from metarl.policies.module import ModulePolicy
+from metarl.policies.spaces import spaces_of
 from metarl.splits import VALIDATION
 from metarl.tasks import (
     TaskFamily,
@@ -45,21 +47,23 @@ def load(
     policy: nn.Module | AdaptedPolicy | None,
     workers: int | None,
     trust: bool,
+    algorithm: Callable[[str], Any],
 ) -> Any:
-    """What `MetaLearner.load` returns, which documents the arguments; `kind` is that class."""
+    """What `MetaLearner.load` returns, which documents the arguments; `kind` is that class, and `algorithm` finds an
+    algorithm by its name."""
 
     def from_file(file: Path) -> Any:
         tensors, meta = checkpoint.load(file)
         if meta.get("kind") != KIND:
             raise CheckpointError(f"{file} holds a {meta.get('kind')}, not a learner")
-        return _made(kind, file, tensors, meta, family, device, policy, workers, trust)
+        return _made(kind, file, tensors, meta, family, device, policy, workers, trust, algorithm)
 
     if not path.is_dir():
         learner = from_file(path)
         learner._run_dir = path.parent.resolve()
         return learner
     if without_checkpoint(path):
-        learner = _made(kind, path / CONFIG, {}, _start_of(path), family, device, policy, workers, trust)
+        learner = _made(kind, path / CONFIG, {}, _start_of(path), family, device, policy, workers, trust, algorithm)
         learner._run_dir = path.resolve()
         return learner
     return of_run(path, from_file)
@@ -107,9 +111,10 @@ def _made(
     meta: dict[str, Any],
     family: str | TaskFamily | None,
     device: torch.device,
-    policy: nn.Module | AdaptedPolicy | None,
+    policy: Any,
     workers: int | None,
     trust: bool,
+    algorithm: Callable[[str], Any],
 ) -> Any:
     """The learner that the file at `path` describes."""
     with reading(path, tensors):
@@ -117,8 +122,10 @@ def _made(
             remedy = "pass that module as policy=" if policy is None else "leave policy= out"
             raise CheckpointError(f"{path} was saved by a learner with a policy of type {meta['policy']}: {remedy}")
         own = load_family(path, meta["family"], family, trust, bool(meta["config"].get("task_critic")))
-        learner = kind(meta["algorithm"], own, seed=meta["seed"], device=device, policy=policy, workers=workers,
-                       **saved_settings(meta["config"]))  # fmt: skip
+        if described := meta.get("described_policy"):  # of a kind that no settings make
+            policy = described_policy(meta["policy"], spaces_of(own), described, trust)
+        learner = kind(algorithm(meta["algorithm"]), own, seed=meta["seed"], device=device, policy=policy,
+                       workers=workers, **saved_settings(meta["config"]))  # fmt: skip
         like = learner.state
         if meta["state"] is not None:
             learner.state = checkpoint.unpack_state(type(like), tensors, meta["state"], like, learner.device)
@@ -175,5 +182,3 @@ def restore(learner: Any, attributes: dict[str, Any]) -> None:
         device = torch.device("cpu")
     state = checkpoint.on_device(attributes["state"], device)
     vars(learner).update(attributes | {"device": device, "state": state})
-    if hasattr(learner, "sampler"):
-        learner.sampler.device = device

@@ -1,5 +1,6 @@
 """Starting from what another learner has learned, or from a policy."""
 
+import copy
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
@@ -8,20 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from metarl.adapted.gradient_policy import AdaptedPolicy
-from metarl.adapted.recurrent_policy import RecurrentPolicy
 from metarl.arguments import listed
 from metarl.policies.cnn import CNNPolicy
 from metarl.policies.mlp import MLPPolicy
 from metarl.policies.module import ModulePolicy
 
-COUNTED = ("iteration", "env_steps", "optimizer", "critic", "critic_optimizer")
-"""What a new training counts and remembers anew: the outer optimiser's statistics belong to its own settings, and a
-critic to the way in which tasks are described."""
-
 
 def check_same_activation(policy: Any, other: Any) -> None:
     """Raise ValueError where two networks of the same shapes are different functions of their parameters."""
-    own, its = (getattr(p, "activation", None) for p in (policy, other))
+    own, its = (p.describe().get("activation") for p in (policy, other))
     if own is not None and its is not None and own != its:
         raise ValueError(f"its network has activation={its!r}, here it is {own!r}")
 
@@ -47,14 +43,14 @@ def taken_over(own: Any, other: Any) -> tuple[Any, list[str]]:
     if bool(own.obs_stats) != bool(other.obs_stats):
         raise ValueError(f"it was trained with normalize_obs={bool(other.obs_stats)}, which is needed here too")
     values: dict[str, Any] = {}
-    for field in dataclasses.fields(own):
-        if field.name not in COUNTED:
-            start, found = getattr(own, field.name), getattr(other, field.name)
-            if isinstance(start, Tensor):
-                values[field.name] = found.to(start, copy=True)
-            else:
-                values[field.name] = {n: _fitted(n, value, found.get(n)) for n, value in start.items()}
-    unused = sorted(getattr(other, "learned", {}).keys() - getattr(own, "learned", {}).keys())
+    unused: list[str] = []
+    for name in own.WARM_START:
+        start, found = getattr(own, name), getattr(other, name)
+        if isinstance(start, dict):
+            values[name] = {n: _fitted(n, value, found.get(n)) for n, value in start.items()}
+            unused += sorted(found.keys() - start.keys())
+        else:
+            values[name] = found.to(start, copy=True) if isinstance(start, Tensor) else copy.deepcopy(found)
     return dataclasses.replace(own, **values), unused
 
 
@@ -78,31 +74,34 @@ def unused_warning(unused: list[str], of: str, here: str) -> str:
     return f"what {of} has learned of its inner loop ({', '.join(kinds)}) is not taken over: {here} does not learn it"
 
 
-def module_of(policy: nn.Module | AdaptedPolicy | None) -> nn.Module | None:
-    """The network that a learner's `policy=` brings; None where it is to be made from settings."""
-    if isinstance(policy, RecurrentPolicy):
-        raise ValueError("a learner cannot start from a RecurrentPolicy: load the learner that it came from")
-    if isinstance(policy, AdaptedPolicy):
-        return policy.policy.module if isinstance(policy.policy, ModulePolicy) else None
-    if policy is not None and not isinstance(policy, nn.Module):
-        remedy = (
-            ": leave it out, the network follows from hidden, activation and network" if isinstance(policy, str) else ""
-        )
-        raise ValueError(f"policy is a torch.nn.Module from observations to actions, or a policy to start from, got "
-                         f"{policy!r}{remedy}")  # fmt: skip
-    return policy
+MADE_FROM_SETTINGS = (MLPPolicy.__name__, CNNPolicy.__name__)
+"""Kinds of policies that an algorithm's settings make."""
+
+
+def network_of(policy: Any, start: AdaptedPolicy | None) -> Any:
+    """The network that a learner's `policy=` brings: a module, or a policy of a kind of its own; None where it is to
+    be made from settings."""
+    found: Any = policy if start is None else start.policy
+    if found is None or isinstance(found, nn.Module):
+        return found
+    missing = [name for name in ("spaces", "kind", "memory", "init", "describe") if not hasattr(found, name)]
+    if missing:
+        remedy = ""
+        if isinstance(found, str):
+            remedy = ": leave it out, the network follows from hidden, activation and network"
+        elif len(missing) < 5:
+            remedy = f", a policy of your own needs {', '.join(missing)} too (docs/your_own_algorithm.md)"
+        raise ValueError(f"policy is a torch.nn.Module from observations to actions, a policy to start from or one of "
+                         f"your own, got {found!r}{remedy}")  # fmt: skip
+    if start is not None and found.kind == ModulePolicy.__name__:
+        return found.module
+    return None if start is not None and found.kind in MADE_FROM_SETTINGS else found
 
 
 def settings_of(start: AdaptedPolicy, given: Mapping[str, Any]) -> dict[str, Any]:
     """The settings `given`, with those that the policy to start from determines."""
-    if not isinstance(start.policy, MLPPolicy | CNNPolicy | ModulePolicy):
-        raise ValueError(f"a learner cannot start from a {type(start.policy).__name__}")
-    own: dict[str, Any] = {"min_std": start.policy.min_std}
-    if not isinstance(start.policy, ModulePolicy):
-        own |= {"hidden": tuple(start.policy.hidden), "activation": start.policy.activation}
-        own["network"] = "cnn" if isinstance(start.policy, CNNPolicy) else "mlp"
-    if isinstance(start.policy, CNNPolicy):
-        own["channels"] = tuple(start.policy.channels)
+    made: Any = start.policy
+    own: dict[str, Any] = made.settings() if made.kind in (*MADE_FROM_SETTINGS, ModulePolicy.__name__) else {}
     if start.obs_stats:
         own["normalize_obs"] = True
     for name in own.keys() & given.keys():

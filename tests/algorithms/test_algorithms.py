@@ -18,6 +18,7 @@ from metarl.checkpoint import pack_state
 from metarl.inner import loop
 from metarl.outer.trust_region import flatten, unflatten
 from metarl.params import Params
+from metarl.rollout.setup import Setup
 from metarl.tasks import task_at
 
 GRADIENT_BASED = [name for name in algorithms.ALGORITHMS if name != "rl2"]
@@ -33,8 +34,8 @@ def started(name: str, at: int = 0, **settings: Any):
     module = algorithms.get(name)
     config = module.Config(**(TINY | settings))
     sampler, policy, _ = setup(Drift(), config)
-    state = replace(module.init(config, policy, 0), iteration=at)
-    data = double(loop.experience(config, sampler, policy, state, 0).data)
+    state = replace(module.init(config, policy, sampler.family, 0), iteration=at)
+    data = double(loop.experience(Setup(config, sampler, policy, 0), state).data)
     return module, config, sampler, policy, state, data
 
 
@@ -81,7 +82,7 @@ def test_an_iteration_with_adam(name, settings, kind, at):
         moved = unflatten(step, meta)
         sizes = {n: factor * (0.03 if n in state.params else 0.1) for n in meta}
         meta = {n: value - sizes[n] * moved[n] for n, value in meta.items()}
-    new, stats = module.iteration(config, sampler, policy, state, 0)
+    new, stats = module.iteration(Setup(config, sampler, policy, 0), state)
     for n, value in new.meta.items():
         torch.testing.assert_close(value.double(), meta[n], atol=3e-4 * factor, rtol=1e-5)
     assert stats["outer/lr"] == pytest.approx(0.03 * factor)
@@ -120,7 +121,7 @@ def test_an_iteration_with_trpo(name, settings):
     gradient, J = rows[:, 0], rows[:, 1:]
     direction = torch.linalg.solve((J * M) @ J.T + 0.1 * torch.eye(len(gradient)).double(), gradient)
     step = direction * torch.sqrt(2 * 0.02 / (gradient @ direction))
-    new, stats = module.iteration(config, sampler, policy, state, 0)
+    new, stats = module.iteration(Setup(config, sampler, policy, 0), state)
     assert stats["outer/accepted"]
     want = unflatten(flatten(at) - 0.8 ** stats["outer/backtracks"] * step, at)
     for n, value in want.items():
@@ -135,7 +136,7 @@ def test_an_iteration_of_batched_reptile(settings):
     slow = SlowObjective(config, policy, data, doubled(state.params))
     ends = [slow.adapted(doubled(state.params), k) for k in range(3)]
     lr = 0.4 * (0.01 + 0.99 * 0.5 if "anneal_over" in settings else 1.0)  # half-way through the cosine
-    new, stats = module.iteration(config, sampler, policy, state, 0)
+    new, stats = module.iteration(Setup(config, sampler, policy, 0), state)
     length = 0.0
     for n, value in doubled(state.params).items():
         want = value + lr * (sum(end[n] for end in ends) / 3 - value)
@@ -161,7 +162,7 @@ def test_an_iteration_of_serial_reptile():
                 params = {n: v.float() for n, v in slow.adapted(doubled(params), 0).items()}
         returns.append(float(rollout.returns.mean()))
         here = replace(here, params={n: v + 0.4 * (params[n] - v) for n, v in here.params.items()})
-    new, stats = module.iteration(config, sampler, policy, state, 0)
+    new, stats = module.iteration(Setup(config, sampler, policy, 0), state)
     for n, value in here.params.items():
         torch.testing.assert_close(new.params[n], value, atol=1e-5, rtol=1e-5)
     assert (new.env_steps, new.iteration) == (steps, 1)
@@ -169,9 +170,10 @@ def test_an_iteration_of_serial_reptile():
 
 
 def test_serial_and_batched_reptile_differ():
-    ends = [
-        algorithms.get("reptile").iteration(*started("reptile", serial=serial)[1:5], 0)[0] for serial in (False, True)
-    ]
+    ends = []
+    for serial in (False, True):
+        module, config, sampler, policy, state, _ = started("reptile", serial=serial)
+        ends.append(module.iteration(Setup(config, sampler, policy, 0), state)[0])
     assert (ends[0].params["w0"] - ends[1].params["w0"]).abs().max() > 1e-3
 
 

@@ -39,6 +39,7 @@ from metarl.policies.base import Policy
 from metarl.policies.mlp import MLPPolicy
 from metarl.policies.module import ModulePolicy
 from metarl.rollout.sampler import EnvSampler, Sampler
+from metarl.rollout.setup import Setup
 from metarl.tasks import task_at
 
 SMALL = Config(n_tasks=3, episodes=4, hidden=(3,), inner_lr=0.3, adapt_std=True, output_gain=0.1)
@@ -249,7 +250,7 @@ RUN = Config(n_tasks=4, episodes=5, hidden=(6,), inner_lr=0.1, output_gain=0.1)
 
 def one(config: Config = RUN, family=None, seed: int = 0, device: str = "cpu", state: State | None = None):
     sampler, policy, first = setup(family or Drift(), config, device=device)
-    return iteration(config, sampler, policy, state or first, seed)
+    return iteration(Setup(config, sampler, policy, seed), state or first)
 
 
 def assert_equal(a: State, b: State, **tolerance: float) -> None:
@@ -265,7 +266,7 @@ def test_an_iteration_is_the_trust_region_step_on_the_data_of_its_stages(family,
     data = stages(config, sampler, policy, state.params, seed=7)
     objectives = [outer.objective(config, policy, data, 4)]
     want, _ = trpo_step(state.params, objectives, 0.003, 0.01, 4, config.max_backtracks, config.backtrack)
-    got, _ = iteration(config, sampler, policy, state, 7)
+    got, _ = iteration(Setup(config, sampler, policy, 7), state)
     assert_equal(got, State(want), atol=1e-6, rtol=1e-5)
 
 
@@ -279,7 +280,7 @@ def test_an_iteration_moves_the_parameters_within_the_trust_region():
 def test_an_iteration_leaves_the_old_state_alone():
     sampler, policy, state = setup(Drift(), RUN)
     before = {name: value.clone() for name, value in state.params.items()}
-    iteration(RUN, sampler, policy, state, 0)
+    iteration(Setup(RUN, sampler, policy, 0), state)
     assert_equal(state, State(before))
     assert state.iteration == 0
 
@@ -287,7 +288,9 @@ def test_an_iteration_leaves_the_old_state_alone():
 def test_counters_count():
     # Episodes of 1, 2, 3 and 4 steps, 5 of each, before and after each of two inner steps.
     sampler, policy, state = setup(Stops(), replace(RUN, inner_steps=2))
-    new, _ = iteration(replace(RUN, inner_steps=2), sampler, policy, replace(state, iteration=6, env_steps=1000), 0)
+    new, _ = iteration(
+        Setup(replace(RUN, inner_steps=2), sampler, policy, 0), replace(state, iteration=6, env_steps=1000)
+    )
     assert (new.iteration, new.env_steps) == (7, 1000 + 3 * 5 * 10)
 
 
@@ -330,18 +333,18 @@ class Noting(Sampler):
 
 def test_every_iteration_and_stage_draws_tasks_and_noise_of_its_own():
     sampler, (_, policy, state) = Noting(Drift()), setup(Drift(), RUN)
-    iteration(replace(RUN, inner_steps=2), sampler, policy, replace(state, iteration=6), 9)
+    iteration(Setup(replace(RUN, inner_steps=2), sampler, policy, 9), replace(state, iteration=6))
     tasks = ("tasks", 4, 9, 6, "train")
     assert sampler.asked == [tasks, *[("collect", 5, 9, 6, stage) for stage in range(3)]]
 
 
 def test_an_iteration_from_a_stored_state_is_the_uninterrupted_one():
     sampler, policy, state = setup(Drift(), RUN)
-    first, _ = iteration(RUN, sampler, policy, state, 0)
-    uninterrupted, _ = iteration(RUN, sampler, policy, first, 0)
+    first, _ = iteration(Setup(RUN, sampler, policy, 0), state)
+    uninterrupted, _ = iteration(Setup(RUN, sampler, policy, 0), first)
     stored = State({n: torch.from_numpy(v.numpy().copy()) for n, v in first.params.items()}, 1, first.env_steps)
     sampler, policy, _ = setup(Drift(), RUN, seed=99)  # another process knows nothing of the first
-    resumed, _ = iteration(RUN, sampler, policy, stored, 0)
+    resumed, _ = iteration(Setup(RUN, sampler, policy, 0), stored)
     assert_equal(resumed, uninterrupted)
     assert (resumed.iteration, resumed.env_steps) == (uninterrupted.iteration, uninterrupted.env_steps)
 
@@ -401,8 +404,8 @@ def test_any_module_learns_as_the_mlp_with_the_same_weights_does(family):
     names = {"w0": "module.0.weight", "b0": "module.0.bias", "w1": "module.2.weight", "b1": "module.2.bias"}
     same = {names.get(n, n): v.mT.contiguous() if n.startswith("w") else v for n, v in state.params.items()}
     config = replace(RUN, cg_iterations=4)
-    want, _ = iteration(config, sampler, policy, state, 0)
-    got, _ = iteration(config, sampler, module, State(same), 0)
+    want, _ = iteration(Setup(config, sampler, policy, 0), state)
+    got, _ = iteration(Setup(config, sampler, module, 0), State(same))
     for name, value in want.params.items():
         theirs = got.params[names.get(name, name)]
         torch.testing.assert_close(theirs.mT if name.startswith("w") else theirs, value, atol=1e-4, rtol=1e-3)
@@ -422,7 +425,9 @@ def test_devices_give_the_same_iteration(device):
 
 def adaptation(step_sizes, config: Config = RUN, family=None, seed: int = 5) -> loop.Adaptation:
     sampler, policy, state = setup(family or Drift(), config)
-    return maml_trpo.evaluate(config, sampler, policy, state, sampler.tasks(3, 1, 0, "test"), seed, 6, step_sizes)
+    return maml_trpo.evaluate(
+        Setup(config, sampler, policy, seed), state, sampler.tasks(3, 1, 0, "test"), 6, step_sizes
+    )
 
 
 @pytest.mark.parametrize("step_sizes", [[], [0.1], [0.1, 0.05, 0.05]])
@@ -476,7 +481,7 @@ def test_returns_are_those_of_the_rollouts_with_the_parameters_beside_them():
 def test_adapting_does_not_change_the_state():
     sampler, policy, state = setup(Drift(), RUN)
     before = {name: value.clone() for name, value in state.params.items()}
-    maml_trpo.evaluate(RUN, sampler, policy, state, sampler.tasks(3, 1, 0), 0, 4, [0.5, 0.5])
+    maml_trpo.evaluate(Setup(RUN, sampler, policy, 0), state, sampler.tasks(3, 1, 0), 4, [0.5, 0.5])
     assert_equal(state, State(before))
 
 
@@ -494,7 +499,7 @@ def test_a_task_adapts_alone_as_it_does_among_others():
     sampler, policy, state = setup(Drift(), RUN)
     tasks = sampler.tasks(3, 1, 0)
     many, one_task = (
-        maml_trpo.evaluate(RUN, sampler, policy, state, {n: v[:k] for n, v in tasks.items()}, 0, 6, [0.1, 0.1])
+        maml_trpo.evaluate(Setup(RUN, sampler, policy, 0), state, {n: v[:k] for n, v in tasks.items()}, 6, [0.1, 0.1])
         for k in (3, 1)
     )
     torch.testing.assert_close(many.returns[:1], one_task.returns, atol=1e-4, rtol=1e-4)
@@ -504,7 +509,7 @@ def test_a_plain_environment_adapts_as_the_family_does():
     sampler, policy, state = setup(Drift(), RUN)
     tasks = {name: value[:1] for name, value in sampler.tasks(3, 1, 0).items()}
     env = EnvSampler(Drift().make(task_at(tasks, 0)), Drift.horizon)
-    ours, theirs = (maml_trpo.evaluate(RUN, s, policy, state, tasks, 0, 6, [0.1, 0.1]) for s in (sampler, env))
+    ours, theirs = (maml_trpo.evaluate(Setup(RUN, s, policy, 0), state, tasks, 6, [0.1, 0.1]) for s in (sampler, env))
     torch.testing.assert_close(ours.returns, theirs.returns, atol=1e-4, rtol=1e-4)
 
 
@@ -517,8 +522,8 @@ def two_ways(products: int) -> tuple[Tensor, Tensor, list[dict]]:
     config = Config(n_tasks=4, episodes=6, hidden=(64, 64), cg_iterations=products, max_kl=0.02, min_std=0.1)
     sampler, policy, state = setup(metarl.make("PointNavigation-v0", horizon=30), config)
     for _ in range(6):
-        state, _ = maml_trpo.iteration(config, sampler, policy, state, 0)
-    data = loop.experience(config, sampler, policy, state, 1).data
+        state, _ = maml_trpo.iteration(Setup(config, sampler, policy, 0), state)
+    data = loop.experience(Setup(config, sampler, policy, 1), state).data
     parts = [outer.objectives(config, policy, data, state, outer.Outer(by_hand=by_hand)) for by_hand in (True, False)]
     found = [trpo_step(state.meta, part, 0.02, 1e-5, products) for part in parts]
     hand, automatic = (flatten(new) - flatten(state.meta) for new, _ in found)
@@ -550,7 +555,7 @@ def strided(family, stride: int, by_hand: bool, **settings):
     """The data of an iteration in float64, its parameters, and the objectives for Fisher products."""
     config = replace(RUN, **settings)
     sampler, policy, state = setup(family, config)
-    found = loop.experience(config, sampler, policy, state, 3)
+    found = loop.experience(Setup(config, sampler, policy, 3), state)
     as_double = {name: value.double() for name, value in state.params.items()}
     state = replace(state, params=as_double, learned={name: value.double() for name, value in state.learned.items()})
     stages = [{name: value.double() for name, value in params.items()} for params in found.params]
@@ -697,7 +702,7 @@ def test_an_unknown_algorithm_is_refused_with_the_nearest():
 def test_a_step_earns_more_in_every_task_and_its_opposite_less(step_size):
     config = Config(n_tasks=6, hidden=(8,), init_std=0.5)
     sampler, policy, state = setup(Signs(), config)
-    done = maml_trpo.evaluate(config, sampler, policy, state, sampler.tasks(6, 0, 0), 0, 200, [step_size])
+    done = maml_trpo.evaluate(Setup(config, sampler, policy, 0), state, sampler.tasks(6, 0, 0), 200, [step_size])
     before, after = done.returns.mean(-1).unbind(1)
     assert ((after - before) * np.sign(step_size) > 2).all()  # the noise of the means is about 0.4
 
@@ -705,7 +710,7 @@ def test_a_step_earns_more_in_every_task_and_its_opposite_less(step_size):
 def test_every_further_step_earns_more():
     config = Config(n_tasks=6, hidden=(8,), init_std=0.5)
     sampler, policy, state = setup(Signs(), config)
-    done = maml_trpo.evaluate(config, sampler, policy, state, sampler.tasks(6, 0, 0), 0, 200, [0.02, 0.02, 0.02])
+    done = maml_trpo.evaluate(Setup(config, sampler, policy, 0), state, sampler.tasks(6, 0, 0), 200, [0.02, 0.02, 0.02])
     assert (done.returns.mean((0, 2)).diff() > 0.5).all()
 
 
@@ -714,7 +719,7 @@ def trained(family, config: Config, iterations: int) -> tuple[np.ndarray, tuple]
     sampler, policy, state = setup(family, config)
     returns = []
     for _ in range(iterations):
-        state, stats = iteration(config, sampler, policy, state, 0)
+        state, stats = iteration(Setup(config, sampler, policy, 0), state)
         returns.append((stats["return/step_0"], stats[f"return/step_{config.inner_steps}"]))
     return np.array(returns), (sampler, policy, state)
 
@@ -725,7 +730,11 @@ def point_goal() -> np.ndarray:
     config = Config(n_tasks=20, episodes=10, inner_lr=0.1, init_std=0.5, hidden=(32, 32))
     _, (sampler, policy, state) = trained(PointGoal(), config, 20)
     tasks = sampler.tasks(200, 1, 0, "test")
-    return maml_trpo.evaluate(config, sampler, policy, state, tasks, 1, 20, [0.1, 0.05]).returns.mean((0, 2)).numpy()
+    return (
+        maml_trpo.evaluate(Setup(config, sampler, policy, 1), state, tasks, 20, [0.1, 0.05])
+        .returns.mean((0, 2))
+        .numpy()
+    )
 
 
 def test_point_goal_adapted_beats_what_no_blind_policy_can_beat(point_goal):
@@ -781,8 +790,8 @@ def test_an_iteration_and_an_evaluation_in_that_unit_are_those_with_the_product(
         config = config if config.lr_in_std else replace(config, inner_lr=0.15)
         sampler, policy, state = setup(Drift(), config)
         tasks = sampler.tasks(3, 5, 0, "test")
-        found = maml_trpo.evaluate(config, sampler, policy, state, tasks, 1, 4, [2 * config.inner_lr])
-        new, stats = maml_trpo.iteration(config, sampler, policy, state, 0)
+        found = maml_trpo.evaluate(Setup(config, sampler, policy, 1), state, tasks, 4, [2 * config.inner_lr])
+        new, stats = maml_trpo.iteration(Setup(config, sampler, policy, 0), state)
         results.append((flatten(new.params), found.params[-1]["w0"], stats["return/step_1"]))
     (in_units, adapted, post), (plain, plain_adapted, plain_post) = results
     torch.testing.assert_close(in_units, plain, atol=1e-6, rtol=1e-5)
@@ -799,7 +808,7 @@ def test_a_single_episode_adapts_only_against_a_given_number():
     for given, moves in ((None, False), (0.25, True)):
         own = replace(config, reward_baseline=given)
         sampler, policy, state = setup(TwoArms(), own)
-        found = maml_trpo.evaluate(own, sampler, policy, state, sampler.tasks(6, 5, 0), 1, 1, [0.5])
+        found = maml_trpo.evaluate(Setup(own, sampler, policy, 1), state, sampler.tasks(6, 5, 0), 1, [0.5])
         assert bool((found.params[1]["b1"] != found.params[0]["b1"]).any()) == moves
 
 

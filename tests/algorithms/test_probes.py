@@ -22,6 +22,7 @@ from metarl.outer import objective
 from metarl.outer.trust_region import value_and_gradient
 from metarl.params import Params
 from metarl.rollout.sampler import Sampler
+from metarl.rollout.setup import Setup
 from metarl.tasks import TaskFamily, Tasks
 from metarl.vector.tensor import State, TensorFamily
 
@@ -163,11 +164,11 @@ class Trained:
         self.module = algorithms.get(name)
         self.config = self.module.Config(**({"hidden": ()} | settings))
         self.sampler, self.policy, _ = setup(family, self.config)
-        self.state = self.module.init(self.config, self.policy, 0)
+        self.state = self.module.init(self.config, self.policy, self.sampler.family, 0)
         self.state = replace(self.state, params=self.state.params | (start or {}))
         self.rows = []
         for _ in range(iterations):
-            self.state, stats = self.module.iteration(self.config, self.sampler, self.policy, self.state, 0)
+            self.state, stats = self.module.iteration(Setup(self.config, self.sampler, self.policy, 0), self.state)
             self.rows.append(stats)
 
     def late(self, key: str) -> float:
@@ -244,7 +245,7 @@ def test_what_is_learned_of_the_credit_rises_with_late_rewards_and_falls_with_la
 
 def adapted(done: Trained, sizes: tuple[float, ...]) -> loop.Adaptation:
     tasks = done.sampler.tasks(20, 1, 0, "test")
-    return done.module.evaluate(done.config, done.sampler, done.policy, done.state, tasks, 1, 20, sizes)
+    return done.module.evaluate(Setup(done.config, done.sampler, done.policy, 1), done.state, tasks, 20, sizes)
 
 
 @pytest.fixture(scope="module")
@@ -265,7 +266,7 @@ def test_anil_moves_the_head_and_cavia_the_context_and_both_adapt(arms, name, mo
 
 @pytest.mark.parametrize("name", ["anil", "cavia"])
 def test_the_rest_of_the_network_is_learned_outside(arms, name):
-    start = algorithms.get(name).init(arms[name].config, arms[name].policy, 0).params
+    start = algorithms.get(name).init(arms[name].config, arms[name].policy, arms[name].sampler.family, 0).params
     moved = {n for n, v in arms[name].state.params.items() if not torch.equal(v, start[n])}
     assert moved == set(start) - {"context"}
     assert name == "anil" or not arms[name].state.params["context"].any()
@@ -294,7 +295,7 @@ def pull_to_the_safe_arm(inner_gradient: str) -> float:
     )
     sampler, policy, state = setup(Doors(), config)
     state = replace(state, params=state.params | {"b0": torch.tensor([1.0, 0.0, 0.0])})
-    data = loop.experience(config, sampler, policy, state, 0).data
+    data = loop.experience(Setup(config, sampler, policy, 0), state).data
     gradient = value_and_gradient(objective.objectives(config, policy, data, state), state.params)[1]["b0"]
     return -float(gradient @ torch.tensor([1.0, -0.5, -0.5]))
 
@@ -316,9 +317,9 @@ def moved_before_adaptation(inner_kl: float) -> tuple[float, float]:
         n_tasks=10, episodes=20, hidden=(8,), inner_lr=0.3, epochs=10, outer_lr=0.05, inner_kl=inner_kl, clip=10.0
     )
     sampler, policy, _ = setup(Bowl(), config)
-    state = algorithms.get("promp").init(config, policy, 0)
-    rollout = loop.experience(config, sampler, policy, state, 0).rollouts[0]
-    new, stats = algorithms.get("promp").iteration(config, sampler, policy, state, 0)
+    state = algorithms.get("promp").init(config, policy, sampler.family, 0)
+    rollout = loop.experience(Setup(config, sampler, policy, 0), state).rollouts[0]
+    new, stats = algorithms.get("promp").iteration(Setup(config, sampler, policy, 0), state)
     dist = policy.distribution({n: v.expand(10, *v.shape) for n, v in new.params.items()}, rollout.obs)
     return float(masked_mean(kl(rollout.dist, dist), rollout.mask).mean()), stats["outer/kl"]
 
@@ -353,8 +354,8 @@ def test_reptile_with_one_step_is_joint_training_and_forgets_the_rarer_tasks():
 @pytest.mark.parametrize("family", [Bowl(), Uneven()], ids=["gaussian", "categorical"])
 def test_reptile_with_one_step_takes_the_mean_of_the_inner_steps(family):
     done = Trained("reptile", family, 1, n_tasks=6, episodes=5, inner_lr=0.3, inner_steps=1, outer_lr=0.5)
-    start = done.module.init(done.config, done.policy, 0)
-    found = loop.experience(done.config, Sampler(family), done.policy, start, 0)
+    start = done.module.init(done.config, done.policy, done.sampler.family, 0)
+    found = loop.experience(Setup(done.config, Sampler(family), done.policy, 0), start)
     for name, value in start.params.items():
         want = value + 0.5 * torch.stack([found.params[1][name][k] - value for k in range(6)]).mean(0)
         torch.testing.assert_close(done.state.params[name], want, atol=1e-6, rtol=1e-6)

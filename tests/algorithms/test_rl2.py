@@ -28,6 +28,7 @@ from metarl.recurrent.sequences import sequences
 from metarl.recurrent.trials import collect_trials
 from metarl.report import figures
 from metarl.rollout.sampler import Sampler
+from metarl.rollout.setup import Setup
 from metarl.training.train import RunDirectory
 
 SMALL: dict[str, Any] = {"n_tasks": 4, "trials": 2, "trial_episodes": 3, "hidden": 6, "epochs": 2, "minibatches": 3}
@@ -260,7 +261,7 @@ def test_an_iteration_is_torchs_adam_on_clipped_gradients(seed, monkeypatch):
     starts: list[dict[str, Tensor]] = []
     step = rl2.adam_step
     monkeypatch.setattr(rl2, "adam_step", lambda params, *rest: starts.append(params) or step(params, *rest))
-    found, _ = rl2.iteration(config, learner.sampler, policy, state, seed)
+    found, _ = rl2.iteration(Setup(config, learner.sampler, policy, seed), state)
     parts = [
         part for epoch in range(config.epochs)
         for part in rl2.minibatches(config, data.mask.shape[1], seed, 0, epoch, torch.device("cpu"))
@@ -362,7 +363,7 @@ def test_without_adams_memory_it_would_not_be_the_same():
     # The control of the test above: Adam's memory matters.
     learner = small(Drift()).learn(2, eval_every=0)
     cleared = {name: torch.zeros_like(value) for name, value in learner.state.optimizer.items()}
-    step = [rl2.iteration(learner.config, learner.sampler, learner.policy, state, 0)[0].params["w_in"]
+    step = [rl2.iteration(Setup(learner.config, learner.sampler, learner.policy, 0), state)[0].params["w_in"]
             for state in (learner.state, replace(learner.state, optimizer=cleared))]  # fmt: skip
     assert not torch.allclose(*step, atol=1e-4)
 
@@ -401,7 +402,7 @@ def test_nonsense_is_refused():
             MetaLearner("rl2", TwoArms(), **setting)
     with pytest.raises(ValueError, match="rl2 has no setting 'episodes'"):
         MetaLearner("rl2", TwoArms(), episodes=3)
-    with pytest.raises(ValueError, match="recurrent policy of its own and cannot train a ModulePolicy"):
+    with pytest.raises(ValueError, match="recurrent policy of its own and cannot train a Linear"):
         MetaLearner("rl2", TwoArms(), policy=torch.nn.Linear(1, 2))
 
 
@@ -441,7 +442,9 @@ def test_logs_are_about_the_episodes_of_the_trial():
         assert f"eval/step_{k}" in seen[0]
     assert "return/step_3" not in seen[0] and "eval/step_3" not in seen[0]
     assert seen[0]["return/trial"] == pytest.approx(float(returns.sum(1).mean()))
-    found = rl2.evaluate(learner.config, learner.sampler, learner.policy, learner.state, tasks, 1, 2, [None] * 29)
+    found = rl2.evaluate(
+        Setup(learner.config, learner.sampler, learner.policy, 1), learner.state, tasks, 2, [None] * 29
+    )
     assert found.score == pytest.approx(float(found.returns.sum(1).mean()))
 
 
@@ -465,7 +468,9 @@ def test_step_sizes_are_refused():
         with pytest.raises(ValueError, match=re.escape("rl2 has no inner step sizes, got [0.1]: leave them out")):
             call()
     with pytest.raises(ValueError, match="rl2 adapts by remembering"):
-        rl2.evaluate(learner.config, learner.sampler, learner.policy, learner.state, {"good": np.zeros(1)}, 0, 1, [0.1])
+        rl2.evaluate(
+            Setup(learner.config, learner.sampler, learner.policy, 0), learner.state, {"good": np.zeros(1)}, 1, [0.1]
+        )
 
 
 def test_every_setting_of_the_network_reaches_it():
@@ -698,8 +703,8 @@ def test_the_documented_example_runs():
 
 def test_an_iteration_on_every_device(device):
     learner, alone = (MetaLearner("rl2", TwoArms(), device=where, **SMALL) for where in (device, "cpu"))
-    state, stats = rl2.iteration(learner.config, learner.sampler, learner.policy, learner.state, 0)
-    _, expected = rl2.iteration(alone.config, alone.sampler, alone.policy, alone.state, 0)
+    state, stats = rl2.iteration(Setup(learner.config, learner.sampler, learner.policy, 0), learner.state)
+    _, expected = rl2.iteration(Setup(alone.config, alone.sampler, alone.policy, 0), alone.state)
     assert {value.device.type for value in (*state.params.values(), *state.optimizer.values())} == {device}
     assert stats["return/trial"] == expected["return/trial"]
     assert stats["outer/value_loss"] == pytest.approx(expected["outer/value_loss"], rel=1e-3)

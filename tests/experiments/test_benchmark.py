@@ -28,6 +28,7 @@ from metarl.outer import trust_region
 from metarl.outer.trust_region import flatten
 from metarl.policies.spaces import spaces_of
 from metarl.rollout.sampler import Sampler
+from metarl.rollout.setup import Setup
 
 FOLDER = Path(__file__).parents[2] / "experiments" / "benchmarks"
 
@@ -66,8 +67,8 @@ variants = pytest.mark.parametrize(
 def both(family: Any, config: Config, twins: Config | None = None) -> tuple[float, dict[str, Any], dict[str, Any]]:
     """The relative difference between the steps of the batch and of the loop, and their statistics."""
     policy, sampler = config.policy(spaces_of(family)), Sampler(family)
-    start = maml_trpo.init(config, policy, 0)
-    new, stats = maml_trpo.iteration(config, sampler, policy, start, SEED)
+    start = maml_trpo.init(config, policy, family, 0)
+    new, stats = maml_trpo.iteration(Setup(config, sampler, policy, SEED), start)
     tasks = sampler.tasks(config.n_tasks, SEED, 0)
     env = metarl.make_vector(family, 1, config.episodes)
     params, twin_stats = loop_reference.iteration(twins or config, family, env, policy, start, tasks, SEED)
@@ -120,7 +121,7 @@ def problem(**settings: Any) -> Any:
     family = metarl.make("PointNavigation-v0", horizon=4)
     config = replace(SMALL, **settings)
     policy = config.policy(spaces_of(family))
-    return benchmark.Problem(config, Sampler(family), policy, maml_trpo.init(config, policy, 0))
+    return benchmark.Problem(config, Sampler(family), policy, maml_trpo.init(config, policy, family, 0))
 
 
 def test_the_stopwatch_counts_every_part_of_an_iteration():

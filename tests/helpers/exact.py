@@ -29,6 +29,8 @@ class Table:
 
     spaces: Spaces
 
+    kind, memory = "Table", 0
+
     def init(self, generator: torch.Generator) -> Params:
         return {"logits": torch.randn(self.spaces.obs_dim, self.spaces.act_dim, generator=generator).double()}
 

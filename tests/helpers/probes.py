@@ -23,6 +23,7 @@ from metarl.policies.gru import GRUPolicy
 from metarl.policies.spaces import spaces_of
 from metarl.rollout.rollout import Rollout
 from metarl.rollout.sampler import Sampler
+from metarl.rollout.setup import Setup
 from metarl.tasks import Task, TaskFamily, Tasks, split_rng
 from metarl.vector.tensor import State, TensorFamily
 
@@ -245,7 +246,7 @@ def setup(
 ) -> tuple[Sampler, Policy, LearnerState]:
     """What an algorithm needs to start."""
     policy = config.policy(spaces_of(family))
-    return Sampler(family, device), policy, init(config, policy, seed, device)
+    return Sampler(family, device), policy, init(config, policy, family, seed, device)
 
 
 def random_params(policy: Policy, n_tasks: int, seed: int = 0) -> Params:
@@ -311,7 +312,7 @@ def problem(
     g = torch.Generator().manual_seed(4)
     learned = {name: value + spread * torch.randn(value.shape, generator=g) for name, value in state.learned.items()}
     state = replace(state, learned=learned)
-    data = double(loop.experience(config, sampler, policy, state, seed).data)
+    data = double(loop.experience(Setup(config, sampler, policy, seed), state).data)
     params, learned = ({n: v.double() for n, v in x.items()} for x in (state.params, state.learned))
     return policy, replace(state, params=params, learned=learned), data
 

@@ -18,6 +18,7 @@ from metarl.inner.loop import Batch
 from metarl.inner.state import State, learned_statistics
 from metarl.rollout.rollout import Rollout
 from metarl.rollout.sampler import Sampler
+from metarl.rollout.setup import Setup
 
 RUN = maml_trpo.Config(n_tasks=3, episodes=4, hidden=(4,), inner_lr=0.2, inner_steps=3, output_gain=0.3, gamma=0.9)
 
@@ -28,7 +29,7 @@ def adaptation(config: maml_trpo.Config = RUN, n: int = 3, sizes: tuple[float, .
     learned = {name: value + 0.3 * torch.randn(value.shape, generator=g) for name, value in state.learned.items()}
     tasks = {name: value[:n] for name, value in sampler.tasks(3, 1, 0, "test").items()}
     state = replace(state, learned=learned)
-    return policy, state, loop.evaluate(config, sampler, policy, state, tasks, 5, config.episodes, sizes)
+    return policy, state, loop.evaluate(Setup(config, sampler, policy, 5), state, tasks, config.episodes, sizes)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -167,7 +168,7 @@ def test_a_closed_mask_keeps_its_number_and_an_open_one_lets_it_go():
     closed = replace(state, learned={name: value - 0.5 for name, value in state.learned.items()})
     sampler, policy, _ = setup(Drift(), config)
     tasks = sampler.tasks(3, 1, 0, "test")
-    done = loop.evaluate(config, sampler, policy, closed, tasks, 5, 4, (0.2,))
+    done = loop.evaluate(Setup(config, sampler, policy, 5), closed, tasks, 4, (0.2,))
     moved = torch.cat([(done.params[-1][n] != state.params[n]).all(0).flatten() for n in ("w0", "b0", "w1")])
     opened = torch.cat([(closed.learned[f"mask/{n}"] >= 0).flatten() for n in ("w0", "b0", "w1")])
     assert torch.equal(moved, opened)
@@ -317,7 +318,7 @@ def test_a_task_taken_alone_has_episodes_of_its_own():
     sampler, (_, policy, state) = Noting(Drift()), setup(Drift(), config)
     sampler.asked = []
     for k in range(3):
-        loop.experience(config, sampler, policy, state, 0, only=k)
+        loop.experience(Setup(config, sampler, policy, 0), state, only=k)
     push = sampler.tasks(3, 0, 0)["push"][:, 0].tolist()
     assert sampler.asked == [([push[k]], 2 * k + stage) for k in range(3) for stage in range(2)]
 
@@ -328,13 +329,13 @@ def test_an_evaluation_estimates_advantages_only_where_a_step_is_taken_on_them(m
     _, _, found = adaptation(n=2, sizes=(0.2, 0.1))
     assert (len(counted), len(found.rollouts)) == (2, 3)
     sampler, policy, state = setup(Drift(), RUN)
-    assert len(loop.experience(RUN, sampler, policy, state, 0).data) == RUN.inner_steps + 1
+    assert len(loop.experience(Setup(RUN, sampler, policy, 0), state).data) == RUN.inner_steps + 1
 
 
 def test_the_next_state_has_all_that_was_given_and_the_rest_of_the_last():
     config = replace(RUN, learned_lr="scalar", adapts="context", context=2, normalize_obs=True)
     sampler, policy, state = setup(Drift(), config)
-    found = loop.experience(config, sampler, policy, replace(state, env_steps=100), 0)
+    found = loop.experience(Setup(config, sampler, policy, 0), replace(state, env_steps=100))
     meta = {"w0": torch.ones_like(state.params["w0"]), "lr": torch.tensor(3.0)}
     new = loop.advance(config, replace(state, env_steps=100), found, meta, {"count": torch.ones(())})
     assert list(new.params) == list(state.params) and list(new.learned) == ["lr"]
@@ -355,7 +356,7 @@ def test_the_noise_of_a_step_by_hand():
     assert (state.learned["noise"] == 0).all()
     change = torch.tensor([[-1.0, 0.5], [0.25, 0.25]])
     state = replace(state, learned={"noise": change})
-    found = maml_trpo.evaluate(config, sampler, policy, state, sampler.tasks(2, 1, 0), 0, 2, (0.1, 0.1, 0.1))
+    found = maml_trpo.evaluate(Setup(config, sampler, policy, 0), state, sampler.tasks(2, 1, 0), 2, (0.1, 0.1, 0.1))
     start = state.params["log_std"]
     for k, want in enumerate((start, start + change[0], start + change.sum(0), start + change.sum(0))):
         torch.testing.assert_close(found.params[k]["log_std"], want.expand(2, 2))
@@ -380,7 +381,7 @@ def test_noise_shrinks_where_it_only_costs():
     config = maml_trpo.Config(**settings, learned_noise=True, learned_lr="scalar")
     sampler, policy, state = setup(Target(), config)
     for _ in range(10):
-        state, stats = maml_trpo.iteration(config, sampler, policy, state, 0)
+        state, stats = maml_trpo.iteration(Setup(config, sampler, policy, 0), state)
     assert stats["inner/noise"] < 0.9
 
 
@@ -392,8 +393,8 @@ def test_the_first_episodes_keep_their_noise_without_learned_std(algorithm):
     for learned_std in (True, False):
         config = module.Config(**settings, learned_std=learned_std)
         sampler, policy, _ = setup(Target(), config)
-        start = module.init(config, policy, 0)
-        state, _ = module.iteration(config, sampler, policy, start, 0)
+        start = module.init(config, policy, sampler.family, 0)
+        state, _ = module.iteration(Setup(config, sampler, policy, 0), start)
         changed[learned_std] = {n for n, v in state.meta.items() if not torch.equal(v, start.meta[n])}
     assert "log_std" in changed[True] and {"noise", "b0", "w1"} <= changed[False]
     assert changed[False] == changed[True] - {"log_std"}

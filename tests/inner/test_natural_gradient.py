@@ -15,6 +15,7 @@ from metarl.inner.natural_gradient import fisher_matrix, natural_direction
 from metarl.params import Params
 from metarl.policies.base import Policy
 from metarl.policies.module import ModulePolicy
+from metarl.rollout.setup import Setup
 
 CONFIG = maml_trpo.Config(
     n_tasks=3, episodes=6, hidden=(), inner_optimizer="natural", natural_damping=0.0, inner_lr=0.2, gamma=0.9
@@ -163,8 +164,8 @@ def test_threads_give_the_same_step(monkeypatch):
     monkeypatch.setattr(parallel, "CHUNK_ROWS", 8)
     config = replace(CONFIG, n_tasks=6, episodes=2, hidden=(3,), natural_damping=0.1)
     sampler, policy, state = setup(Drift(), config)
-    one, _ = maml_trpo.iteration(config, sampler, policy, state, 0)
+    one, _ = maml_trpo.iteration(Setup(config, sampler, policy, 0), state)
     torch.set_num_threads(4)
     for _ in range(2):
-        several, _ = maml_trpo.iteration(config, sampler, policy, state, 0)
+        several, _ = maml_trpo.iteration(Setup(config, sampler, policy, 0), state)
         assert all(torch.equal(several.params[name], value) for name, value in one.params.items())

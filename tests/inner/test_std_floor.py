@@ -15,6 +15,7 @@ from metarl.inner import loop
 from metarl.inner.state import within_floor
 from metarl.policies import base
 from metarl.policies.base import at_least, floored_log_std
+from metarl.rollout.setup import Setup
 from metarl.tasks import split_rng
 
 FLOOR = math.log(0.1)
@@ -53,12 +54,12 @@ def trained_on_the_floor(name: str, iterations: int = 4, **settings) -> float:
 
         family = Wide()
         policy, sampler = config.policy(spaces_of(family)), Sampler(family)
-        state = module.init(config, policy, 0)
+        state = module.init(config, policy, sampler.family, 0)
     else:
         sampler, policy, state = setup(Wide(), config)
     state = replace(state, params=state.params | {"log_std": torch.tensor([FLOOR - 6.0])})
     for _ in range(iterations):
-        state, _ = module.iteration(config, sampler, policy, state, 0)
+        state, _ = module.iteration(Setup(config, sampler, policy, 0), state)
     return float(state.params["log_std"].exp()) / 0.1
 
 
@@ -115,6 +116,6 @@ def test_an_iteration_logs_the_standard_deviation_and_the_share_on_the_floor():
     sampler, policy, state = setup(Wide(), config)
     for log_std, std, share in ((-1.0, math.exp(-1), 0.0), (-9.0, 0.1, 1.0)):
         here = replace(state, params=state.params | {"log_std": torch.tensor([log_std])})
-        stats = module.iteration(config, sampler, policy, here, 0)[1]
+        stats = module.iteration(Setup(config, sampler, policy, 0), here)[1]
         assert stats["policy/std"] == pytest.approx(std, rel=1e-5)
         assert stats["policy/std_on_floor"] == share

@@ -28,6 +28,7 @@ from metarl.params import expand
 from metarl.policies.spaces import spaces_of
 from metarl.rollout.rollout import Rollout
 from metarl.rollout.sampler import Sampler
+from metarl.rollout.setup import Setup
 from metarl.tasks import Tasks
 
 LR = 1.0
@@ -469,7 +470,7 @@ def test_from_settings_to_meta_gradient_e_maml_is_formulation_i_with_the_weight_
     )
     gradients = []
     for seed in range(50):
-        data = experience(config, sampler, policy, state, seed).data
+        data = experience(Setup(config, sampler, policy, seed), state).data
         parts = outer.objectives(config, policy, data, state)
         gradients.append(-value_and_gradient(parts, state.params)[1]["logits"].double())
     z = z_scores(torch.stack(gradients), gradient_of(lambda x: mdp.formulation_i(x, LR, 2), logits))

@@ -19,6 +19,7 @@ from metarl.inner.step import sgd_step
 from metarl.outer import objective as outer
 from metarl.outer.trust_region import Objective, flatten, unflatten, value_and_gradient
 from metarl.params import Params, expand
+from metarl.rollout.setup import Setup
 
 SMALL = Config(n_tasks=3, episodes=4, hidden=(3, 4), inner_lr=0.3, inner_steps=2, output_gain=0.5)
 KINDS = {
@@ -161,7 +162,7 @@ def test_with_one_step_lvc_and_the_dice_estimators_are_the_same_and_the_policy_g
         learner = metarl.MetaLearner(
             "maml_trpo", family, seed=0, device="cpu", n_tasks=3, episodes=15, hidden=(), gamma=1.0, inner_gradient=name
         )
-        found = loop.experience(learner.config, learner.sampler, learner.policy, learner.state, 0)
+        found = loop.experience(Setup(learner.config, learner.sampler, learner.policy, 0), learner.state)
         params = {key: value.clone().requires_grad_() for key, value in found.params[0].items()}
         stepped, _ = loop.step(learner.config, learner.policy, params, found.data[0], 0.5, create_graph=True)
         weights = torch.Generator().manual_seed(1)

@@ -366,7 +366,7 @@ def test_the_first_step_of_adam_is_as_long_as_each_kind_s_step_size():
     config = maml_vpg.Config(**SMALL, outer_lr=0.03, learned_outer_lr=0.2, learned_lr="scalar")
     policy, state, data = problem(FAMILIES["gaussian"], config)
     meta = objective.trained(config, state)
-    parts, memory = objective.objectives(config, policy, data, state), adam_init(config, policy, 0).optimizer
+    parts, memory = objective.objectives(config, policy, data, state), adam_init(config, policy, None, 0).optimizer
     new, _, stats = adam_steps(config, parts, meta, memory, 0, 1)
     moved = {name: (value - meta[name]).abs().max().item() for name, value in new.items()}
     assert moved.pop("lr") == pytest.approx(0.2, rel=1e-3)

@@ -20,6 +20,7 @@ from metarl.policies.spaces import Spaces
 from metarl.report import figures
 from metarl.rollout.rollout import Rollout
 from metarl.rollout.sampler import EnvSampler, Sampler
+from metarl.rollout.setup import Setup
 
 VECTOR = Spaces(Box(-np.inf, np.inf, (3,), np.float32), Discrete(2))
 RUN = Config(n_tasks=4, episodes=5, hidden=(6,), inner_lr=0.3, normalize_obs=True)
@@ -190,8 +191,10 @@ def test_statistics_are_those_of_all_training_data_and_constant_within_an_iterat
     sampler, (_, policy, state) = Recording(Drift()), setup(Drift(), RUN)
     states = [state]
     for _ in range(3):
-        states.append(iteration(RUN, sampler, policy, states[-1], 0)[0])
-        maml_trpo.evaluate(RUN, Sampler(Drift()), policy, states[-1], sampler.tasks(3, 5, 0, "test"), 1, 4, [0.1])
+        states.append(iteration(Setup(RUN, sampler, policy, 0), states[-1])[0])
+        maml_trpo.evaluate(
+            Setup(RUN, Sampler(Drift()), policy, 1), states[-1], sampler.tasks(3, 5, 0, "test"), 4, [0.1]
+        )
     assert_stats(states[-1].obs_stats, [(r.raw_obs, r.mask) for r in sampler.rollouts])
     first, *given = sampler.given  # the survey's
     assert same_params(first, state.obs_stats)
@@ -206,7 +209,7 @@ def test_statistics_are_those_of_all_training_data_and_constant_within_an_iterat
 def test_evaluation_uses_the_statistics():
     sampler, (_, policy, state) = Recording(Drift()), setup(Drift(), RUN)
     state = State(state.params, obs_stats={name: x.double() for name, x in STATS.items()})
-    maml_trpo.evaluate(RUN, sampler, policy, state, sampler.tasks(3, 5, 0, "test"), 1, 4, [0.1, 0.1])
+    maml_trpo.evaluate(Setup(RUN, sampler, policy, 1), state, sampler.tasks(3, 5, 0, "test"), 4, [0.1, 0.1])
     assert [given is state.obs_stats for given in sampler.given] == [True] * 3
 
 

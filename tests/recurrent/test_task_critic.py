@@ -25,6 +25,7 @@ from metarl.recurrent import task_critic
 from metarl.recurrent.sequences import sequences
 from metarl.recurrent.task_critic import CriticView, TaskCritic
 from metarl.recurrent.trials import collect_trials
+from metarl.rollout.setup import Setup
 
 SMALL: dict[str, Any] = {"n_tasks": 4, "trials": 2, "trial_episodes": 3, "hidden": 6, "epochs": 2, "minibatches": 3,
                          "task_critic": True, "critic_hidden": 5}  # fmt: skip
@@ -197,7 +198,7 @@ def test_gradient_against_finite_differences_and_in_chunks(monkeypatch):
 def test_an_iteration_takes_advantages_with_its_values_and_fits_it():
     learner = small(critic_lr=0.05, anneal_over=6).learn(2, eval_every=0)  # it has learned, and there are units
     config, policy, state = learner.config, learner.policy, learner.state
-    new, _ = rl2.iteration(config, learner.sampler, policy, state, 0)
+    new, _ = rl2.iteration(Setup(config, learner.sampler, policy, 0), state)
     # The same again, from the parts that are tested above.
     tasks = learner.sampler.tasks(config.n_tasks, 0, 2)
     data = sequences(collect_trials(
@@ -312,8 +313,8 @@ def test_threads_do_not_change_the_numbers():
 
 def test_an_iteration_on_every_device(device):
     learner, alone = (MetaLearner("rl2", TwoArms(), device=where, **SMALL) for where in (device, "cpu"))
-    state, _ = rl2.iteration(learner.config, learner.sampler, learner.policy, learner.state, 0)
-    expected, _ = rl2.iteration(alone.config, alone.sampler, alone.policy, alone.state, 0)
+    state, _ = rl2.iteration(Setup(learner.config, learner.sampler, learner.policy, 0), learner.state)
+    expected, _ = rl2.iteration(Setup(alone.config, alone.sampler, alone.policy, 0), alone.state)
     assert {value.device.type for value in (*state.critic.values(), *state.critic_optimizer.values())} == {device}
     assert all(torch.allclose(state.critic[n].cpu(), expected.critic[n], atol=1e-4) for n in expected.critic)
 

@@ -31,6 +31,8 @@ from metarl.rollout.sampler import Sampler
 collect, count = Sampler.collect, [0]
 def stubborn(*args, **more):
     count[0] += 1
+    if count[0] > 6:
+        print("stuck", flush=True)
     while count[0] > 6:  # a simulator that catches every exception and tries again
         try:
             time.sleep(60)
@@ -118,8 +120,10 @@ def test_a_second_ctrl_c_ends_a_run_that_does_not_end_at_once_with_130_and_files
     out = tmp_path / "run"
     process = launch(*RUN[:-1], "1", "--no-progress", "--out", str(out), before=STUBBORN)
     trained(out, process, 3)
-    process.send_signal(signal.SIGINT)
     assert process.stdout is not None
+    while "stuck" not in (line := process.stdout.readline()):
+        assert line
+    process.send_signal(signal.SIGINT)
     while "caught" not in (line := process.stdout.readline()):
         assert line
     process.send_signal(signal.SIGINT)  # the same request, as from a wrapper that passes the terminal's on

@@ -252,7 +252,7 @@ def test_the_best_state_is_the_best_after_adaptation_to_tasks_that_are_not_train
 
     def evaluated(self, state, *args, **kwargs):
         returns = torch.tensor(by_iteration[state.iteration]).reshape(1, 2, 1)
-        return SimpleNamespace(returns=returns, success_rates=None)
+        return SimpleNamespace(returns=returns, success_rates=None, score=returns[0, -1, 0].item())
 
     monkeypatch.setattr(MetaLearner, "_step", trained)
     monkeypatch.setattr(MetaLearner, "_evaluate", evaluated)

@@ -1,0 +1,62 @@
+"""Kinds of policies by name, so that a policy from outside of this package saves and loads.
+
+A file says of a policy its kind and what `describe()` returned. Making it again calls `from_description` of that kind:
+of this package's own, of one that `register_policy` has named in this process, or of a package that announces it as
+an entry point of the group `metarl.policies`. A package that is not imported yet is imported only where the user
+allows it.
+"""
+
+import importlib.metadata
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from metarl.policies.base import Policy
+from metarl.policies.cnn import CNNPolicy
+from metarl.policies.gru import GRUPolicy
+from metarl.policies.mlp import MLPPolicy
+from metarl.policies.spaces import Spaces
+from metarl.suggestions import did_you_mean
+
+ENTRY_POINT_GROUP = "metarl.policies"
+
+_KINDS: dict[str, Any] = {kind.__name__: kind for kind in (MLPPolicy, CNNPolicy, GRUPolicy)}
+
+
+def register_policy(kind: type) -> type:
+    """Make a class of policies known by its name, so that what is saved with it can be loaded. Also as a decorator.
+
+    Raises:
+        ValueError: it has no `describe` or `from_description`, or another class has its name.
+    """
+    for name in ("describe", "from_description", "init"):
+        if not callable(getattr(kind, name, None)):
+            raise ValueError(f"{kind.__name__} has no {name}(), without which it cannot be made again from a file")
+    known = _KINDS.get(kind.__name__)
+    if known is not None and (known.__module__, known.__qualname__) != (kind.__module__, kind.__qualname__):
+        raise ValueError(f"a kind of policies {kind.__name__!r} is registered already, of {known.__module__}: "
+                         "give this one another name")  # fmt: skip
+    _KINDS[kind.__name__] = kind
+    return kind
+
+
+def described_policy(kind: str, spaces: Spaces, described: Mapping[str, Any], trust: bool = False) -> Policy:
+    """The policy that a file describes.
+
+    Args:
+        trust: import the package that announces the kind.
+
+    Raises:
+        ValueError: no such kind is known, or its package is neither imported nor trusted.
+    """
+    if kind not in _KINDS:
+        points = {point.name: point for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)}
+        if kind not in points:
+            raise ValueError(f"no kind of policies is called {kind!r}{did_you_mean(kind, [*_KINDS, *points])}; of "
+                             "your own code, import it and call metarl.register_policy first")  # fmt: skip
+        package = points[kind].module.partition(".")[0]
+        if not trust and package not in sys.modules:
+            raise ValueError(f"it has a {kind} of the package {package!r}, which is not imported: import it first, or "
+                             "pass trust=True (--trust)")  # fmt: skip
+        register_policy(points[kind].load())
+    return _KINDS[kind].from_description(spaces, described)
