@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import torch
 from stable_baselines3.common.buffers import BaseBuffer
+from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.save_util import load_from_pkl
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
@@ -54,6 +56,12 @@ class NotPlainError(ValueError):
 
 
 class _Plain(pickle.Unpickler):
+    """Reads a pickle with these kinds of classes and plain data."""
+
+    def __init__(self, data: bytes, kinds: tuple[type, ...] = _KINDS):
+        super().__init__(io.BytesIO(data))
+        self._kinds = kinds
+
     def find_class(self, module: str, name: str) -> Any:
         found = getattr(sys.modules.get(module), name, None)  # nothing is imported for it
         if (module, name) == ("torch.storage", "_load_from_bytes"):  # a pickle inside of the pickle
@@ -62,19 +70,19 @@ class _Plain(pickle.Unpickler):
             return found
         # Not what a module imports from elsewhere: MetaLearner makes, and so imports, the family that it is told.
         ours = module in _OURS and getattr(found, "__module__", None) == module
-        if isinstance(found, type) and (issubclass(found, _KINDS) or ours):
+        if isinstance(found, type) and (issubclass(found, self._kinds) or ours):
             return found
         raise NotPlainError(f"{module}.{name}")
 
 
-def check_plain(path: Path) -> None:
-    """Raise ValueError where loading the model at `path` would run code that is not stable-baselines3's."""
-    path = path if path.exists() else path.with_name(path.name + ".zip")
-    if not path.exists():
-        return  # stable-baselines3 says so
+def checked_model(path: Path) -> io.BytesIO:
+    """The content of the model at `path`, for stable-baselines3 to load: what is checked is what is loaded. Raises
+    ValueError where loading it would run code that is not stable-baselines3's."""
+    path = _with_suffix(path, ".zip")
+    content = path.read_bytes()
     try:
-        with zipfile.ZipFile(path) as archive:
-            data = json.loads(archive.read("data")) if "data" in archive.namelist() else {}
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            data = json.loads(archive.read("data").decode()) if "data" in archive.namelist() else {}
     except (zipfile.BadZipFile, ValueError) as error:
         raise ValueError(f"{path} is no model that stable-baselines3 saved: {error}") from None
     if not isinstance(data, dict):
@@ -85,11 +93,12 @@ def check_plain(path: Path) -> None:
     for key, value in data.items():
         if isinstance(value, dict) and ":serialized:" in value:
             try:
-                _Plain(io.BytesIO(base64.b64decode(value[":serialized:"]))).load()
+                _Plain(base64.b64decode(value[":serialized:"])).load()
             except Exception as error:  # whatever a pickle can do wrong
                 raise ValueError(
                     f"{path} needs {error} for its {key}, {_REFUSED}, or load it yourself and pass the model"
                 ) from None
+    return io.BytesIO(content)
 
 
 def read_vec_normalize(path: Path, trust: bool) -> Any:
@@ -100,8 +109,9 @@ def read_vec_normalize(path: Path, trust: bool) -> Any:
         if trust:
             found = load_from_pkl(path)
         else:
-            with path.open("rb") as file:
-                found = _Plain(file).load()
+            found = _Plain(_with_suffix(path, ".pkl").read_bytes(), (gym.Space,)).load()
+            if isinstance(found, VecNormalize) and not _has_statistics(found):
+                raise TypeError("its observations' statistics are none")
     except NotPlainError as error:
         raise ValueError(f"{path} needs {error}, {_REFUSED}, or load it yourself and pass the VecNormalize") from None
     except Exception as error:  # whatever a pickle can do wrong
@@ -109,3 +119,15 @@ def read_vec_normalize(path: Path, trust: bool) -> Any:
     if not isinstance(found, VecNormalize):
         raise ValueError(f"{wrong}: it holds a {type(found).__name__}")
     return found
+
+
+def _has_statistics(wrapper: VecNormalize) -> bool:
+    found = vars(wrapper).get("obs_rms")  # absent without norm_obs
+    return found is None or isinstance(found, dict) or (
+        isinstance(found, RunningMeanStd) and isinstance(found.mean, np.ndarray) and isinstance(found.var, np.ndarray)
+    )  # fmt: skip
+
+
+def _with_suffix(path: Path, suffix: str) -> Path:
+    """The file that stable-baselines3 reads for `path`."""
+    return path if path.exists() else path.with_name(path.name + suffix)

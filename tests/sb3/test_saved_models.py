@@ -9,6 +9,7 @@ from typing import Any
 
 import gymnasium as gym
 import pytest
+import torch
 from stable_baselines3 import PPO, TD3
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from tiny_runs import same_params, tiny
@@ -114,3 +115,43 @@ def test_the_file_of_a_vec_normalize_runs_no_code(tmp_path):
     with pytest.raises(ValueError, match=r"normalize\.pkl' is no file that VecNormalize\.save wrote"):
         from_sb3(model.policy, vec_normalize=path, trust=True)
     assert target.exists()  # the control: this is what loading does
+
+
+def test_the_suffix_of_a_vec_normalize_may_be_left_out(tmp_path):
+    env = VecNormalize(DummyVecEnv([lambda: gym.make("Pendulum-v1")]))
+    model = PPO("MlpPolicy", env, n_steps=64, device="cpu")
+    env.save(str(tmp_path / "normalize.pkl"))
+    for trust in (False, True):
+        found = from_sb3(model.policy, vec_normalize=tmp_path / "normalize", trust=trust)
+        assert same_params(found.params, from_sb3(model).params)
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [(torch.nn.Tanh(), " needs torch.*Tanh, .*pass trust=True"),
+     (gym.spaces.Discrete(2), "' is no file that .*statistics are none"),
+     (3.0, "' is no file that .*statistics are none")],
+    ids=["network", "space", "number"],
+)  # fmt: skip
+def test_a_vec_normalize_holds_statistics_and_spaces_only(tmp_path, what, said):
+    env = VecNormalize(DummyVecEnv([lambda: gym.make("Pendulum-v1")]))
+    model = PPO("MlpPolicy", env, n_steps=64, device="cpu")
+    env.obs_rms = what
+    env.save(str(tmp_path / "normalize.pkl"))
+    with pytest.raises(ValueError, match=rf"normalize\.pkl{said}"):
+        from_sb3(model.policy, vec_normalize=tmp_path / "normalize.pkl")
+
+
+def test_what_is_checked_is_what_is_loaded(tmp_path, monkeypatch):
+    path, target = tmp_path / "m.zip", tmp_path / "exploded"
+    PPO("MlpPolicy", "Pendulum-v1", n_steps=64, device="cpu").save(path)
+    load = PPO.load.__func__
+
+    def swapped(kind: type, *args: Any, **more: Any) -> Any:
+        with_bomb(path, target, "own")  # between the two
+        return load(kind, *args, **more)
+
+    monkeypatch.setattr(PPO, "load", classmethod(swapped))
+    assert from_sb3(path).params and not target.exists()
+    from_sb3(path, trust=True)
+    assert target.exists()  # the control
