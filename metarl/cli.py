@@ -160,8 +160,10 @@ def _file_name(family: str) -> str:
 
 def _resume(options: ResumeOptions) -> int:
     from metarl.learner import MetaLearner
+    from metarl.training.directory import RunDirectory
 
     _set_threads(options.threads)
+    RunDirectory(options.resume).check_idle()
     total, schedule = _planned(options)
     with _notes():
         learner = MetaLearner.load(options.resume, options.family, device=options.device, workers=options.workers,
@@ -213,6 +215,7 @@ def _notes() -> Iterator[None]:
 
 def _learn(learner: Any, iterations: int, out: Path, progress: bool, schedule: dict[str, Any]) -> int:
     from metarl.training.directory import LATEST, RunDirectoryError
+    from metarl.training.lock import DirectoryInUseError
 
     family, config = learner.family, learner.config
     episodes = f"{config.episodes} episodes"
@@ -229,7 +232,7 @@ def _learn(learner: Any, iterations: int, out: Path, progress: bool, schedule: d
                  f"  metarl train --resume {shlex.quote(str(out))}")  # fmt: skip
         return STOPPED
     except OSError as error:
-        if not isinstance(error, RunDirectoryError) and (out / LATEST).exists():
+        if not isinstance(error, RunDirectoryError | DirectoryInUseError) and (out / LATEST).exists():
             way = f" the last checkpoint is intact. Go on with metarl train --resume {shlex.quote(str(out))}"
             _say(way, bold="note:", error=True)
         raise

@@ -267,12 +267,8 @@ class MetaLearner:
 
             hooks = Hooks(self, callback)
             step, callback = hooks.around(self._step), hooks.after_iteration
-        run = (
-            None
-            if run_dir is None
-            else self._open_run(RunDirectory(file_path("run_dir", run_dir)), iterations, schedule)
-        )
-        logger = None if run is None else run.open_logger(self.state.iteration)
+        run = None if run_dir is None else RunDirectory(file_path("run_dir", run_dir))
+        logger = None
 
         def evaluate(state: Any) -> Stats:
             seed = evaluation_seed(self.seed, PERIODIC)
@@ -294,6 +290,10 @@ class MetaLearner:
             run.write(name, *self._packed(state, best))
 
         try:
+            if run is not None:
+                run.acquire()
+                self._open_run(run, iterations, schedule)
+                logger = run.open_logger(self.state.iteration)
             if hooks is not None:
                 hooks.start(logger, iterations)
             train(
@@ -308,7 +308,8 @@ class MetaLearner:
             if logger is not None:
                 with in_one_piece():
                     logger.close()
-                    run.release()  # type: ignore[union-attr]  # with a logger there is a run
+            if run is not None:
+                run.release()
         return self
 
     def _step(self, state: Any) -> tuple[Any, Stats]:

@@ -161,10 +161,8 @@ class FewShotLearner:
             raise ValueError("need iterations >= 0, checkpoint_every >= 1 and eval_every >= 0, got "
                              f"{iterations}, {checkpoint_every} and {eval_every}")  # fmt: skip
         sizes = self._step_sizes(eval_steps, None, self.config.inner_steps)
+        run = None if run_dir is None else RunDirectory(file_path("run_dir", run_dir))
         logger = None
-        if run_dir is not None:
-            run = self._open_run(RunDirectory(file_path("run_dir", run_dir)), iterations)
-            logger = run.open_logger(self.state.iteration)
 
         def evaluate(state: State) -> Stats:
             found = self._evaluate(
@@ -178,17 +176,22 @@ class FewShotLearner:
 
         def keep(state: State, best: float | None) -> None:
             self.state, self._best_score = state, best
-            if run_dir is not None:
+            if run is not None:
                 run.check()
 
         def save(name: str, state: State, best: float | None) -> None:
+            assert run is not None
             run.write(name, *self._packed(state, best))
 
         try:
+            if run is not None:
+                run.acquire()
+                self._open_run(run, iterations)
+                logger = run.open_logger(self.state.iteration)
             train(
                 self.state, self._step,
                 iterations, self.state.iteration, keep=keep, evaluate=evaluate if eval_every else None,
-                eval_every=max(1, eval_every), save=None if run_dir is None else save, logger=logger,
+                eval_every=max(1, eval_every), save=None if run is None else save, logger=logger,
                 checkpoint_every=checkpoint_every, best=self._best_score, callback=callback,
                 progress_bar=progress_bar, describe=_loss_and_speed, measure="loss",
             )  # fmt: skip
@@ -196,7 +199,8 @@ class FewShotLearner:
             if logger is not None:
                 with in_one_piece():
                     logger.close()
-                    run.release()
+            if run is not None:
+                run.release()
         return self
 
     def _step(self, state: State) -> tuple[State, Stats]:

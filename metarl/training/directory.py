@@ -27,7 +27,7 @@ from metarl import checkpoint
 from metarl.checkpoint import CheckpointError, DamagedError, read_json, write_json
 from metarl.families.saved import same_signature
 from metarl.training.event_files import tensorboard_writer
-from metarl.training.lock import LOCK, DirectoryLock
+from metarl.training.lock import LOCK, DirectoryInUseError, DirectoryLock
 from metarl.training.metrics import MetricsFile, Row, read_metrics
 
 LATEST, PREVIOUS, BEST = "latest.safetensors", "previous.safetensors", "best.safetensors"
@@ -54,6 +54,7 @@ class RunDirectory:
         self._config: dict[str, Any] = {}
         self._identity: tuple[int, int] | None = None
         self._metrics: MetricsFile | None = None
+        self._replacement: tuple[int, int] | None = None  # of the directory made where the run's own is gone
         self._continued = False
         self._lock = DirectoryLock(self.path)
 
@@ -93,6 +94,18 @@ class RunDirectory:
         self._continued = True
         self._opened(config)
 
+    def acquire(self) -> None:
+        """Keep others from training here until `release`. Raises DirectoryInUseError if another process trains here."""
+        if self.path.is_dir() or not self.path.exists():
+            self._lock.acquire()
+
+    def check_idle(self) -> None:
+        """Raise DirectoryInUseError if another process trains here, whose state a learner loaded now would fall
+        behind."""
+        if self.path.is_dir():
+            self._lock.acquire()
+            self._lock.release()
+
     def release(self) -> None:
         """Let other processes train here."""
         self._lock.release()
@@ -115,14 +128,34 @@ class RunDirectory:
         """Write a checkpoint under `name`. The latest one that was there before stays as the previous one.
 
         Where the directory is gone a new one is made, so that the state is not lost with it; `check` then complains.
+
+        Raises:
+            RunDirectoryError: the directory is gone, and another run has taken its place.
         """
         if self.gone:
-            write_json(self.path / CONFIG, self._config)
+            self._begin_again()
         elif name == LATEST:
             if self._metrics is not None:
                 self._metrics.sync()
             checkpoint.keep_previous(self.path / LATEST, self.path / PREVIOUS)
         checkpoint.save(self.path / name, tensors, meta)
+
+    def _begin_again(self) -> None:
+        """Make a directory where the run's own was."""
+        found = self._found_identity()
+        if found is not None and found == self._replacement:
+            return
+        self._lock.release()
+        taken = found is not None
+        try:
+            self._lock.acquire()
+        except DirectoryInUseError:
+            taken = True
+        if taken:
+            raise RunDirectoryError(f"the run directory {self.path} was deleted or moved during training, and another "
+                                    "run is there now: the present state is not saved")  # fmt: skip
+        write_json(self.path / CONFIG, self._config)
+        self._replacement = self._found_identity()
 
     @property
     def gone(self) -> bool:

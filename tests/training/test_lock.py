@@ -1,17 +1,20 @@
 """One process at a time trains in a run's directory; reading it needs no permission."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from supervised_twins import SMALL
 from tiny_runs import tiny
 
-from metarl import MetaLearner
+from metarl import MetaLearner, cli
 from metarl.supervised import FewShotLearner, Sinusoid
+from metarl.training.directory import CONFIG, LATEST, RunDirectory, RunDirectoryError
 from metarl.training.lock import LOCK, DirectoryInUseError, DirectoryLock
 
 HOLD = """
@@ -111,3 +114,76 @@ def test_a_process_that_the_holder_started_does_not_hold_it(tmp_path):
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Within one process
+
+
+@pytest.mark.parametrize("learner", [tiny, few_shot])
+def test_a_second_learner_of_this_process_is_refused_and_the_first_keeps_its_lock(tmp_path, learner):
+    path, refused = tmp_path / "run", []
+
+    def others(_: object) -> None:
+        for _ in range(2):
+            with pytest.raises(DirectoryInUseError, match="another learner of this process trains in it"):
+                learner().learn(1, run_dir=path)
+        code = ("import sys; from pathlib import Path; from metarl.training.lock import *\ntry: "
+                "DirectoryLock(Path(sys.argv[1])).acquire()\nexcept DirectoryInUseError: print('refused')")  # fmt: skip
+        out = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+        refused.append(out.stdout.strip())
+
+    learner().learn(1, run_dir=path, callback=others)
+    assert refused == ["refused"]
+
+
+@pytest.mark.parametrize("learner", [tiny, few_shot])
+def test_one_that_cannot_begin_leaves_no_lock(tmp_path, learner, monkeypatch):
+    one = learner()
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDirectory, "open_logger", lambda *_: (_ for _ in ()).throw(OSError("full")))
+        with pytest.raises(OSError, match="full") as kept:  # with its traceback, and all that was going on
+            one.learn(1, run_dir=tmp_path / "run")
+    one.learn(1, run_dir=tmp_path / "run")
+    assert kept and one.state.iteration == 1
+
+
+def test_a_busy_run_is_one_line_before_anything_is_loaded(tmp_path, capsys):
+    path = tmp_path / "run"
+    tiny().learn(1, run_dir=path)
+    lock = DirectoryLock(path)
+    lock.acquire()
+    with pytest.raises(DirectoryInUseError):
+        cli.run(["train", "--resume", str(path), "--iterations", "3", "--threads", "1", "--no-progress"])
+    assert capsys.readouterr() == ("", "")  # no note that sends the user back to --resume
+    lock.release()
+    assert cli.run(["train", "--resume", str(path), "--iterations", "3", "--threads", "1", "--no-progress"]) == 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A directory that another run has taken
+
+
+def test_a_run_that_took_the_place_of_a_deleted_one_is_not_overwritten(tmp_path):
+    path, other = tmp_path / "run", tiny(seed=1)
+
+    def replaced(stats: dict[str, Any]) -> None:
+        shutil.rmtree(path)
+        other.learn(1, run_dir=path)
+
+    with pytest.raises(RunDirectoryError, match="another run is there now: the present state is not saved"):
+        tiny().learn(3, run_dir=path, callback=replaced, checkpoint_every=1)
+    assert MetaLearner.load(path, device="cpu").seed == 1
+
+
+def test_nor_is_one_that_is_about_to_begin_there(tmp_path):
+    path, locks = tmp_path / "run", []
+
+    def replaced(stats: dict[str, Any]) -> None:
+        shutil.rmtree(path)
+        locks.append(DirectoryLock(path))
+        locks[0].acquire()  # its settings are about to be written
+
+    with pytest.raises(RunDirectoryError, match="another run is there now"):
+        tiny().learn(3, run_dir=path, callback=replaced, checkpoint_every=1)
+    assert not (path / CONFIG).exists() and not (path / LATEST).exists()
