@@ -15,7 +15,7 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -238,14 +238,7 @@ def in_own_memory(state: S) -> S:
     Products round differently for the same numbers at another alignment. A loaded state has its own memory, so the
     one that was never saved needs it too, for both to go on with the same bits.
     """
-    values: dict[str, Any] = {}
-    for field in dataclasses.fields(state):  # type: ignore[arg-type]
-        value = getattr(state, field.name)
-        if isinstance(value, Tensor):
-            values[field.name] = own_memory(value)
-        elif isinstance(value, dict):
-            values[field.name] = {name: own_memory(x) for name, x in value.items()}
-    return dataclasses.replace(state, **values)  # type: ignore[type-var]
+    return _mapped(state, own_memory)
 
 
 def own_memory(value: Tensor) -> Tensor:
@@ -254,31 +247,104 @@ def own_memory(value: Tensor) -> Tensor:
     return value if whole else value.clone(memory_format=torch.contiguous_format)
 
 
+def _mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """Data with `function` of every tensor in it."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, dict):
+        return {name: _mapped(x, function) for name, x in value.items()}
+    if isinstance(value, list):
+        return [_mapped(x, function) for x in value]
+    if isinstance(value, tuple):
+        parts = [_mapped(x, function) for x in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        changed = {field.name: _mapped(getattr(value, field.name), function) for field in dataclasses.fields(value)}
+        return dataclasses.replace(value, **changed)
+    return value
+
+
 def pack_state(state: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A state (a dataclass of tensors, dicts of tensors and counters) -> tensors and JSON-able rest."""
+    """A state, a dataclass of data -> tensors and JSON-able rest.
+
+    Data are tensors, numbers, words and None, and lists, tuples, dicts and dataclasses of data. Tensors, and dicts of
+    nothing else, go by their field's name; of any other nesting the rest has the structure.
+
+    Raises:
+        TypeError: something that is no data; the message names its place.
+    """
     tensors: dict[str, Tensor] = {}
     rest: dict[str, Any] = {}
     for field in dataclasses.fields(state):
         value = getattr(state, field.name)
         if isinstance(value, Tensor):
             tensors[field.name] = value
-        elif isinstance(value, dict):
+        elif isinstance(value, dict) and all(isinstance(x, Tensor) for x in value.values()):
             tensors |= {f"{field.name}/{name}": x for name, x in value.items()}
         else:
-            rest[field.name] = value
+            rest[field.name] = _packed(field.name, value, tensors)
     return tensors, rest
+
+
+def _packed(place: str, value: Any, tensors: dict[str, Tensor]) -> Any:
+    """The structure of data; its tensors go into `tensors`, under their places."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Tensor):
+        tensors[place] = value
+        return {"tensor": place}
+    if isinstance(value, dict) and all(isinstance(name, str) for name in value):
+        return {"dict": {name: _packed(f"{place}/{name}", x, tensors) for name, x in value.items()}}
+    if isinstance(value, list | tuple):
+        kind = "list" if isinstance(value, list) else "tuple"
+        return {kind: [_packed(f"{place}/{i}", x, tensors) for i, x in enumerate(value)]}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = [field.name for field in dataclasses.fields(value)]
+        return {"dataclass": {name: _packed(f"{place}/{name}", getattr(value, name), tensors) for name in names}}
+    raise TypeError(f"a state is data, and {place} is {value!r}: keep tensors, numbers, words, None, and lists, "
+                    "tuples, dicts (by words) and dataclasses of these")  # fmt: skip
+
+
+def _unpacked(place: str, value: Any, like: Any, tensors: dict[str, Tensor], device: torch.device | str) -> Any:
+    """The inverse of `_packed`; the types of dataclasses and named tuples are those of `like`, never a file's."""
+    if not isinstance(value, dict):
+        return value
+    if len(value) != 1:
+        raise DamagedError(f"{place!r} has the structure {sorted(value)}, which is none")
+    ((kind, inner),) = value.items()
+    if kind == "tensor" and isinstance(inner, str):
+        return tensors[inner].to(device)
+    if kind in ("list", "tuple") and isinstance(inner, list):
+        own = list(like) if isinstance(like, list | tuple) else []
+        at = [own[min(i, len(own) - 1)] if own else None for i in range(len(inner))]
+        parts = [_unpacked(f"{place}/{i}", x, at[i], tensors, device) for i, x in enumerate(inner)]
+        if hasattr(like, "_fields") and kind == "tuple":
+            return type(like)(*parts)
+        return parts if kind == "list" else tuple(parts)
+    if kind in ("dict", "dataclass") and isinstance(inner, dict):
+        own_of = like if isinstance(like, dict) else {name: getattr(like, name, None) for name in inner}
+        named = {n: _unpacked(f"{place}/{n}", x, own_of.get(n), tensors, device) for n, x in inner.items()}
+        if kind == "dict":
+            return named
+        if dataclasses.is_dataclass(like) and not isinstance(like, type):
+            return type(like)(**named)
+        raise DamagedError(f"{place!r} is a dataclass of a type that the state before training does not have")
+    raise DamagedError(f"{place!r} has the structure {kind!r}, which is none")
 
 
 def on_device(state: S, device: torch.device | str) -> S:
     """A copy of a state with its tensors on `device`."""
-    moved: dict[str, Any] = {}
-    for field in dataclasses.fields(state):  # type: ignore[arg-type]
-        value = getattr(state, field.name)
-        if isinstance(value, Tensor):
-            moved[field.name] = value.detach().to(device, copy=True)
-        elif isinstance(value, dict):
-            moved[field.name] = {name: x.detach().to(device, copy=True) for name, x in value.items()}
-    return dataclasses.replace(state, **moved)  # type: ignore[type-var]
+    return _mapped(state, lambda x: x.detach().to(device, copy=True))
+
+
+def _in_structure(value: Any) -> set[str]:
+    """The places of the tensors in a packed structure."""
+    if isinstance(value, list):
+        return set().union(*map(_in_structure, value))
+    if not isinstance(value, dict):
+        return set()
+    own = {value["tensor"]} if isinstance(value.get("tensor"), str) and len(value) == 1 else set()
+    return own.union(*map(_in_structure, value.values()))
 
 
 def unpack_state(
@@ -295,17 +361,19 @@ def unpack_state(
     expected, counters = pack_state(like)
     if rest.keys() != counters.keys():
         raise CheckpointError(f"the checkpoint holds the counters {sorted(rest)}, this learner has {sorted(counters)}")
-    shapes = {name: tuple(x.shape) for name, x in tensors.items()}
-    wanted = {name: tuple(x.shape) for name, x in expected.items()}
+    nested, nested_in_like = _in_structure(list(rest.values())), _in_structure(list(counters.values()))
+    shapes = {name: tuple(x.shape) for name, x in tensors.items() if name not in nested}
+    wanted = {name: tuple(x.shape) for name, x in expected.items() if name not in nested_in_like}
     if shapes != wanted:
         differing = sorted(n for n in {*shapes, *wanted} if shapes.get(n) != wanted.get(n))
         got, want = ({n: s.get(n) for n in differing} for s in (shapes, wanted))
         raise CheckpointError(f"the checkpoint holds tensors of the shapes {got}, this learner needs {want}")
-    check_values(tensors, expected)
+    check_values({name: tensors[name] for name in shapes}, expected)
+    check_values({name: tensors[name] for name in nested}, tensors)
     for name, start in counters.items():
         if type(start) is int and (type(rest[name]) is not int or rest[name] < 0):
             raise DamagedError(f"the checkpoint says {name}={rest[name]!r}, which is no count")
-    values: dict[str, Any] = dict(rest)
+    values = {n: _unpacked(n, x, getattr(like, n), tensors, device) for n, x in rest.items()}
     for field in dataclasses.fields(like):  # type: ignore[arg-type]
         prefix = field.name + "/"
         if field.name in tensors:

@@ -74,7 +74,7 @@ class TrainOptions:
     eval_step_sizes: tuple[float, ...] = ()
     """Their inner steps, one size for each; by default as in training."""
     checkpoint_every: int = 10
-    """Write the latest state after so many iterations (and whenever training ends or breaks off)."""
+    """Write the latest state after this many iterations (and whenever training ends or breaks off)."""
     progress: bool = True
     """Show progress."""
 
@@ -516,7 +516,7 @@ def _command_hint(word: str, rest: Sequence[str]) -> str:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Run one command. -> the exit status. Raises ValueError for what is the user's to mend."""
+    """Run one command. -> the exit status. Raises ValueError for what the user has to fix."""
     if not argv or argv[0] in ("-h", "--help"):
         _say(OVERVIEW)
         return 0 if argv else 2

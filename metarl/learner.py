@@ -239,7 +239,7 @@ class MetaLearner:
                 follows the last; 0 disables them.
             eval_tasks: validation tasks of such an evaluation.
             eval_step_sizes: its inner steps, one size for each; by default as in training (at least one step).
-            checkpoint_every: write the latest state after so many iterations, and when training ends or breaks off.
+            checkpoint_every: write the latest state after this many iterations, and when training ends or breaks off.
         """
         iterations, eval_tasks = whole("iterations", iterations), whole("eval_tasks", eval_tasks, 1)
         checkpoint_every, eval_every = whole("checkpoint_every", checkpoint_every), whole("eval_every", eval_every)

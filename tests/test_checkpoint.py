@@ -1,5 +1,6 @@
 """Checkpoints: what is written comes back, whatever is damaged is refused, and nothing in a file is ever run."""
 
+import dataclasses
 import json
 import os
 import pickle
@@ -291,3 +292,65 @@ def test_damaged_json_files_are_named(tmp_path, data):
 def test_a_missing_json_file_is_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"c\.json does not exist; is .* the directory of a run"):
         read_json(tmp_path / "c.json")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# States of any data
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    value: torch.Tensor
+    weight: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Nested:
+    params: dict[str, torch.Tensor]
+    history: list[float]
+    pair: tuple[torch.Tensor, str]
+    parts: dict[str, Part]
+    best: float | None = None
+
+
+def nested(history: list[float], best: float | None = None) -> Nested:
+    x = torch.arange(3.0)
+    return Nested({"w": x}, history, (x + 1, "word"), {"a": Part(x + 2, 0.5)}, best)
+
+
+def test_a_state_of_nested_data_comes_back_though_its_lists_have_grown(tmp_path):
+    tensors, rest = pack_state(nested([1.0, 2.5], 0.25))
+    save(tmp_path / "s", tensors, {"state": rest})
+    tensors, meta = load(tmp_path / "s")
+    back = unpack_state(Nested, tensors, meta["state"], nested([]), "cpu")
+    assert (back.history, back.best, back.pair[1], back.parts["a"].weight) == ([1.0, 2.5], 0.25, "word", 0.5)
+    assert back.pair[0].tolist() == [1, 2, 3] and back.parts["a"].value.tolist() == [2, 3, 4]
+    assert isinstance(back.parts["a"], Part) and isinstance(back.pair, tuple) and back.params["w"].tolist() == [0, 1, 2]
+    moved = checkpoint.on_device(back, "cpu")
+    assert moved.parts["a"].value.data_ptr() != back.parts["a"].value.data_ptr()
+
+
+def test_what_is_no_data_is_named_with_its_place():
+    with pytest.raises(TypeError, match=r"parts/a/weight is <built-in function print>"):
+        pack_state(dataclasses.replace(nested([]), parts={"a": Part(torch.zeros(1), print)}))
+
+
+@pytest.mark.parametrize(
+    ("structure", "message"),
+    [
+        ({"dict": {"a": {"code": "x"}}}, "has the structure 'code', which is none"),
+        ({"dict": {"a": {"list": [], "dict": {}}}}, "has the structure"),
+        ({"dict": {"b": {"dataclass": {}}}}, "a dataclass of a type that the state before training does not have"),
+    ],
+)
+def test_a_structure_that_is_none_is_refused(structure, message):
+    tensors, rest = pack_state(nested([]))
+    tensors = {name: x for name, x in tensors.items() if not name.startswith("parts/")}
+    with pytest.raises(checkpoint.DamagedError, match=message):
+        unpack_state(Nested, tensors, rest | {"parts": structure}, nested([]), "cpu")
+
+
+def test_nested_tensors_are_finite_too():
+    tensors, rest = pack_state(nested([]))
+    with pytest.raises(checkpoint.DamagedError, match="not finite"):
+        unpack_state(Nested, tensors | {"pair/0": torch.full((3,), float("nan"))}, rest, nested([]), "cpu")

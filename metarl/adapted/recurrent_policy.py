@@ -32,7 +32,7 @@ KIND = "recurrent policy"
 _STATS, _MEMORY = "obs_stats/", "memory/"
 
 PolicyState = tuple[np.ndarray, ...]
-"""The memory (see `policies_gru.Memory`) as far as it is known, with a leading axis n; then hidden state [n, H],
+"""The memory (see `policies.gru.Memory`) as far as it is known, with a leading axis n; then hidden state [n, H],
 observation [n, O] and action [n, A] of the step taken since, which wait for their reward."""
 
 

@@ -40,6 +40,11 @@ SIZED = ("training_step_sizes", "sized_steps")
 STATE = ("params", "iteration", "env_steps", "obs_stats")
 RESULT = ("returns", "success_rates", "rollouts", "score", "policy_for")
 
+DATA_ONLY = (
+    "keep data only: tensors, numbers, words, None, and lists, tuples, dicts and dataclasses of these; make every dict "
+    "of tensors in init with the names that it will have"
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
@@ -221,6 +226,11 @@ def _check_start(module: Any, state: Any, again: Any) -> Iterator[Finding]:
     if not isinstance(state, module.State):
         yield Finding(f"returned a {type(state).__name__}", "init", "return a State")
         return
+    try:
+        checkpoint.pack_state(state)
+    except TypeError as error:
+        yield Finding(f"cannot be saved and loaded: {error}", "State", DATA_ONLY)
+        return
     if (state.iteration, state.env_steps) != (0, 0):
         yield Finding(f"starts at iteration {state.iteration} with {state.env_steps} steps", "init", "start both at 0")
     if not isinstance(state.params, dict) or not all(isinstance(x, torch.Tensor) for x in state.params.values()):
@@ -258,9 +268,7 @@ def _check_saving(module: Any, setup: Setup[Any], state: Any, new: Any) -> Itera
             tensors, meta = checkpoint.load(path)
             back = checkpoint.unpack_state(module.State, tensors, meta["state"], state, "cpu")
         except Exception as error:
-            yield Finding(f"cannot be saved and loaded: {error}", "State", "keep data only: tensors, numbers, words, "
-                          "None, and lists, tuples, dicts and dataclasses of these; make every field in init with "
-                          "the tensors that it will have")  # fmt: skip
+            yield Finding(f"cannot be saved and loaded: {error}", "State", DATA_ONLY)
             return
     if not _equal(new, back):
         yield Finding("comes back from a file with other values", "State", "keep data only")

@@ -24,8 +24,8 @@ class Config(maml_ppo.Config):
     learned_lr: LearnedLr = "per_layer_and_step"
     """What the outer loop learns of the inner step sizes, as factors on `inner_lr` that start at 1."""
     multi_step_until: int = 50
-    """Weigh the losses after all inner steps equally at first, and within so many iterations only the last one."""
+    """Weigh the losses after all inner steps equally at first, and within this many iterations only the last one."""
     first_order_until: int = 20
-    """Leave the inner gradient out when differentiating for so many iterations (derivative-order annealing)."""
+    """Leave the inner gradient out when differentiating for this many iterations (derivative-order annealing)."""
     anneal_over: int = 500
-    """Bring the outer step sizes down to `anneal_to` times themselves over so many iterations, by a cosine."""
+    """Bring the outer step sizes down to `anneal_to` times themselves over this many iterations, by a cosine."""

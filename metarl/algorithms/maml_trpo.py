@@ -45,8 +45,8 @@ class Config(GradientSettings):
     graph_tasks: int | None = None
     """Cap on memory: how many tasks keep their graphs between Fisher products (None: all). Same numbers, slower."""
     fisher_stride: int = 1
-    """Use one in so many time steps for the Fisher products. Consecutive states have much the same to say: 3 saves two
-    fifths of the meta-update's time and bends its direction a little; gradient and line search use all steps."""
+    """Use one in this many time steps for the Fisher products. Consecutive states have much the same to say: 3 saves
+    two fifths of the meta-update's time and bends its direction a little; gradient and line search use all steps."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

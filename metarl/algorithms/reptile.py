@@ -44,7 +44,7 @@ class Config(GradientSettings):
     serial: bool = False
     """Move after every task instead of by the mean over all."""
     anneal_over: int = 0
-    """Bring `outer_lr` down to `anneal_to` times itself over so many iterations, by a cosine; 0: constant."""
+    """Bring `outer_lr` down to `anneal_to` times itself over this many iterations, by a cosine; 0: constant."""
     anneal_to: float = 0.01
     """What it ends at, as a factor."""
 

@@ -76,13 +76,13 @@ class Config:
     outer_lr: float = 1e-3
     """Step size of Adam."""
     anneal_over: int = 0
-    """Bring it down to `anneal_to` times itself over so many iterations, by a cosine; 0: constant."""
+    """Bring it down to `anneal_to` times itself over this many iterations, by a cosine; 0: constant."""
     anneal_to: float = 0.01
     """What it ends at, as a factor."""
     epochs: int = 5
     """How often each meta-iteration goes through its trials."""
     minibatches: int = 4
-    """Steps of Adam in each epoch: into so many parts the trials are shuffled."""
+    """Steps of Adam in each epoch: into this many parts the trials are shuffled."""
     clip: float = 0.2
     """How far PPO's surrogate rewards a change of an action's probability, as a ratio."""
     value_coef: float = 0.5

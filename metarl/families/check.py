@@ -1,4 +1,4 @@
-"""Tell whoever brings their own task family what is wrong with it, where, and how to mend it.
+"""Tell whoever brings their own task family what is wrong with it, where, and how to fix it.
 
     from metarl import check_family
 

@@ -30,7 +30,7 @@ class Finding:
     """False where it may be that nothing is wrong; such findings alone do not raise."""
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.problem}\n    To mend it: {self.remedy}"
+        return f"{self.where}: {self.problem}\n    To fix it: {self.remedy}"
 
 
 @dataclasses.dataclass

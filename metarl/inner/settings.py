@@ -123,9 +123,9 @@ class InnerSettings:
     first_order: bool = False
     """Leave the inner gradient out when differentiating (first-order MAML)."""
     first_order_until: int = 0
-    """Do so for so many iterations at first (derivative-order annealing of MAML++)."""
+    """Do so for this many iterations at first (derivative-order annealing of MAML++)."""
     multi_step_until: int = 0
-    """Weigh the losses after all inner steps equally at first, and within so many iterations only the last one
+    """Weigh the losses after all inner steps equally at first, and within this many iterations only the last one
     (multi-step loss of MAML++)."""
     exploration: float = 0.0
     """Weight of E-MAML's term, which credits the pre-adaptation policy with what its episodes led to. With 1, and the
@@ -250,7 +250,7 @@ class AdamSettings:
     learned_outer_lr: float = 1e-2
     """Adam's step size for what is learned about the inner loop (factors of step sizes, masks, discount, lambda)."""
     anneal_over: int = 0
-    """Bring both down to `anneal_to` times themselves over so many iterations, by a cosine (MAML++); 0: constant."""
+    """Bring both down to `anneal_to` times themselves over this many iterations, by a cosine (MAML++); 0: constant."""
     anneal_to: float = 0.01
     """What they end at, as a factor."""
     max_grad_norm: float = 0.0

@@ -30,7 +30,7 @@ from metarl.vector.contract import TaskVectorEnv
 from metarl.vector.single import SingleEnv
 
 WIDE = 128
-"""Trials per chunk at least: each step of the recurrence is a product with so many rows, and fewer cost as much."""
+"""Trials per chunk at least: each step of the recurrence is a product with this many rows, and fewer cost as much."""
 
 
 @dataclass(frozen=True, repr=False)

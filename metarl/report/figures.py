@@ -24,7 +24,7 @@ class MissingExtraError(ImportError):
 
 
 def new_figure(columns: int, width: float = 4.2, height: float = 3.6) -> tuple["Figure", list["Axes"]]:
-    """A figure with so many axes side by side, without touching matplotlib's global state."""
+    """A figure with this many axes side by side, without touching matplotlib's global state."""
     try:
         from matplotlib.figure import Figure
     except ImportError:

@@ -40,7 +40,7 @@ def film(
         policies: caption -> policy; all play the same task from the same seed.
         path: ends in .mp4 or .gif.
         deterministic: act with the mean of the policy's distribution.
-        max_frames: end the episodes after so many steps.
+        max_frames: end the episodes after this many steps.
 
     Raises:
         RenderError: the environments render no `rgb_array`, or there is no OpenGL for them.

@@ -145,7 +145,7 @@ class FewShotLearner:
             eval_every: iterations between evaluations on validation tasks; one follows the last; 0 disables them.
             eval_tasks, eval_steps: validation tasks and inner steps of such an evaluation; by default as many steps as
                 in training.
-            checkpoint_every: write the latest state after so many iterations, and when training ends or breaks off.
+            checkpoint_every: write the latest state after this many iterations, and when training ends or breaks off.
 
         Raises:
             ValueError: numbers that make no sense, a directory with another run, or a meta-gradient that is not finite.

@@ -123,7 +123,7 @@ def draw(face: str, letters: Sequence[str]) -> np.ndarray:
     pen = canvas.new_gc()
     pen.set_linewidth(0)
     pen.set_snap(False)  # or upright strokes would be moved to whole pixels: a bold T would be a plain one
-    units = 2000.0  # per em: so many that hinting, which would move outlines to whole units, changes nothing
+    units = 2000.0  # per em: enough that hinting, which would move outlines to whole units, changes nothing
     font.set_size(units, 72)
     for i, letter in enumerate(letters):
         font.load_char(ord(letter))

@@ -72,9 +72,9 @@ class Config:
     first_order: bool = False
     """Leave the inner gradient out when differentiating (first-order MAML)."""
     first_order_until: int = 0
-    """Do so for so many iterations at first (derivative-order annealing of MAML++)."""
+    """Do so for this many iterations at first (derivative-order annealing of MAML++)."""
     multi_step_until: int = 0
-    """Weigh the query losses after all inner steps equally at first, and within so many iterations only the last one
+    """Weigh the query losses after all inner steps equally at first, and within this many iterations only the last one
     (multi-step loss of MAML++)."""
     outer: Literal["adam", "reptile", "reptile_serial"] = "adam"
     """The outer step: Adam on the meta-gradient; or Reptile, by the mean over the tasks or after every task. Reptile
@@ -84,7 +84,7 @@ class Config:
     learned_outer_lr: float = 1e-2
     """Adam's step size for what is learned about the inner loop (factors of step sizes, masks)."""
     anneal_over: int = 0
-    """Bring both down to `anneal_to` times themselves over so many iterations, by a cosine (MAML++); 0: constant."""
+    """Bring both down to `anneal_to` times themselves over this many iterations, by a cosine (MAML++); 0: constant."""
     anneal_to: float = 0.01
     """What they end at, as a factor."""
     max_grad_norm: float = 0.0

@@ -4,7 +4,7 @@ from typing import Any
 
 
 def method(name: str, iterations: int) -> dict[str, Any]:
-    """The settings that make a method, for a training of so many iterations:
+    """The settings that make a method, for a training of this many iterations:
 
     - "maml": Finn, Abbeel, Levine 2017, https://arxiv.org/abs/1703.03400, algorithm 2
     - "fomaml": its first-order form (section 5.2 there)

@@ -88,7 +88,7 @@ class SetFamily(Protocol):
 
     def sample(self, n: int, rng: np.random.Generator, split: str, shots: int, queries: int) -> Sets:
         """Draw `n` tasks of the `"train"` or `"test"` split, or of another (see `splits`), and for each a support set
-        of `shots` examples and a query set of `queries`; where there are classes, so many of each class."""
+        of `shots` examples and a query set of `queries`; where there are classes, this many of each class."""
         ...
 
 

@@ -20,7 +20,7 @@ def make_vector(
     Args:
         workers: None takes what the family offers itself (`make_vector`), else environments one by one, which move
             into worker processes where that pays (see `AutomaticVectorEnv` for the rule); 0 is one by one; more is
-            so many worker processes. 0 and more hold for families with a backend of their own too.
+            this many worker processes. 0 and more hold for families with a backend of their own too.
 
     Raises:
         ValueError: `n_tasks` or `episodes` is below 1, `workers` below 0, or a family that no process can take.

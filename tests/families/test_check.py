@@ -46,7 +46,7 @@ def test_healthy_families_pass(family, seed):
 @pytest.mark.parametrize("name", [*BROKEN_PLAIN, *(f"vector: {name}" for name in BROKEN_VECTOR)])
 def test_each_broken_family_yields_exactly_its_finding(name):
     family, wanted = BROKEN_PLAIN[name] if name in BROKEN_PLAIN else BROKEN_VECTOR[name.removeprefix("vector: ")]
-    with pytest.raises(FamilyError, match=f"(?s){wanted}.*To mend it: .") as caught:
+    with pytest.raises(FamilyError, match=f"(?s){wanted}.*To fix it: .") as caught:
         check_family(family)
     assert len(caught.value.findings) == 1, caught.value
     finding = caught.value.findings[0]
@@ -81,7 +81,7 @@ def test_all_findings_are_listed_at_once():
 
 def test_finding_says_where_what_and_how_and_cannot_be_changed():
     finding = Finding("is wrong", "step 3", "do better")
-    assert str(finding) == "step 3: is wrong\n    To mend it: do better"
+    assert str(finding) == "step 3: is wrong\n    To fix it: do better"
     with pytest.raises(dataclasses.FrozenInstanceError):
         finding.problem = "nothing"
 
