@@ -330,6 +330,13 @@ def test_a_state_of_nested_data_comes_back_though_its_lists_have_grown(tmp_path)
     assert moved.parts["a"].value.data_ptr() != back.parts["a"].value.data_ptr()
 
 
+def test_an_entry_of_a_list_has_the_type_that_its_place_had_before_training():
+    like = dataclasses.replace(nested([]), history=[nested([]), Part(torch.zeros(1), 1.0)])
+    tensors, rest = pack_state(like)
+    back = unpack_state(Nested, tensors, rest, like, "cpu")
+    assert [type(x) for x in back.history] == [Nested, Part]
+
+
 def test_what_is_no_data_is_named_with_its_place():
     with pytest.raises(TypeError, match=r"parts/a/weight is <built-in function print>"):
         pack_state(dataclasses.replace(nested([]), parts={"a": Part(torch.zeros(1), print)}))

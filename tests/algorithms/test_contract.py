@@ -205,6 +205,20 @@ def test_a_learner_refuses_what_can_be_seen_to_be_no_algorithm():
         MetaLearner(broken(evaluate=None), "PointNavigation-v0")
 
 
+@pytest.mark.parametrize("name", ["maml_vpg", "rl2"])
+def test_a_result_gives_every_task_its_own_policy(name):
+    learner = MetaLearner(name, metarl.make("PointNavigation-v0", horizon=5), device="cpu", **settings(name))
+    found = learner.evaluate(n_tasks=3, steps=1, details=True).details
+    whose = []
+    for task in range(3):
+        policy = found.policy_for(task)
+        assert policy.returns.tolist() == pytest.approx(found.returns[task].mean(-1).tolist())
+        whose.append(policy.memory.hidden if name == "rl2" else policy.params["w0"])
+        expected = found.memory.hidden[task, 0] if name == "rl2" else found.params[-1]["w0"][task]
+        assert torch.equal(whose[-1], expected)
+    assert not torch.equal(whose[0], whose[1])  # the control: tasks differ
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Who may know what
 
