@@ -28,7 +28,7 @@ ALSO: dict[str, tuple[str, ...]] = {
     "metarl/rollout/rollout.py": ("rollout/test_success", "inner/test_step", "recurrent/test_trials",),
     "metarl/inner/settings.py": ("algorithms/test_algorithms", "outer/test_objective", "algorithms/test_rl2",),
     "metarl/training/train.py": ("training/test_health", "training/test_resuming", "training/test_damaged_runs",
-        "test_cli", "test_learner", "sb3/test_sb3",),
+        "test_cli", "test_learner", "sb3/test_callbacks",),
     "metarl/outer/trust_region.py": ("training/test_logging", "algorithms/test_maml_trpo", "outer/test_objective",),
     "metarl/algorithms/rl2.py": ("training/test_logging", "test_options",),
     "metarl/algorithms/reptile.py": ("algorithms/test_algorithms",),
