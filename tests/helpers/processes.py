@@ -1,7 +1,10 @@
-"""What processes run on this machine, by their command lines."""
+"""What processes run on this machine, by their command lines; what worker processes leave behind."""
 
+import contextlib
+import gc
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 
@@ -32,3 +35,22 @@ def gone(find: Callable[[], list[int]], seconds: float = 10.0) -> bool:
             return False
         time.sleep(0.05)
     return True
+
+
+def own_files() -> list[str]:
+    """The open pipes and nameless files of this process."""
+    links = []
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            links.append(os.readlink(entry))
+    return [link for link in links if "pipe:" in link or "memfd:metarl" in link]
+
+
+@contextlib.contextmanager
+def nothing_left() -> Iterator[None]:
+    """Within it no worker process, no pipe and no shared memory of this process may be left behind."""
+    before = len(own_files())
+    yield
+    gc.collect()
+    assert workers_of(os.getpid()) == []
+    assert len(own_files()) <= before
