@@ -1,4 +1,4 @@
-"""Chunks of tasks and the threads that work on them."""
+"""Chunks of tasks, the threads that work on them, and the device."""
 
 import ctypes
 import platform
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metarl import parallel
-from metarl.parallel import CHUNK_ROWS, task_chunks, thread_map, threads_for
+from metarl.parallel import CHUNK_ROWS, resolve_device, task_chunks, thread_map, threads_for
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -135,3 +135,27 @@ def test_the_allocator_is_told_on_glibc_only(monkeypatch, name, calls):
     monkeypatch.setattr(platform, "libc_ver", lambda: (name, ""))
     parallel.keep_freed_memory.__wrapped__()
     assert len(FakeLibc.calls) == calls
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Devices
+
+
+def test_a_gpu_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(
+        ValueError, match="device 'cuda' was asked for, but this machine has no CUDA device; use auto or"
+    ):
+        resolve_device("cuda")
+    assert resolve_device("auto") == torch.device("cpu")
+
+
+def test_a_gpu_that_is_there_is_chosen(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert resolve_device("auto") == torch.device("cuda")
+    assert resolve_device("cuda") == torch.device("cuda")
+    assert resolve_device("cpu") == torch.device("cpu")
+    assert resolve_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(ValueError, match="device 'cuda:2' was asked for, but this machine has 2, counted from cuda:0"):
+        resolve_device("cuda:2")

@@ -7,6 +7,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.spaces import Box
+from torch import nn
 
 import metarl
 from metarl import MetaLearner
@@ -66,3 +67,9 @@ class Walk(gym.Env):
         self.lengths[-1] += 1
         self.position = self.position + np.asarray(action, np.float32)
         return self.position, float(action[0]), False, False, {}
+
+
+def module(outputs: int = 2) -> nn.Module:
+    """A network for the observations of 2D navigation, with the same weights every time."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(2, 6), nn.ReLU(), nn.Linear(6, outputs))
