@@ -1,4 +1,4 @@
-"""Learning on the built-in families at full size. Slow; their short forms are the probes in test_maml_trpo.py."""
+"""Learning on the built-in families at full size. Slow; their short forms are the probes in test_maml_probes.py."""
 
 import pytest
 
