@@ -89,7 +89,8 @@ def test_a_second_run_in_the_same_directory_is_refused_and_the_first_left_alone(
     assert contents(run) == before
 
 
-OTHER = {"hidden": ("3", "5"), "activation": ("relu",), "graph_tasks": ("1",), "inner_steps": ("2",),
+OTHER = {"hidden": ("3", "5"), "value_hidden": ("3",), "baseline": ("time",),
+         "activation": ("relu",), "graph_tasks": ("1",), "inner_steps": ("2",),
          "gae_lambda": ("0.5",), "inner_gradient": ("lvc",), "network": ("mlp",), "channels": ("8", "4"),
          "exploration": ("0.5",), "reward_baseline": ("0.5",), "loss_per": ("episode",),
          "lr_schedule": ("1.0", "0.5"), "learned_lr": ("per_parameter",), "inner_optimizer": ("adam",),

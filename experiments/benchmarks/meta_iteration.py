@@ -36,7 +36,8 @@ import metarl
 from metarl.algorithms import maml_trpo
 from metarl.algorithms.maml_trpo import Config, State
 from metarl.inner import loop
-from metarl.inner.loop import Batch
+from metarl.inner import settings as inner_settings
+from metarl.inner.loss import Batch
 from metarl.outer import objective as outer
 from metarl.outer import trust_region
 from metarl.outer.trust_region import flatten
@@ -142,7 +143,7 @@ def stopwatch_in(sampler: Sampler) -> Iterator[Stopwatch]:
     timed = watch.around
     with (
         patch.object(sampler, "collect", timed("rollout", sampler.collect)),
-        patch.object(loop, "estimate", timed("advantages", loop.estimate)),
+        patch.object(inner_settings, "estimate", timed("advantages", inner_settings.estimate)),
         patch.object(loop, "adapt", timed("inner step", loop.adapt)),
         patch.object(maml_trpo, "trpo_step", timed("trpo_step", maml_trpo.trpo_step)),
         patch.object(trust_region, "conjugate_gradient", timed("conjugate_gradient", with_timed_products)),
@@ -258,7 +259,7 @@ def fisher_products(problem: Problem) -> dict[str, Callable[[Tensor], Tensor]]:
         rollout = problem.sampler.collect(tasks, config.episodes, policy, params, SEED, state.iteration, step)
         data.append(Batch.of(config, rollout))
         if step < config.inner_steps:
-            params = loop.adapt(config, policy, params, data[-1], config.inner_lr)[0]
+            params = loop.adapt(config, policy, params, loop.InnerStep(data[-1], config.inner_lr))[0]
 
     def objective(chunk: slice, by_hand: bool) -> trust_region.Objective:
         return outer.objective(

@@ -32,7 +32,8 @@ from torch import Tensor
 import metarl
 from metarl.checkpoint import atomic_write, write_json
 from metarl.formulas import losses
-from metarl.inner.loop import Batch, evaluate
+from metarl.inner.loop import evaluate
+from metarl.inner.loss import Batch
 from metarl.inner.state import State
 from metarl.outer.objective import objectives, trained
 from metarl.outer.trust_region import flatten, value_and_gradient, value_and_kl

@@ -1,10 +1,11 @@
-"""Returns and generalised advantages over the linear baseline, for all tasks at once.
+"""Generalised advantages over a baseline, for all tasks at once.
 
 Advantages are data to the losses; only `learned_advantages` is differentiated, in discount and lambda.
 """
 
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from metarl.formulas.losses import masked_mean
 from metarl.formulas.returns import discounted_returns, gae
-from metarl.inner.baseline import linear_baseline
+from metarl.inner.baseline import linear_baseline, time_baseline
 from metarl.rollout.rollout import Rollout
 
 _ROUNDING = torch.finfo(torch.float32).eps
@@ -29,16 +30,25 @@ class Estimate:
     whose rewards do not differ, so that whatever is divided by it is exactly zero."""
 
 
+Fit = Callable[[Rollout, Tensor], Tensor]
+"""(rollout, targets [K, T, E] float64) -> what a baseline makes of the targets, float64 [K, T, E]."""
+
+FITS: dict[str, Fit | None] = {"linear": linear_baseline, "time": time_baseline, "none": None}
+"""The baselines that are fitted to a task's own episodes, by their names in the settings."""
+
+
 @torch.no_grad()
-def estimate(rollout: Rollout, gamma: float, lam: float, reward_baseline: float | None = None) -> Estimate:
-    """GAE over the linear baseline, normalised to mean 0 and standard deviation 1 over each task's valid steps; exactly
-    zero in a task whose rewards do not `differ`. Computed in float64.
+def estimate(rollout: Rollout, gamma: float, lam: float, fit: Fit | None = linear_baseline) -> Estimate:
+    """`over` the baseline that `fit` makes, or over zero with None."""
+    return over(rollout, fitted_values(rollout, gamma, fit), gamma, lam)
 
-    With `reward_baseline` the sum of rewards minus that number instead, discounted by `gamma * lam` a step, as it is.
-    The number is taken off for every step up to the horizon, those after an episode's end included: what returns are
-    compared with then does not depend on the actions, and no episode is better for its length.
 
-    An episode cut off by the horizon counts as over: the tasks are finite-horizon problems and the baseline sees the
+@torch.no_grad()
+def over(rollout: Rollout, values: Tensor, gamma: float, lam: float) -> Estimate:
+    """GAE over the values [K, T, E] of a baseline, normalised to mean 0 and standard deviation 1 over each task's valid
+    steps; exactly zero in a task whose rewards do not `differ`. Computed in float64.
+
+    An episode cut off by the horizon counts as over: the tasks are finite-horizon problems and the baselines see the
     time. `baseline` is such that with lambda 1 a step's return minus it, divided by `scale`, is the advantage.
 
     Raises:
@@ -46,20 +56,33 @@ def estimate(rollout: Rollout, gamma: float, lam: float, reward_baseline: float 
     """
     mask, rew = rollout.mask.double(), rollout.rew.double()
     check_fits((rew * mask).sum(1), rollout.rew)
-    if reward_baseline is not None:
-        if bool((mask == 0).any()):
-            warnings.warn(
-                f"reward_baseline={reward_baseline:g} where episodes end early: they are compared with it for every "
-                "step up to the horizon, which makes advantages large; leave it out for the fitted baseline",
-                stacklevel=2,
-            )
-        expected = discounted_returns(torch.full_like(mask, reward_baseline), gamma * lam)
-        advantage = (discounted_returns(rew, gamma * lam) - expected) * mask
-        check_fits(advantage, rollout.rew)
-        return Estimate(advantage.to(rollout.rew.dtype), expected * mask, torch.ones_like(mask[:, 0, 0]))
-    values = fitted_values(rollout, gamma) * mask
+    values = values.double() * mask
     normalised, mean, scale = _normalised(_raw(rew, values, gamma, lam), mask, differ(rollout.rew, rollout.mask))
     return Estimate(normalised.to(rollout.rew.dtype), (values + mean[:, None, None]) * mask, scale)
+
+
+@torch.no_grad()
+def over_number(rollout: Rollout, number: float, gamma: float, lam: float) -> Estimate:
+    """The sum of rewards minus a number, discounted by `gamma * lam` a step, as it is.
+
+    The number is taken off for every step up to the horizon, those after an episode's end included: what returns are
+    compared with then does not depend on the actions, and no episode is better for its length.
+
+    Raises:
+        ValueError: rewards that add up to more than their type can hold.
+    """
+    mask, rew = rollout.mask.double(), rollout.rew.double()
+    check_fits((rew * mask).sum(1), rollout.rew)
+    if bool((mask == 0).any()):
+        warnings.warn(
+            f"reward_baseline={number:g} where episodes end early: they are compared with it for every "
+            "step up to the horizon, which makes advantages large; leave it out for the fitted baseline",
+            stacklevel=2,
+        )
+    expected = discounted_returns(torch.full_like(mask, number), gamma * lam)
+    advantage = (discounted_returns(rew, gamma * lam) - expected) * mask
+    check_fits(advantage, rollout.rew)
+    return Estimate(advantage.to(rollout.rew.dtype), expected * mask, torch.ones_like(mask[:, 0, 0]))
 
 
 def advantages(rollout: Rollout, gamma: float, lam: float) -> Tensor:
@@ -67,13 +90,13 @@ def advantages(rollout: Rollout, gamma: float, lam: float) -> Tensor:
     return estimate(rollout, gamma, lam).advantage
 
 
-def learned_advantages(rollout: Rollout, gamma: Tensor, lam: Tensor) -> Tensor:
+def learned_advantages(rollout: Rollout, gamma: Tensor, lam: Tensor, fit: Fit | None = linear_baseline) -> Tensor:
     """The same, differentiable in the discount and in lambda (0-dim tensors).
 
     What is fitted of the baseline is held: it changes the variance of a policy gradient, not what it estimates.
     """
     mask, rew, gamma, lam = (x.double() for x in (rollout.mask, rollout.rew, gamma, lam))
-    values = fitted_values(rollout, gamma) * mask
+    values = fitted_values(rollout, gamma, fit) * mask
     normalised, _, _ = _normalised(_raw(rew, values, gamma, lam), mask, differ(rollout.rew, rollout.mask))
     return normalised.to(rollout.rew.dtype)
 
@@ -98,20 +121,28 @@ def differ(rew: Tensor, mask: Tensor) -> Tensor:
     return (high.double() - low.double() > 2 * _ROUNDING * size.double()).any(1)
 
 
-def fitted_values(rollout: Rollout, gamma: float | Tensor) -> Tensor:
-    """The baseline's value of every step, float64 [K, T, E]; a discount that is learned is differentiated in the part
-    that is not fitted.
+def fitted_values(rollout: Rollout, gamma: float | Tensor, fit: Fit | None = linear_baseline) -> Tensor:
+    """The baseline's value of every step, float64 [K, T, E]: `usual_returns` and what `fit` makes of the difference of
+    the returns from them; zero without `fit`. A discount that is learned is differentiated in the part that is not
+    fitted."""
+    if fit is None:
+        return torch.zeros_like(rollout.mask, dtype=torch.float64)
+    usual = usual_returns(rollout, gamma)
+    with torch.no_grad():
+        fitted = fit(rollout, discounted_returns(rollout.rew.double(), gamma) - usual)
+    return usual + fitted
 
-    What is fitted is how returns differ from those of an episode that earns the task's mean reward in every step, as
-    long as the task's longest episode. No polynomial of the time is such a sum of discounted rewards; so a number added
-    to all rewards of episodes of one length, however large, leaves the advantages as they are.
+
+def usual_returns(rollout: Rollout, gamma: float | Tensor) -> Tensor:
+    """The returns from every step on of an episode that earns the task's mean reward in every step, as long as the
+    task's longest episode; float64 [K, T, E].
+
+    Baselines are fitted to the difference from these. No polynomial of the time is such a sum of discounted rewards; so
+    a number added to all rewards of episodes of one length, however large, leaves the advantages as they are.
     """
     mask, rew = rollout.mask.double(), rollout.rew.double()
     usual = masked_mean(rew, mask)[:, None, None] * mask.amax(2, keepdim=True)
-    usual = discounted_returns(usual, gamma)
-    with torch.no_grad():
-        fit = linear_baseline(rollout, discounted_returns(rew, gamma) - usual)
-    return usual + fit
+    return discounted_returns(usual, gamma).expand_as(mask)
 
 
 def _raw(rew: Tensor, values: Tensor, gamma: float | Tensor, lam: float | Tensor) -> Tensor:

@@ -1,9 +1,12 @@
-"""The linear baseline: a ridge regression of returns on features of observation and time, for each task on its own."""
+"""Baselines fitted to a task's own episodes: a ridge regression on observation and time, and the mean at each time."""
+
+import math
 
 import torch
 from torch import Tensor
 
 from metarl.parallel import task_chunks, thread_map
+from metarl.policies.spaces import Spaces
 from metarl.rollout.rollout import Rollout
 
 RIDGE = 3.0
@@ -31,7 +34,7 @@ def linear_baseline(rollout: Rollout, targets: Tensor, ridge: float = RIDGE) -> 
     of N^2 numbers. Float64, one solve batched over tasks.
     """
     K, T, E = rollout.mask.shape
-    obs = _observations(rollout)
+    obs = _observations(rollout, T * E)
     wide = 2 * obs.shape[-1] > T * E
     rows = T * E * max(1, obs.shape[-1] // 64 if not wide else T * E // 64)
     solve = _of_steps if wide else _of_features
@@ -45,13 +48,33 @@ def linear_baseline(rollout: Rollout, targets: Tensor, ridge: float = RIDGE) -> 
     return torch.cat(thread_map(fitted, task_chunks(K, rows, rollout.mask.device)))
 
 
-def _observations(rollout: Rollout) -> Tensor:
-    """What of the observations is used, [K, N, D]; N = T E."""
+def time_baseline(rollout: Rollout, targets: Tensor) -> Tensor:
+    """The mean of `targets` [K, T, E] over the task's episodes that have not ended at the same step."""
+    mask = rollout.mask.double()
+    mean = (targets * mask).sum(2, keepdim=True) / mask.sum(2, keepdim=True).clamp_min(1)
+    return mean.expand_as(targets)
+
+
+def _observations(rollout: Rollout, steps: float) -> Tensor:
+    """What of the observations is used where a task has this many steps, [K, N, D]; N = T E."""
     K, T, E, O = rollout.obs.shape
     x = rollout.obs.reshape(K, T * E, O)
     if rollout.image is not None:
         return torch.nn.functional.adaptive_avg_pool2d(rollout.image.grid(x).flatten(0, 1), 4).reshape(K, T * E, -1)
-    return torch.nn.functional.adaptive_avg_pool1d(x, WIDE) if min(O, T * E) > WIDE else x
+    return torch.nn.functional.adaptive_avg_pool1d(x, WIDE) if min(O, steps) > WIDE else x
+
+
+def inputs_of(rollout: Rollout) -> Tensor:
+    """The inputs of a value network, [K, N, I]: the same of the observations, of any number of steps, and the time in
+    hundreds of steps."""
+    K, T, E = rollout.mask.shape
+    time = torch.arange(T, device=rollout.mask.device).repeat_interleave(E) / 100
+    return torch.cat([_observations(rollout, math.inf), time[None, :, None].expand(K, -1, -1)], -1)
+
+
+def num_inputs(spaces: Spaces) -> int:
+    """I, the number of those inputs."""
+    return 1 + (16 * spaces.image.channels if spaces.image is not None else min(spaces.obs_dim, WIDE))
 
 
 def _time(mask: Tensor) -> Tensor:

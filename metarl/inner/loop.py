@@ -16,10 +16,9 @@ from torch import Tensor
 
 from metarl.adapted.gradient_policy import AdaptedPolicy
 from metarl.formulas import distributions, losses, optimizers
-from metarl.formulas.distributions import Distribution
 from metarl.inner import natural_gradient
-from metarl.inner.advantages import estimate, learned_advantages
 from metarl.inner.learned import noise_change, split, step_size
+from metarl.inner.loss import Batch, LossInput
 from metarl.inner.settings import GradientSettings
 from metarl.inner.state import State, within_floor
 from metarl.inner.step import Direction, inner_step
@@ -34,29 +33,6 @@ from metarl.rollout import finite
 from metarl.rollout.rollout import Rollout
 from metarl.rollout.setup import Setup
 from metarl.tasks import Tasks, num_tasks
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One stage's data."""
-
-    rollout: Rollout
-    advantage: Tensor  # [K, T, E]
-    baseline: Tensor  # [K, T, E] float64, what a step's return is compared with
-    scale: Tensor  # [K] float64, what advantages were divided by; infinite in a task whose rewards do not differ
-
-    def __getitem__(self, tasks: slice) -> "Batch":
-        return Batch(self.rollout[tasks], self.advantage[tasks], self.baseline[tasks], self.scale[tasks])
-
-    def every(self, stride: int) -> "Batch":
-        """One in `stride` time steps; their advantages stay as they are."""
-        return Batch(self.rollout.every(stride), self.advantage[:, ::stride], self.baseline[:, ::stride], self.scale)
-
-    @staticmethod
-    def of(config: GradientSettings, rollout: Rollout) -> "Batch":
-        """The rollout with its advantages."""
-        found = estimate(rollout, config.gamma, config.gae_lambda, config.reward_baseline)
-        return Batch(rollout, found.advantage, found.baseline, found.scale)
 
 
 def chunks(batch: Batch) -> list[slice]:
@@ -76,39 +52,30 @@ def lr_unit(config: GradientSettings, meta: Params) -> float:
     return float(meta["log_std"].clamp_min(math.log(config.min_std)).mean().exp())
 
 
-def inner_loss(
-    config: GradientSettings, policy: Policy, batch: Batch, params: Params, learned: Params | None = None
-) -> Tensor:
-    """The inner loss of every task on its own data, [K]."""
-    return inner_loss_of(config, batch, policy.distribution(params, batch.rollout.obs), learned)
+@dataclass(frozen=True)
+class InnerStep:
+    """One inner step on one stage's data; by which parameters it begins is said apart from it."""
+
+    batch: Batch
+    lr: float
+    number: int = 0
+    initial: Params = field(default_factory=dict)  # the parameters before inner step 0, [K, ...]
+    learned: Params = field(default_factory=dict)  # about the inner loop
+
+    def __getitem__(self, tasks: slice) -> "InnerStep":
+        return replace(self, batch=self.batch[tasks], initial=_of_tasks(self.initial, tasks))
 
 
-def inner_loss_of(config: GradientSettings, batch: Batch, dist: Distribution, learned: Params | None = None) -> Tensor:
-    """The same as a function of the policy's action distribution. `learned`: a discount or lambda, if any are."""
-    loss = _inner_mean(config, batch, dist, learned)
-    return losses.per_episode(loss, batch.rollout.mask) if config.loss_per == "episode" else loss
+def _of_tasks(params: Params, tasks: slice) -> Params:
+    """Some tasks' slice of what has a task axis."""
+    return {name: value[tasks] if value.dim() else value for name, value in params.items()}
 
 
-def _inner_mean(config: GradientSettings, batch: Batch, dist: Distribution, learned: Params | None) -> Tensor:
-    """The inner loss as a mean over every task's valid steps."""
-    rollout, advantage = batch.rollout, batch.advantage
-    log_prob, mask = distributions.log_prob(dist, rollout.act), rollout.mask
-    if learned and not learned.keys().isdisjoint(("discount", "lambda")):
-        gamma, lam = (
-            torch.sigmoid(learned[name]) if name in learned else advantage.new_tensor(fixed)
-            for name, fixed in (("discount", config.gamma), ("lambda", config.gae_lambda))
-        )
-        advantage = learned_advantages(rollout, gamma, lam)
-    if config.inner_gradient == "lvc":
-        return losses.surrogate(log_prob, rollout.log_prob, advantage, mask)
-    if config.inner_gradient == "loaded_dice":
-        return losses.loaded_dice(log_prob, advantage, mask, config.dice_lambda)
-    if config.inner_gradient == "dice":
-        # In float64: a return minus its baseline is small beside either where all rewards are large.
-        scale = batch.scale[:, None, None]
-        reward, baseline = rollout.rew.double() / scale, batch.baseline / scale
-        return losses.dice(log_prob.double(), reward, baseline, mask.double(), config.gamma).to(log_prob.dtype)
-    return losses.policy_gradient(log_prob, advantage, mask)
+def inner_loss(config: GradientSettings, policy: Policy, to_take: InnerStep, params: Params) -> Tensor:
+    """The inner loss of every task on the step's data, with the parameters [K, ...]: [K]."""
+    batch = to_take.batch
+    dist = policy.distribution(params, batch.rollout.obs)
+    return config.inner_loss(LossInput(batch, dist, policy, params, to_take.initial or params, to_take.learned))
 
 
 def _direction(config: GradientSettings, policy: Policy, batch: Batch) -> Direction | None:
@@ -122,15 +89,14 @@ def _direction(config: GradientSettings, policy: Policy, batch: Batch) -> Direct
 
 
 def step(
-    config: GradientSettings, policy: Policy, params: Params, batch: Batch, lr: float, number: int = 0,
-    learned: Params | None = None, memory: Params | None = None, create_graph: bool = False,
+    config: GradientSettings, policy: Policy, params: Params, to_take: InnerStep, memory: Params | None = None,
+    create_graph: bool = False,
 ) -> tuple[Params, Params]:  # fmt: skip
-    """`params` [K, ...] after inner step `number` on `batch`, and the inner optimiser's memory; differentiable."""
-    learned = {} if learned is None else learned
-    moving = config.moving(params)
+    """`params` [K, ...] after an inner step, and the inner optimiser's memory; differentiable."""
+    learned, number, moving = to_take.learned, to_take.number, config.moving(params)
     new, memory = inner_step(
-        params, partial(inner_loss, config, policy, batch, learned=learned), step_size(learned, lr, number, moving),
-        create_graph, params.keys() - set(moving), _direction(config, policy, batch), memory,
+        params, partial(inner_loss, config, policy, to_take), step_size(learned, to_take.lr, number, moving),
+        create_graph, params.keys() - set(moving), _direction(config, policy, to_take.batch), memory,
     )  # fmt: skip
     if (change := noise_change(learned, number)) is not None:
         new["log_std"] = new["log_std"] + change
@@ -138,17 +104,15 @@ def step(
 
 
 def adapt(
-    config: GradientSettings, policy: Policy, params: Params, batch: Batch, lr: float, number: int = 0,
-    learned: Params | None = None, memory: Params | None = None,
-) -> tuple[Params, Params]:  # fmt: skip
+    config: GradientSettings, policy: Policy, params: Params, to_take: InnerStep, memory: Params | None = None
+) -> tuple[Params, Params]:
     """The same without a graph, tasks shared out to threads."""
     memory = {} if memory is None else memory
 
     def own(chunk: slice) -> tuple[Params, Params]:
-        mine = [{name: v[chunk] if v.dim() else v for name, v in x.items()} for x in (params, memory)]
-        return step(config, policy, mine[0], batch[chunk], lr, number, learned, mine[1])
+        return step(config, policy, _of_tasks(params, chunk), to_take[chunk], _of_tasks(memory, chunk))
 
-    parts = thread_map(own, chunks(batch))
+    parts = thread_map(own, chunks(to_take.batch))
     together = [
         {name: torch.cat([part[i][name] for part in parts]) if value.dim() else value for name, value in x.items()}
         for i, x in enumerate(parts[0])
@@ -272,10 +236,11 @@ def _adaptation(
         seconds += time.perf_counter() - before
         rollouts.append(rollout)
         if learning or stage < len(step_sizes):
-            data.append(Batch.of(config, rollout))
+            data.append(Batch.of(config, rollout, state, stage))
         if stage < len(step_sizes):
             lr = step_sizes[stage] * unit
-            new, memory = adapt(config, policy, params[-1], data[-1], lr, stage, state.learned, memory)
+            to_take = InnerStep(data[-1], lr, stage, params[0], state.learned)
+            new, memory = adapt(config, policy, params[-1], to_take, memory)
             when = f" of iteration {iteration + 1}" if learning else ""
             finite.check_finite(new, f"after inner step {stage} (step size {lr:g}){when}", finite.SMALLER_STEPS, True)
             params.append(new)
@@ -309,7 +274,9 @@ def advance(
     for rollout in found.rollouts:
         obs_stats = normalize.update(obs_stats, rollout.raw_obs, rollout.mask)
     finite.check_finite(obs_stats, "among the statistics of observations", "observations are too large: scale them")
-    return replace(
+    new = replace(
         state, params=params, learned=learned, iteration=state.iteration + 1, obs_stats=obs_stats,
         env_steps=state.env_steps + found.steps, optimizer=state.optimizer if optimizer is None else optimizer,
     )  # fmt: skip
+    stages = config.inner_steps + 1  # of one task after the other, where they are met like that
+    return config.update_state(new, [found.rollouts[i::stages] for i in range(stages)])

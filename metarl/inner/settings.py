@@ -5,11 +5,11 @@ Every field has a default and a meaning; nonsense is refused with the value in t
 
 import copy
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from torch import nn
+from torch import Tensor, nn
 
 from metarl.arguments import (
     check_choice,
@@ -19,14 +19,20 @@ from metarl.arguments import (
     check_types,
     check_whole,
 )
+from metarl.formulas import losses
+from metarl.inner import value_baseline
+from metarl.inner.advantages import FITS, Estimate, estimate, over, over_number
 from metarl.inner.learned import LEARNED_LR, LearnedLr
+from metarl.inner.loss import LossInput, policy_loss
 from metarl.policies.cnn import CNNPolicy
 from metarl.policies.mlp import MLPPolicy
 from metarl.policies.module import ModulePolicy
 from metarl.policies.spaces import Spaces
 from metarl.policies.stacked_module import PREFIX
+from metarl.rollout.rollout import Rollout
 
 LOSS_PER = ("step", "episode")
+BASELINES = ("linear", "value", "time", "none")
 INNER_GRADIENTS = ("policy_gradient", "lvc", "dice", "loaded_dice")
 INNER_OPTIMIZERS = ("sgd", "momentum", "adam", "natural")
 ADAPTS = ("all", "head", "context")
@@ -45,6 +51,17 @@ class SamplingSettings:
     """Discount."""
     gae_lambda: float = 1.0
     """Lambda of generalised advantage estimation; 1 is the discounted return minus the baseline."""
+    baseline: Literal["linear", "value", "time", "none"] = "linear"
+    """What returns are compared with. "linear": a ridge regression on observation and time, fitted to each task's own
+    episodes. "value": a value network for all tasks, one for every stage of adaptation, trained from iteration to
+    iteration; it replaces the fit where that takes up noise, with few episodes or long observations. "time": the mean
+    over the task's episodes at the same step. "none": nothing; normalising then takes off the task's mean alone."""
+    value_hidden: tuple[int, ...] = (64, 64)
+    """Units in the hidden layers of the value network."""
+    value_lr: float = 3e-3
+    """Adam's step size for the value network."""
+    value_steps: int = 40
+    """Adam steps of the value network in every iteration, each on up to 4096 time steps."""
     reward_baseline: float | None = None
     """Compare every reward with this number, and not returns with a baseline that is fitted to the task's own; the
     advantages are then not normalised. A fit takes away what the rewards say of a task as a whole, and from a task's
@@ -60,11 +77,20 @@ class SamplingSettings:
     the untrained policy out once more for its first statistics."""
 
     def __post_init__(self) -> None:
-        check_whole(self, n_tasks=1, episodes=1)
-        check_choice(self, loss_per=LOSS_PER)
+        check_whole(self, n_tasks=1, episodes=1, value_steps=1)
+        check_choice(self, loss_per=LOSS_PER, baseline=BASELINES)
+        check_positive(self, "value_lr")
+        if any(units < 1 for units in self.value_hidden):
+            raise ValueError(f"value_hidden needs at least one unit in every layer, got {self.value_hidden}")
         check_fraction(self, "gamma", "gae_lambda")
         if self.reward_baseline is not None and not math.isfinite(self.reward_baseline):
             raise ValueError(f"reward_baseline must be finite, got {self.reward_baseline}")
+        if self.reward_baseline is not None and self.baseline != "linear":
+            raise ValueError(f"reward_baseline={self.reward_baseline} takes the place of a baseline: leave "
+                             f"baseline={self.baseline!r} out")  # fmt: skip
+        if self.baseline == "time" and self.episodes == 1:
+            raise ValueError("baseline='time' is a mean over a task's episodes, and of the only one it leaves nothing: "
+                             "set episodes to at least 2")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -281,6 +307,9 @@ class GradientSettings(PolicySettings, InnerSettings, SamplingSettings):
                 raise ValueError(f"{name} is learned through the inner gradient, which first_order leaves out")
             if getattr(self, name) and self.reward_baseline is not None:
                 raise ValueError(f"{name} needs the fitted baseline: leave reward_baseline={self.reward_baseline} out")
+            if getattr(self, name) and self.baseline == "value":
+                raise ValueError(f"{name} moves what returns a baseline is of, and a value network is not fitted anew "
+                                 "for it: take baseline='linear', 'time' or 'none'")  # fmt: skip
             if getattr(self, name) and self.inner_gradient == "dice":
                 raise ValueError(f"{name} is of the inner loop's advantages, and inner_gradient='dice' has none: "
                                  "take 'loaded_dice'")  # fmt: skip
@@ -289,6 +318,36 @@ class GradientSettings(PolicySettings, InnerSettings, SamplingSettings):
                              "set n_tasks to at least 2, or exploration to 0")  # fmt: skip
         if self.adapts == "context" and not self.context:
             raise ValueError("adapts='context' needs a context vector: set context to its size, 5 say")
+
+    # What a Config of one's own may replace (docs/your_own_algorithm.md).
+
+    def inner_loss(self, at: LossInput) -> Tensor:
+        """The inner loss of every task on its own data, [K]. One of your own is differentiated automatically."""
+        loss = policy_loss(at, self.inner_gradient, self.dice_lambda, self.gamma, self.gae_lambda, self.baseline)
+        return losses.per_episode(loss, at.batch.rollout.mask) if self.loss_per == "episode" else loss
+
+    def advantages(self, rollout: Rollout, state: Any, stage: int) -> Estimate:
+        """The advantages of the episodes before inner step `stage`, or after the last one. `state`: the algorithm's."""
+        if self.reward_baseline is not None:
+            return over_number(rollout, self.reward_baseline, self.gamma, self.gae_lambda)
+        if self.baseline == "value":
+            values = value_baseline.values(state.baseline, rollout, self.gamma, stage)
+            return over(rollout, values, self.gamma, self.gae_lambda)
+        return estimate(rollout, self.gamma, self.gae_lambda, FITS[self.baseline])
+
+    def update_state(self, state: Any, stages: Sequence[Sequence[Rollout]]) -> Any:
+        """The state with what else is learned from an iteration's episodes: here a value network's parameters.
+
+        Args:
+            state: as the meta-iteration leaves it.
+            stages: for every stage, before each inner step and after the last, its rollouts.
+        """
+        if self.baseline != "value":
+            return state
+        network = value_baseline.fitted(
+            state.baseline, stages, self.gamma, self.value_lr, self.value_steps, state.iteration
+        )
+        return replace(state, baseline=network)
 
     def at(self, iteration: int) -> Self:
         """These settings as they are in effect in meta-iteration `iteration`."""

@@ -1,13 +1,14 @@
 """What training of a gradient-based meta-learner carries from one iteration to the next."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from metarl import random
+from metarl.inner import value_baseline
 from metarl.inner.learned import NOISE, learned_sizes
 from metarl.inner.settings import GradientSettings
 from metarl.params import Params
@@ -32,9 +33,11 @@ class State:
     """What is learned about the inner loop: step sizes, mask, noise, discount, lambda; empty if nothing is."""
     optimizer: Params = field(default_factory=dict)
     """The outer optimiser's statistics; empty without any."""
+    baseline: Params = field(default_factory=dict)
+    """The value network that returns are compared with (`metarl.inner.value_baseline`); empty without any."""
 
     WARM_START = ("params", "obs_stats", "learned")
-    """Not the optimiser's statistics, which belong to its own settings."""
+    """Not the optimiser's statistics and the value network, which belong to their own settings."""
 
     __repr__ = fields_text
 
@@ -65,7 +68,12 @@ def init(
     ):
         if wanted:
             learned[name] = torch.tensor(math.log(start / (1 - start)), device=device)
-    return State(params, 0, 0, normalize.start(policy.spaces, device) if config.normalize_obs else {}, learned)
+    state = State(params, 0, 0, normalize.start(policy.spaces, device) if config.normalize_obs else {}, learned)
+    if config.baseline == "value":
+        generator = torch.Generator().manual_seed(random.generator_seed(seed, 1))
+        network = value_baseline.start(policy.spaces, config.inner_steps + 1, config.value_hidden, generator)
+        state = replace(state, baseline={name: value.to(device) for name, value in network.items()})
+    return state
 
 
 def within_floor(config: GradientSettings, meta: Params) -> Params:

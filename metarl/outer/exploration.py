@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from metarl.inner.loop import Batch
+from metarl.inner.loss import Batch
 from metarl.inner.settings import GradientSettings
 
 

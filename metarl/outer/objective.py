@@ -11,7 +11,8 @@ from torch import Tensor
 from metarl.formulas import distributions, losses
 from metarl.formulas.distributions import Distribution
 from metarl.inner.learned import split, step_size
-from metarl.inner.loop import Batch, Experience, chunks, inner_loss_of, lr_unit, step
+from metarl.inner.loop import Experience, InnerStep, chunks, lr_unit, step
+from metarl.inner.loss import Batch, LossInput
 from metarl.inner.settings import GradientSettings
 from metarl.inner.state import State
 from metarl.inner.step import StepSize
@@ -131,11 +132,13 @@ def objective(
             return Surrogate(loss, kl, dist, weight, jacobian, direct)
         params, learned = split(meta)
         params, memory, loss = expand(params, len(last.scale)), Params(), last.advantage.new_zeros(())
+        initial = params
         for i, batch in enumerate(train):
             if (extra := pre_loss(i, params)) is not None:
                 loss = loss + extra
             create_graph = differentiable and not config.first_order
-            params, memory = step(config, policy, params, batch, sizes[i], i, learned, memory, create_graph)
+            to_take = InnerStep(batch, sizes[i], i, initial, learned)
+            params, memory = step(config, policy, params, to_take, memory, create_graph)
             if stages is not None:
                 params = {name: stages[i + 1][name] + (x - x.detach()) for name, x in params.items()}
             if i + 1 < len(train) and weights[i]:
@@ -161,6 +164,8 @@ def _known_by_hand(
 ) -> bool:  # fmt: skip
     if policy.kind != MLPPolicy.__name__ or policy.context or config.inner_optimizer != "sgd":
         return False
+    if type(config).inner_loss is not GradientSettings.inner_loss:  # it may look at more than the distribution
+        return False
     if config.learned_discount or config.learned_lambda or any(weights[:-1]):
         return False
     return steps <= 1 or not (config.exploration or outer.inner_kl)
@@ -176,7 +181,10 @@ def _by_hand(
     def size(learned: Params, i: int) -> StepSize:
         return step_size(learned, sizes[i], i, moving)
 
-    inner = [(batch.rollout.obs, partial(inner_loss_of, config, batch)) for batch in train]
+    def loss_on(batch: Batch, dist: Distribution) -> Tensor:
+        return config.inner_loss(LossInput(batch, dist))
+
+    inner = [(batch.rollout.obs, partial(loss_on, batch)) for batch in train]
     return unrolled_jacobian(policy, params, learned, len(last.scale), inner, last.rollout.obs, size, moving,
                              not config.first_order, held, stages)  # fmt: skip
 

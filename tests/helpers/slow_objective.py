@@ -15,7 +15,7 @@ from torch.distributions import Categorical, Distribution, Independent, Normal, 
 from metarl.formulas.distributions import Gaussian, MultiCategorical
 from metarl.inner.advantages import fitted_values
 from metarl.inner.learned import split
-from metarl.inner.loop import Batch
+from metarl.inner.loss import Batch
 from metarl.inner.settings import GradientSettings
 from metarl.params import Params
 from metarl.policies.base import Policy

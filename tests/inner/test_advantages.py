@@ -14,7 +14,14 @@ from metarl.formulas.distributions import Categorical
 from metarl.formulas.losses import masked_mean
 from metarl.formulas.returns import discounted_returns, gae
 from metarl.inner import baseline
-from metarl.inner.advantages import advantages, estimate, fitted_values, learned_advantages, linear_baseline
+from metarl.inner.advantages import (
+    advantages,
+    estimate,
+    fitted_values,
+    learned_advantages,
+    linear_baseline,
+    over_number,
+)
 from metarl.policies.spaces import Image
 from metarl.rollout.rollout import Rollout
 
@@ -247,7 +254,7 @@ def test_rewards_against_a_given_number_by_hand():
         one, rew=torch.tensor([1.0, 4.0, 0.0]).reshape(1, 3, 1), mask=torch.tensor([1.0, 1, 0]).reshape(1, 3, 1)
     )
     with pytest.warns(UserWarning, match=r"reward_baseline=0\.5 where episodes end early"):
-        found = estimate(r, 0.8, 0.625, reward_baseline=0.5)
+        found = over_number(r, 0.5, 0.8, 0.625)
     torch.testing.assert_close(found.advantage.flatten(), torch.tensor([2.125, 3.25, 0.0]))
     torch.testing.assert_close(found.baseline.flatten(), torch.tensor([0.875, 0.75, 0.0]).double())
     assert found.scale.tolist() == [1.0]
@@ -258,13 +265,13 @@ def test_against_a_given_number_too_rewards_that_add_up_to_no_number_are_refused
     r = rollout()
     huge = replace(r, rew=sign * 1e38 * r.mask)
     with pytest.raises(ValueError, match="scale the rewards down"):
-        estimate(huge, 1.0, 1.0, reward_baseline=0.5)
-    assert estimate(replace(r, rew=sign * 1e36 * r.mask), 1.0, 1.0, 0.5).advantage.isfinite().all()
+        over_number(huge, 0.5, 1.0, 1.0)
+    assert over_number(replace(r, rew=sign * 1e36 * r.mask), 0.5, 1.0, 1.0).advantage.isfinite().all()
 
 
 def test_a_single_episode_says_something_only_against_a_given_number():
     one = replace(rollout(3, 1, 1), rew=torch.tensor([1.0, 0.0, 1.0]).reshape(3, 1, 1))
-    assert estimate(one, 1.0, 1.0, 0.5).advantage.flatten().tolist() == [0.5, -0.5, 0.5]
+    assert over_number(one, 0.5, 1.0, 1.0).advantage.flatten().tolist() == [0.5, -0.5, 0.5]
     assert not advantages(one, 1.0, 1.0).any()
 
 

@@ -15,8 +15,8 @@ from metarl.algorithms import maml_trpo
 from metarl.formulas import losses
 from metarl.formulas.distributions import Categorical, log_prob
 from metarl.formulas.returns import discounted_returns
-from metarl.inner.advantages import estimate
-from metarl.inner.loop import Batch, inner_loss_of
+from metarl.inner.advantages import estimate, over_number
+from metarl.inner.loss import Batch, LossInput
 from metarl.rollout.rollout import Rollout
 
 T, GAMMA = 3, 0.9
@@ -123,7 +123,7 @@ def test_the_setting_reaches_the_inner_loss(kind):
     found = estimate(rollout, GAMMA, 1.0)
     batch = Batch(rollout, found.advantage, found.baseline, found.scale)
     own, other = (
-        (inner_loss_of(maml_trpo.Config(inner_gradient=kind, loss_per=per), batch, Categorical(logits)), logits)
+        (maml_trpo.Config(inner_gradient=kind, loss_per=per).inner_loss(LossInput(batch, Categorical(logits))), logits)
         for per, logits in ((per, dist.logits.clone().requires_grad_()) for per in ("episode", "step"))
     )
     slope, other_slope = (torch.autograd.grad(x[0], logits)[0] for x, logits in (own, other))
@@ -140,7 +140,7 @@ def test_a_given_number_to_compare_rewards_with_does_not_change_the_gradient_whe
         dist = Categorical(at[None, :, None].expand(1, T, 1, 2))
         obs = torch.zeros(1, T, 1, 1).double()
         rollout = Rollout(obs, act, rew, mask, log_prob(dist, act).detach(), dist, **ends(obs, mask))
-        advantage = estimate(rollout, 1.0, 1.0, number).advantage
+        advantage = over_number(rollout, number, 1.0, 1.0).advantage
         found = losses.per_episode(losses.policy_gradient(log_prob(dist, act), advantage, mask), mask)
         total = total + chance(LOGITS, path) * found[0]
     (got,) = torch.autograd.grad(-total, at)

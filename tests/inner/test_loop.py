@@ -13,8 +13,9 @@ from metarl import parallel
 from metarl.algorithms import maml_trpo, reptile
 from metarl.formulas.distributions import log_prob
 from metarl.inner import loop
+from metarl.inner import settings as inner_settings
 from metarl.inner.learned import learned_sizes, open_mask, split, step_size
-from metarl.inner.loop import Batch
+from metarl.inner.loss import Batch
 from metarl.inner.state import State, learned_statistics
 from metarl.rollout.rollout import Rollout
 from metarl.rollout.sampler import Sampler
@@ -71,7 +72,7 @@ def test_the_first_step_of_adam_is_the_sign_of_the_gradient_in_every_layer():
     policy, state, done = adaptation(config)
     batch = Batch.of(config, done.rollouts[0])
     leaves = {n: v.expand(3, *v.shape).clone().requires_grad_() for n, v in state.params.items() if n != "log_std"}
-    loss = loop.inner_loss(config, policy, batch, leaves | {"log_std": done.params[0]["log_std"]})
+    loss = loop.inner_loss(config, policy, loop.InnerStep(batch, 0.0), leaves | {"log_std": done.params[0]["log_std"]})
     for (name, start), grad in zip(leaves.items(), torch.autograd.grad(loss.sum(), list(leaves.values())), strict=True):
         moved = (start - done.params[1][name])[grad.abs() > 1e-6] / 0.2
         torch.testing.assert_close(moved, grad[grad.abs() > 1e-6].sign(), atol=0.02, rtol=0)
@@ -84,7 +85,7 @@ def test_the_second_step_remembers_the_first(name):
     config = replace(RUN, inner_optimizer=name)
     policy, _, done = adaptation(config)
     batch = Batch.of(config, done.rollouts[1])
-    forgetful, _ = loop.adapt(config, policy, done.params[1], batch, 0.1, 1)
+    forgetful, _ = loop.adapt(config, policy, done.params[1], loop.InnerStep(batch, 0.1, 1))
     assert (forgetful["w1"] - done.params[2]["w1"]).abs().max() > 1e-3
 
 
@@ -251,9 +252,9 @@ def test_the_learned_discount_is_the_one_that_acts_in_the_inner_step():
     rollout = sampler.collect(sampler.tasks(3, 0, 0), 4, policy, random_params(policy, 3), 0, 0, 0)
     learned = {"discount": torch.tensor(0.0), "lambda": torch.tensor(math.log(0.2 / 0.8))}
     params = random_params(policy, 3)
-    got, _ = loop.adapt(config, policy, params, Batch.of(config, rollout), 0.2, learned=learned)
-    want, _ = loop.adapt(other, policy, params, Batch.of(other, rollout), 0.2)
-    plain, _ = loop.adapt(config, policy, params, Batch.of(config, rollout), 0.2, learned=state.learned)
+    got, _ = loop.adapt(config, policy, params, loop.InnerStep(Batch.of(config, rollout), 0.2, learned=learned))
+    want, _ = loop.adapt(other, policy, params, loop.InnerStep(Batch.of(other, rollout), 0.2))
+    plain, _ = loop.adapt(config, policy, params, loop.InnerStep(Batch.of(config, rollout), 0.2, learned=state.learned))
     torch.testing.assert_close(got["w1"], want["w1"], atol=1e-6, rtol=1e-5)
     assert (plain["w1"] - want["w1"]).abs().max() > 1e-3
 
@@ -269,7 +270,7 @@ def one_step(**changes) -> Tensor:
     rollout = sampler.collect(sampler.tasks(3, 0, 0), 4, policy, params, 0, 0, 0)
     (batch,) = double([Batch.of(config, rollout)])
     params = {name: value.double() for name, value in params.items()}
-    return loop.adapt(config, policy, params, batch, 0.2)[0]["w1"]
+    return loop.adapt(config, policy, params, loop.InnerStep(batch, 0.2))[0]["w1"]
 
 
 @pytest.mark.parametrize("lam", [0.0, 0.6, 1.0])
@@ -292,10 +293,10 @@ def test_dice_takes_the_step_with_the_discount_counted_from_the_start():
     rollout = sampler.collect(sampler.tasks(3, 0, 0), 4, policy, params, 0, 0, 0)
     batch = Batch.of(config, rollout)
     weighted = replace(batch, advantage=batch.advantage * 0.7 ** torch.arange(8)[:, None])
-    want, _ = loop.adapt(config, policy, params, weighted, 0.2)
-    got, _ = loop.adapt(replace(config, inner_gradient="dice"), policy, params, batch, 0.2)
+    want, _ = loop.adapt(config, policy, params, loop.InnerStep(weighted, 0.2))
+    got, _ = loop.adapt(replace(config, inner_gradient="dice"), policy, params, loop.InnerStep(batch, 0.2))
     torch.testing.assert_close(got["w1"], want["w1"], atol=1e-5, rtol=1e-4)
-    plain, _ = loop.adapt(config, policy, params, batch, 0.2)
+    plain, _ = loop.adapt(config, policy, params, loop.InnerStep(batch, 0.2))
     assert (got["w1"] - plain["w1"]).abs().max() > 1e-3
 
 
@@ -324,8 +325,8 @@ def test_a_task_taken_alone_has_episodes_of_its_own():
 
 
 def test_an_evaluation_estimates_advantages_only_where_a_step_is_taken_on_them(monkeypatch):
-    counted, estimate = [], loop.estimate
-    monkeypatch.setattr(loop, "estimate", lambda *args: (counted.append(1), estimate(*args))[1])
+    counted, estimate = [], inner_settings.estimate
+    monkeypatch.setattr(inner_settings, "estimate", lambda *args: (counted.append(1), estimate(*args))[1])
     _, _, found = adaptation(n=2, sizes=(0.2, 0.1))
     assert (len(counted), len(found.rollouts)) == (2, 3)
     sampler, policy, state = setup(Drift(), RUN)

@@ -18,7 +18,8 @@ from metarl.algorithms import e_maml
 from metarl.algorithms.maml_trpo import Config
 from metarl.formulas import losses
 from metarl.formulas.distributions import log_prob
-from metarl.inner.loop import Batch, experience
+from metarl.inner.loop import experience
+from metarl.inner.loss import Batch
 from metarl.inner.state import State
 from metarl.inner.step import sgd_step
 from metarl.outer import objective as outer

@@ -93,7 +93,7 @@ def test_the_first_order_meta_gradient_is_that_of_finite_differences_with_the_in
     context = {"context": torch.zeros(2, dtype=torch.float64)} if kind == "cavia" else {}
     moving = config.moving((split(meta)[0] | context).keys())
     leaves = {n: v.clone().requires_grad_() for n, v in expand(split(meta)[0] | context, 3).items()}
-    loss = loop.inner_loss(config, policy, data[0], leaves).sum()
+    loss = loop.inner_loss(config, policy, loop.InnerStep(data[0], 0.0), leaves).sum()
     inner = dict(zip(moving, torch.autograd.grad(loss, [leaves[n] for n in moving]), strict=True))
 
     def held_loss(x: Params) -> Tensor:
@@ -164,7 +164,9 @@ def test_with_one_step_lvc_and_the_dice_estimators_are_the_same_and_the_policy_g
         )
         found = loop.experience(Setup(learner.config, learner.sampler, learner.policy, 0), learner.state)
         params = {key: value.clone().requires_grad_() for key, value in found.params[0].items()}
-        stepped, _ = loop.step(learner.config, learner.policy, params, found.data[0], 0.5, create_graph=True)
+        stepped, _ = loop.step(
+            learner.config, learner.policy, params, loop.InnerStep(found.data[0], 0.5), create_graph=True
+        )
         weights = torch.Generator().manual_seed(1)
         total = sum((x * torch.randn(x.shape, generator=weights)).sum() for x in stepped.values())
         derivatives[name] = torch.cat([x.flatten() for x in torch.autograd.grad(total, list(params.values()))])

@@ -13,7 +13,8 @@ from metarl import parallel
 from metarl.algorithms import maml_trpo, maml_vpg, promp
 from metarl.formulas import losses
 from metarl.inner.learned import split
-from metarl.inner.loop import Batch, lr_unit
+from metarl.inner.loop import lr_unit
+from metarl.inner.loss import Batch
 from metarl.outer import objective
 from metarl.outer.adam import adam_init, adam_steps
 from metarl.outer.exploration import credits, gain

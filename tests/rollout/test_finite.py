@@ -16,7 +16,7 @@ from tiny_runs import point, same_params
 from metarl import MetaLearner
 from metarl.algorithms import ALGORITHMS, rl2
 from metarl.formulas.distributions import Categorical, Gaussian
-from metarl.inner import loop
+from metarl.inner import loop, settings
 from metarl.outer import trust_region
 from metarl.rollout import finite
 from metarl.rollout.finite import Fault, NotFiniteError, all_finite, check_finite, first_fault
@@ -217,7 +217,7 @@ def test_an_inner_step_that_makes_a_parameter_not_finite_is_named_with_task_and_
 def poison(monkeypatch: pytest.MonkeyPatch, one: MetaLearner, on: list[bool]) -> None:
     """While `on[0]`, the advantages that the outer loss is made of are NaN; the inner loop's stay as they are."""
     stages, count = one.config.inner_steps + 1, [0]
-    estimate, make_batch = loop.estimate, rl2.make_batch
+    estimate, make_batch = settings.estimate, rl2.make_batch
 
     def of_stage(*args: Any) -> Any:
         found = estimate(*args)
@@ -229,7 +229,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, one: MetaLearner, on: list[bool]) ->
         batch = make_batch(*args)
         return replace(batch, advantage=batch.advantage * math.nan) if on[0] else batch
 
-    monkeypatch.setattr(loop, "estimate", of_stage)
+    monkeypatch.setattr(settings, "estimate", of_stage)
     monkeypatch.setattr(rl2, "make_batch", of_trials)
 
 

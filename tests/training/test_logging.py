@@ -25,7 +25,7 @@ from torch.distributions import kl_divergence
 from metarl import MetaLearner, algorithms
 from metarl.algorithms import rl2
 from metarl.inner import loop
-from metarl.inner.loop import Batch
+from metarl.inner.loss import Batch
 from metarl.inner.state import State, learned_statistics
 from metarl.outer import trust_region
 from metarl.outer.trust_region import flatten, unflatten
