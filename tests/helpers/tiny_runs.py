@@ -15,6 +15,9 @@ from metarl.tasks import TaskFamily
 from metarl.training.train import METRICS, RunDirectory
 
 TINY: dict[str, Any] = {"n_tasks": 2, "episodes": 2, "hidden": (8,)}
+TOTAL = 5
+"""Iterations of a run that has several evaluations and checkpoints."""
+SCHEDULE: dict[str, Any] = {"eval_every": 2, "eval_tasks": 2, "checkpoint_every": 2}
 
 
 def point(horizon: int = 5) -> TaskFamily:
