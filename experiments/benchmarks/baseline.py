@@ -5,7 +5,9 @@
 For every family: K tasks, the initial policy, a reference gradient from `--reference` episodes a task (returns compared
 with the mean over episodes at the same step), and `--batches` batches of 20 other episodes. Cosine of each batch's
 inner gradient with the reference, and the share of the returns' variance that the baseline takes away from the episodes
-that it was fitted to; means over tasks and batches. Writes `baseline.csv`.
+that it was fitted to; means over tasks and batches. The value network (`baseline="value"`) has been fitted in
+`--iterations` meta-iterations to other tasks' episodes with the same policy, 20 tasks with 20 episodes each, and never
+to those that it is measured on. Writes `baseline.csv`.
 """
 
 import argparse
@@ -25,6 +27,7 @@ from metarl.algorithms.maml_trpo import Config
 from metarl.formulas import losses
 from metarl.formulas.distributions import log_prob
 from metarl.formulas.returns import discounted_returns
+from metarl.inner import value_baseline
 from metarl.inner.advantages import fitted_values
 from metarl.inner.state import init
 from metarl.params import expand
@@ -140,6 +143,17 @@ def of_episodes(rollout: Rollout, some: slice) -> Rollout:
     )
 
 
+def value_network(sampler: Sampler, policy: Policy, params: dict[str, Tensor], args: argparse.Namespace) -> Baseline:
+    """The baseline "value" after some iterations in which the policy stays as it is."""
+    config = Config()
+    network = value_baseline.start(policy.spaces, 1, config.value_hidden, torch.Generator().manual_seed(args.seed))
+    for i in range(args.iterations):
+        tasks = sampler.tasks(20, args.seed, i + 1)
+        seen = sampler.collect(tasks, 20, policy, expand(params, 20), args.seed, i + 1, 0)
+        network = value_baseline.fitted(network, [[seen]], GAMMA, config.value_lr, config.value_steps, i)
+    return lambda rollout, _: value_baseline.values(network, rollout, GAMMA, 0)
+
+
 def measure(name: str, horizon: int, args: argparse.Namespace) -> list[dict[str, object]]:
     """The rows of one family."""
     family = metarl.make(name, horizon=horizon)
@@ -159,7 +173,8 @@ def measure(name: str, horizon: int, args: argparse.Namespace) -> list[dict[str,
               for h in (slice(0, args.reference // 2), slice(args.reference // 2, args.reference))]  # fmt: skip
     agree = torch.cosine_similarity(*halves, 1).mean().item()
     rows = []
-    for label, baseline in BASELINES.items():
+    baselines = BASELINES | {"value network": value_network(sampler, policy, state.params, args)}
+    for label, baseline in baselines.items():
         cosines, shares, seconds = [], [], 0.0
         for b in range(args.batches):
             at = slice(args.reference + 20 * b, args.reference + 20 * (b + 1))
@@ -191,6 +206,7 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=4)
     parser.add_argument("--reference", type=int, default=500)
     parser.add_argument("--batches", type=int, default=5)
+    parser.add_argument("--iterations", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
