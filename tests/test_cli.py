@@ -1,51 +1,23 @@
-"""The command line, mostly in this process; its signals and its exit status in processes of their own."""
+"""The command line: what each command does, in this process."""
 
 import dataclasses
-import os
 import re
 import shlex
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import matplotlib.image
 import numpy as np
 import pytest
-import torch
-from tiny_runs import contents, iterations_logged, rows_without_time, same_params
+from commands import SMALL, TRAIN, by_hand, main
+from tiny_runs import contents, same_params
 
 import metarl
 from metarl import AdaptedPolicy, MetaLearner, cli, tasks
 from metarl.algorithms import maml_trpo
 from metarl.splits import splits_of
 from metarl.training.train import BEST, LATEST
-
-SMALL = ["--n-tasks", "2", "--episodes", "2", "--hidden", "8", "--family-kwargs", "horizon=5", "--eval-tasks", "2",
-         "--threads", "1", "--device", "cpu", "--no-progress"]  # fmt: skip
-TRAIN = ["train", "maml_trpo", "PointNavigation-v0", *SMALL]
-
-
-def by_hand(iterations: int, eval_every: int = 10, seed: int = 0, **more: Any) -> MetaLearner:
-    """What TRAIN does, in Python."""
-    learner = MetaLearner("maml_trpo", metarl.make("PointNavigation-v0", horizon=5), seed=seed, device="cpu",
-                          n_tasks=2, episodes=2, hidden=(8,))  # fmt: skip
-    return learner.learn(iterations, eval_tasks=2, eval_every=eval_every, **more)
-
-
-def main(monkeypatch: pytest.MonkeyPatch, *argv: str) -> int:
-    """`metarl ARGV` in this process -> exit status."""
-    monkeypatch.setattr(sys, "argv", ["metarl", *argv])
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert isinstance(stopped.value.code, int)
-    return stopped.value.code
 
 
 def help_of(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
@@ -286,163 +258,6 @@ def test_every_command_has_help(capsys, command):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Errors
-
-
-@pytest.mark.parametrize(
-    ("argv", "message"),
-    [(["trian"], "there is no command 'trian'; did you mean 'train'?"),
-     (["train", "maml_trop", "X"], "no algorithm is called 'maml_trop'; did you mean 'maml_trpo'?"),
-     (["train", "maml_trpo", "PointNavigatio-v0"], "called 'PointNavigatio-v0'; did you mean 'PointNavigation-v0'?"),
-     ([*TRAIN, "--inner-lrr", "0.1"], "there is no option --inner-lrr; did you mean 'inner-lr'?"),
-     ([*TRAIN, "--n_task=3"], "there is no option --n-task; did you mean 'n-tasks'?"),
-     ([*TRAIN, "--n-tasks", "0"], "n_tasks must be at least 1, got 0"),
-     ([*TRAIN, "--inner-lr", "-0.5"], "inner_lr must be positive and finite, got -0.5"),
-     ([*TRAIN, "--iterations", "0"], "--iterations must be at least 1, got 0"),
-     ([*TRAIN, "--threads", "0"], "--threads must be at least 1, got 0"),
-     ([*TRAIN, "--seed", "-1"], "seed must not be negative, got -1"),
-     ([*TRAIN, "--device", "gpu"], "device must be auto, cpu or cuda, got 'gpu'"),
-     ([*TRAIN, "--family-kwargs", "horizon"], "arguments of a family are written like arms=10, got 'horizon'"),
-     ([*TRAIN, "--family-kwargs", "horizn=3"], "PointNavigation-v0 cannot be made with {'horizn': 3}"),
-     ([*TRAIN, "--family-kwargs", "horizon=0"], "horizon must be at least 1, got 0"),
-     (["train", "--resume", "{run}", "--iteration", "3"], "no option --iteration; did you mean 'iterations'?"),
-     (["evaluate", "{run}", "--step", "3"], "there is no option --step; did you mean 'steps'?"),
-     (["evaluate", "{run}", "--checkpoint", "worst"], "--checkpoint must be one of ['best', 'latest'], got 'worst'"),
-     (["evaluate", "{run}", "--tasks", "0"], "n_tasks must be at least 1, got 0"),
-     (["evaluate", "{run}/nothing"], "there is no checkpoint {run}/nothing"),
-     (["adapt", "{run}", "--task", "gaol=1,2"], "v0 has no task parameter 'gaol'; did you mean 'goal'?"),
-     (["adapt", "{run}", "--task", "goal"], "a task is written like goal=0.3,-0.2, got 'goal'"),
-     (["adapt", "{run}", "--task", "goal=inf,0"], "task parameter 'goal' of PointNavigation-v0 must be finite"),
-     (["adapt", "{run}", "--tsk", "goal=0,0"], "there is no option --tsk; did you mean 'task'?"),
-     (["list", "--al"], "there is no option --al")],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)  # fmt: skip
-def test_an_error_is_one_line_on_stderr_and_status_2(run, monkeypatch, capsys, tmp_path, argv, message):
-    monkeypatch.chdir(tmp_path)
-    assert main(monkeypatch, *(word.replace("{run}", str(run)) for word in argv)) == 2
-    out, err = capsys.readouterr()
-    assert message.replace("{run}", str(run)) in err
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert "Traceback" not in out + err
-    assert contents(tmp_path) == {}
-
-
-def test_an_error_is_shown_as_it_is(monkeypatch, capsys):
-    def fail(argv: Any) -> int:
-        raise ValueError("pip install 'metarl-torch[plot]' [/tmp]\n  and\na  line that is " + "long " * 40)
-
-    monkeypatch.setitem(cli.COMMANDS, "list", fail)
-    assert main(monkeypatch, "list") == 2
-    expected = "error: pip install 'metarl-torch[plot]' [/tmp] and a line that is " + " ".join(["long"] * 40)
-    assert capsys.readouterr().err == expected + "\n"
-
-
-def test_a_traceback_is_there_for_who_asks(monkeypatch):
-    monkeypatch.setenv("METARL_TRACEBACK", "1")
-    monkeypatch.setattr(sys, "argv", ["metarl", "trian"])
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        with pytest.raises(cli.UsageError):
-            cli.main()
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def test_a_fault_of_ours_is_not_dressed_up_as_the_users(monkeypatch):
-    def fail(argv: Any) -> int:
-        raise AssertionError
-
-    monkeypatch.setitem(cli.COMMANDS, "list", fail)
-    monkeypatch.setattr(sys, "argv", ["metarl", "list"])
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        with pytest.raises(AssertionError):
-            cli.main()
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def test_a_missing_option_is_status_2(monkeypatch, capsys, run):
-    assert main(monkeypatch, "adapt", str(run)) == 2
-    assert "--task" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [(["arms=10"], {"arms": 10}), (["scale=0.5", "name=left"], {"scale": 0.5, "name": "left"}),
-     (["goal=(1, 2)", "on=True", "what=None"], {"goal": (1, 2), "on": True, "what": None}), (["a=b=c"], {"a": "b=c"})],
-)  # fmt: skip
-def test_arguments_of_a_family(words, expected):
-    assert cli._parse_kwargs(words) == expected
-
-
-def test_threads_are_as_many_as_asked_for_or_as_there_are_cores():
-    cli._set_threads(2)
-    assert torch.get_num_threads() == 2
-    cli._set_threads(None)
-    assert torch.get_num_threads() == len(os.sched_getaffinity(0))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# In processes of their own
-
-
-def metarl_command(*argv: str) -> list[str]:
-    return [sys.executable, "-c", "from metarl.cli import main; main()", *argv]
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
-def test_a_stopped_run_is_saved_says_how_to_go_on_and_ends_as_if_it_had_not_been_stopped(tmp_path, number):
-    out = tmp_path / "a run"
-    argv = [*TRAIN, "--iterations", "1000000", "--eval-every", "3", "--checkpoint-every", "1000", "--out", str(out)]
-    process = subprocess.Popen(
-        metarl_command(*argv), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background inherits: ignore
-    )  # fmt: skip
-    try:
-        deadline = time.monotonic() + 120
-        while iterations_logged(out) < 4 and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-        process.send_signal(number)
-        text, errors = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert (process.returncode, errors) == (130, "")
-    done = MetaLearner.load(out).state.iteration
-    assert done >= 3  # an iteration may be logged and not yet count
-    assert f"stopped after iteration {done}, which is saved. Go on with:\n  metarl train --resume '{out}'" in text
-
-    total = done + 2
-    assert cli.run(["train", "--resume", str(out), "--iterations", str(total), "--threads", "1", "--no-progress"]) == 0
-    whole = by_hand(total, eval_every=3, run_dir=tmp_path / "whole")
-    loaded = MetaLearner.load(out)
-    assert same_params(loaded.state.params, whole.state.params)
-    assert rows_without_time(out) == rows_without_time(tmp_path / "whole")
-    assert (out / BEST).read_bytes() == (tmp_path / "whole" / BEST).read_bytes()
-
-
-def test_the_commands_end_to_end(tmp_path):
-    def call(*argv: str) -> str:
-        done = subprocess.run(metarl_command(*argv), cwd=tmp_path, capture_output=True, text=True, timeout=120)
-        assert (done.returncode, done.stderr) == (0, "")
-        return done.stdout
-
-    assert "done: 2 iterations, 80 environment steps" in call(*TRAIN, "--iterations", "2", "--out", "run")
-    assert "wrote run/evaluation/adaptation.csv" in call("evaluate", "run", "--tasks", "2", "--no-figures")
-    assert "wrote p.safetensors" in call("adapt", "run", "--task", "goal=0.3,-0.2", "--out", "p")
-    assert "PointNavigation-v0" in call("list")
-    action, _ = AdaptedPolicy.load(tmp_path / "p").predict(np.zeros(2, np.float32))
-    assert action.shape == (2,)
-
-
-def test_an_error_in_a_process_of_its_own(tmp_path):
-    done = subprocess.run(metarl_command("trian"), cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: there is no command 'trian'; did you mean 'train'?\n"
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # Images, and normalised observations
 
 
@@ -473,16 +288,3 @@ def test_every_command_serves_every_kind_of_observation(tmp_path, family, option
     action, _ = AdaptedPolicy.load(policy).predict(observation, deterministic=True)
     want, _ = by_python.adapt({"goal": [0.3, -0.2]}).predict(observation, deterministic=True)
     np.testing.assert_allclose(action, want, atol=1e-6)
-
-
-@pytest.mark.parametrize("module", ["metarl", "metarl.cli"])
-def test_the_commands_work_without_the_script_on_the_path(module):
-    def call(*argv: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run([sys.executable, "-m", module, *argv], capture_output=True, text=True)
-
-    assert "PointNavigation-v0" in call("list").stdout
-    assert call("--version").stdout == f"metarl {metarl.__version__}\n"
-    assert "usage: metarl evaluate" in call("evaluate", "--help").stdout
-    wrong = call("lisst")
-    assert wrong.returncode == 2
-    assert "did you mean 'list'?" in wrong.stderr

@@ -1,62 +1,23 @@
-"""Gymnasium's and other people's environments as task families."""
+"""Gymnasium's environments as task families, and learners that train on them."""
 
 import pickle
 import sys
-import warnings
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import scipy.stats
 from gymnasium.spaces import Box, Discrete
-from gymnasium.utils.env_checker import check_env
 from gymnasium.wrappers import RescaleAction
+from gymnasium_toys import GRAVITY, Toy, pendulums, reward_of, toy
 from tiny_runs import same_params, tiny
 
 import metarl
 from metarl import MetaLearner, check_family, from_gymnasium
-from metarl.families import find_parameters, registry
-from metarl.tasks import TaskFamily, task_at
-from metarl.vector.loop import LoopVectorEnv
+from metarl.families import registry
+from metarl.tasks import task_at
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*WARN.*:UserWarning")
-
-GRAVITY = Box(5.0, 15.0)
-
-
-class Toy(gym.Env):
-    """Every place that a parameter can have; pays `push + bonus + start` and observes nothing of it."""
-
-    observation_space = gym.spaces.Dict({"b": Box(-1, 1, (2,), np.float32), "a": Discrete(3)})
-    action_space = Discrete(2)
-    bonus = 0.0
-
-    def __init__(self, push: float = 1.0, **more):
-        self.push, self.mass, self.vector, self.pair = push, 2.0, np.zeros(2, np.float64), (0, 0)
-        self.weight = 9.81 * self.mass
-        self.load = self.weight + 1
-        self.noise = 0.0
-
-    @property
-    def inverse(self):
-        return 1 / self.mass
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.seed, self.start = seed, (options or {}).get("start", 0.0)
-        self.noise = float(self.np_random.normal())
-        return self._observe(), {}
-
-    def step(self, action):
-        return self._observe(), self.push + self.bonus + self.start, False, False, {}
-
-    def _observe(self):
-        return {"b": np.zeros(2, np.float32), "a": 1}
-
-
-class Heavier(Toy):
-    def __init__(self, extra: int = 0, **more):
-        super().__init__(**more)
 
 
 class LegacySeeds(Toy):
@@ -79,141 +40,8 @@ class Halved(gym.RewardWrapper):
         return reward / 2
 
 
-def toy(parameters, env=Toy, horizon=4, **more) -> TaskFamily:
-    return from_gymnasium(env, parameters, horizon=horizon, **more)
-
-
-def pendulums(**more) -> TaskFamily:
-    return from_gymnasium("Pendulum-v1", {"g": GRAVITY}, **({"horizon": 6} | more))
-
-
 def lengthen(env, task):
     env.polemass_length = env.masspole * task["length"]
-
-
-def reward_of(family, **task) -> float:
-    env = family.make(task)
-    env.reset(seed=0)
-    return env.step(env.action_space.sample())[1]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Where parameters go
-
-
-def test_each_parameter_is_found_where_it_is():
-    family = toy({"push": Box(0.0, 1.0), "start": Box(10.0, 20.0), "bonus": Box(100.0, 200.0)})
-    assert family.where == {"push": "keyword", "start": "option", "bonus": "attribute"}
-    assert reward_of(family, push=0.5, start=20.0, bonus=100.0) == 120.5
-    words = repr(family)
-    for text in ("'push' (a keyword", "'start' (an option", "'bonus' (an attribute", "gym:Toy", "horizon 4"):
-        assert text in words
-
-
-def test_an_explicit_place_is_kept():
-    family = toy({"push": Box(0.0, 1.0)}, where={"push": "attribute"})
-    assert family.where == {"push": "attribute"}
-    assert family.make({"push": 0.5}).unwrapped.push == 0.5
-
-
-def test_keywords_of_base_classes_count_where_they_are_passed_on():
-    assert find_parameters.keywords(Heavier) == ["extra", "push"]
-    assert reward_of(toy({"push": Box(0.0, 9.0)}, env=Heavier), push=7.0) == 7.0
-
-
-def test_attributes_survive_resets_and_options_can_be_added_to():
-    env = toy({"bonus": Box(0.0, 9.0), "start": Box(0.0, 9.0)}).make({"bonus": 3.0, "start": 2.0})
-    for _ in range(2):
-        env.reset(seed=0)
-        assert env.step(0)[1] == 6.0
-        env.unwrapped.bonus = 0.0
-    env.reset(seed=0, options={"start": 5.0})
-    assert env.step(0)[1] == 9.0
-
-
-def test_numbers_come_as_python_numbers_and_arrays_as_the_attribute_had_them():
-    family = toy({"push": Box(0.0, 1.0), "vector": Box(0.0, 1.0, (2,)), "pair": [[0, 1], [1, 0]], "mass": [1, 2]},
-                 configure=lambda env, task: None)  # fmt: skip
-    env = family.make({"push": 0.5, "vector": [0.25, 0.5], "pair": [1, 0], "mass": 2}).unwrapped
-    assert type(env.push) is float and type(env.mass) is int
-    assert env.vector.dtype == np.float64 and np.array_equal(env.vector, [0.25, 0.5])
-    assert env.pair == (1, 0)
-
-
-def test_an_array_that_steps_change_in_place_is_whole_again_after_a_reset():
-    env = toy({"vector": Box(0.0, 1.0, (2,))}).make({"vector": [0.25, 0.5]})
-    for _ in range(3):
-        env.unwrapped.vector += 1
-        env.reset(seed=0)
-        assert env.unwrapped.vector.tolist() == [0.25, 0.5]
-
-
-@pytest.mark.parametrize(
-    ("parameters", "more", "message"),
-    [
-        ({"pusch": GRAVITY}, {}, r"no parameter 'pusch'; did you mean 'push'\?.*\['push'\].*\['start'\].*'bonus'"),
-        ({"inverse": GRAVITY}, {}, "no parameter 'inverse'"),
-        ({"noise": GRAVITY}, {}, "replaces the attribute 'noise'"),
-        ({"bonnus": GRAVITY}, {"where": {"bonnus": "attribute"}}, "no attribute 'bonnus'; did you mean 'bonus'"),
-        ({"push": GRAVITY}, {"where": {"push": "keywort"}}, r"where\['push'\] is one of .*keyword"),
-        ({"push": GRAVITY}, {"where": {"pusch": "keyword"}}, "where names 'pusch'.*did you mean 'push'"),
-        ({"push": GRAVITY}, {"where": {"push": "configure"}}, "left to configure, but there is no configure="),
-        ({"push": GRAVITY}, {"make_kwargs": {"push": 1.0}}, r"\['push'\] are both parameters and in make_kwargs"),
-        ({"push": GRAVITY}, {"make_kwargs": {"max_episode_steps": 3}}, "as horizon="),
-        ({"push": GRAVITY}, {"horizon": None}, "no max_episode_steps of its own: say horizon="),
-        ({"push": GRAVITY}, {"horizon": 0}, "at least 1, got 0"),
-        ({"push": GRAVITY}, {"splits": {"val": {}}}, "'val': call that split 'validation'"),
-        ({"push": GRAVITY}, {"horizon": 2.5}, "horizon must be a whole number, got 2.5"),
-        ({"push": GRAVITY}, {"fresh": "no"}, "fresh must be True or False, got 'no'"),
-        ({"push": GRAVITY}, {"visible": 1}, "visible must be True or False, got 1"),
-        ({"push": GRAVITY}, {"make_kwargs": ["push"]}, r"make_kwargs must be a dict, got \['push'\]"),
-        ({"push": GRAVITY}, {"wrappers": gym.wrappers.FlattenObservation}, "wrappers must be a list of functions"),
-        ({"push": GRAVITY}, {"wrappers": ["flatten"]}, "wrappers: 'flatten' is no function of an environment"),
-        ({"push": GRAVITY}, {"configure": 3}, "configure: 3 is no function"),
-        (["push"], {}, r"parameters must be a dict, got \['push'\]"),
-        ({}, {}, "at least one parameter"),
-        ({}, {"splits": {"train": {"push": GRAVITY}}}, "'push' has no distribution for the split 'test'"),
-        ({"push": 3.0}, {}, "parameter 'push': 3.0 is one fixed value"),
-    ],
-)
-def test_what_makes_no_sense_is_refused(parameters, more, message):
-    with pytest.raises(ValueError, match=f"(?s){message}"):
-        toy(parameters, **more)
-
-
-@pytest.mark.parametrize(
-    ("env", "message"), [("Pendulum-v9", "v9"), ("no_such_package:X-v0", "needs the package 'no_such_package'")]
-)
-def test_an_environment_that_is_not_there(env, message):
-    with pytest.raises(ValueError, match=message):
-        from_gymnasium(env, {"g": GRAVITY})
-
-
-def test_attributes_that_the_constructor_derives_are_warned_of():
-    assert find_parameters.derived(Toy(), "mass") == ["weight", "load"]
-    assert find_parameters.derived(Toy(), "push") == []
-    with pytest.warns(UserWarning, match=r"computes \['weight', 'load'\] from 'mass'"):
-        toy({"mass": Box(1.0, 2.0)})
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        toy({"mass": Box(1.0, 2.0)}, configure=lambda env, task: None)
-        toy({"bonus": Box(1.0, 2.0)})
-
-
-def test_configure_sees_the_unwrapped_environment_and_the_values_once():
-    calls = []
-
-    def configure(env, task):
-        calls.append(task)
-        env.bonus = 10 * task["level"]
-
-    family = toy({"level": [1, 2]}, configure=configure, where={"level": "configure"})
-    calls.clear()
-    env = family.make({"level": 2})
-    for _ in range(2):
-        env.reset(seed=0)
-        assert env.step(0)[1] == 21.0
-    assert calls == [{"level": 2}]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -401,79 +229,3 @@ def test_adapting_to_a_plain_environment_puts_the_familys_wrappers_around_it():
     assert np.array_equal(plain.returns, learner.adapt({"push": 6.0}).returns)
     twice = gym.wrappers.OrderEnforcing(family.make({"push": 6.0}))
     assert family.wrap(twice) is twice
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Other people's environments
-
-
-def swing(env, task):
-    env.world.gravity = (0.0, -task["gravity"])
-
-
-def lander():
-    pytest.importorskip("Box2D")
-    return from_gymnasium("LunarLander-v3", {"gravity": Box(-11.0, -5.0), "wind_power": Box(0.0, 15.0)},
-                          make_kwargs={"enable_wind": True}, horizon=60, hidden_task=False)  # fmt: skip
-
-
-def walker():
-    pytest.importorskip("Box2D")
-    return from_gymnasium("BipedalWalker-v3", {"gravity": Box(5.0, 12.0)}, where={"gravity": "configure"},
-                          configure=swing, horizon=40, fresh=True, hidden_task=False)  # fmt: skip
-
-
-def grid():
-    wrappers = pytest.importorskip("minigrid.wrappers")
-    return from_gymnasium(
-        "minigrid:MiniGrid-Empty-5x5-v0", {"size": [5, 6, 8], "agent_start_dir": Discrete(4)},
-        wrappers=[wrappers.ImgObsWrapper], horizon=30, hidden_task=False,
-    )  # fmt: skip
-
-
-def flat_grid():
-    pytest.importorskip("minigrid")
-    return from_gymnasium("minigrid:MiniGrid-Empty-5x5-v0", {"size": [5, 6, 8]}, wrappers=[without_words],
-                          horizon=9, hidden_task=False)  # fmt: skip
-
-
-def without_words(env):
-    return gym.wrappers.FilterObservation(env, ["direction", "image"])
-
-
-EVERY = {"pendulum": pendulums, "lander": lander, "walker": walker, "grid": grid, "flat grid": flat_grid}
-
-
-@pytest.mark.parametrize("name", EVERY)
-def test_every_such_family_is_healthy_and_trains(name):
-    family = EVERY[name]()
-    assert check_family(family) == []
-    assert isinstance(family, TaskFamily) and pickle.loads(pickle.dumps(family)) == family
-    tasks = family.sample(2, np.random.default_rng(0))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # recommendations about bounds
-        check_env(family.make(task_at(tasks, 0)), skip_render_check=True)
-    learner, again = (tiny(family).learn(1, eval_every=0) for _ in range(2))
-    assert learner.state.iteration == 1 and same_params(learner.state.params, again.state.params)
-
-
-def test_gravity_and_wind_reach_the_lander():
-    family = lander()
-    env = family.make({"gravity": -7.0, "wind_power": 3.0}).unwrapped
-    env.reset(seed=0)
-    assert env.world.gravity.y == -7.0 and env.wind_power == 3.0 and env.enable_wind
-
-
-def test_a_walker_falls_faster_under_more_gravity():
-    heavy, light = ({"gravity": np.float32(g)} for g in (12.0, 5.0))
-    env = LoopVectorEnv(walker(), 2, 1)
-    env.reset(seed=[0, 0], options={"tasks": {"gravity": np.stack([heavy["gravity"], light["gravity"]])}})
-    for _ in range(10):
-        obs = env.step(np.zeros((2, 4), np.float32))[0]
-    assert obs[0, 3] < obs[1, 3]  # vertical speed
-
-
-def test_what_cannot_be_flattened_is_named():
-    pytest.importorskip("minigrid")
-    with pytest.raises(ValueError, match=r"mission.*cannot be flattened.*FilterObservation"):
-        from_gymnasium("minigrid:MiniGrid-Empty-5x5-v0", {"size": [5, 6]}, horizon=9)

@@ -76,3 +76,16 @@ def module(outputs: int = 2) -> nn.Module:
     """A network for the observations of 2D navigation, with the same weights every time."""
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(2, 6), nn.ReLU(), nn.Linear(6, outputs))
+
+
+def learner_of(algorithm: str, family: Any, **more: Any) -> MetaLearner:
+    """A learner of MAML-TRPO or RL2 whose iterations take hundredths of a second."""
+    own: dict[str, Any] = {"maml_trpo": {"episodes": 2, "hidden": (8,)}}.get(
+        algorithm, {"trials": 2, "trial_episodes": 2, "minibatches": 1, "hidden": 8}
+    )
+    return MetaLearner(algorithm, family, device="cpu", **({"n_tasks": 2} | own | more))
+
+
+def pixels(horizon: int = 4) -> metarl.TaskFamily:
+    """2D navigation from small images, in a few steps."""
+    return metarl.make("PointNavigationPixels-v0", horizon=horizon, size=8)

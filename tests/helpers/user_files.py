@@ -8,6 +8,8 @@ import pytest
 from metarl import source_files
 from metarl.families import files, trusted_files
 
+REFERENCE = "family.py:make_family"
+
 CODE = """
 import os
 import pathlib

@@ -1,4 +1,4 @@
-"""The inner loop as it runs: torch's optimisers task by task, what is learned about the steps, what may not matter."""
+"""The inner loop as it runs: what adapts, which episodes it takes, what may not matter, noise after every step."""
 
 import importlib
 import math
@@ -6,87 +6,22 @@ from dataclasses import replace
 
 import pytest
 import torch
+from inner_runs import RUN, adaptation
 from probes import Drift, Locks, Signs, TwoArms, double, random_params, setup
 from torch import Tensor
 
 from metarl import parallel
 from metarl.algorithms import maml_trpo, reptile
-from metarl.formulas.distributions import log_prob
 from metarl.inner import loop
 from metarl.inner import settings as inner_settings
-from metarl.inner.learned import learned_sizes, open_mask, split, step_size
 from metarl.inner.loss import Batch
-from metarl.inner.state import State, learned_statistics
+from metarl.inner.state import learned_statistics
 from metarl.rollout.rollout import Rollout
 from metarl.rollout.sampler import Sampler
 from metarl.rollout.setup import Setup
 
-RUN = maml_trpo.Config(n_tasks=3, episodes=4, hidden=(4,), inner_lr=0.2, inner_steps=3, output_gain=0.3, gamma=0.9)
-
-
-def adaptation(config: maml_trpo.Config = RUN, n: int = 3, sizes: tuple[float, ...] = (0.2, 0.1, 0.2), family=None):
-    sampler, policy, state = setup(family or Drift(), config)
-    g = torch.Generator().manual_seed(2)
-    learned = {name: value + 0.3 * torch.randn(value.shape, generator=g) for name, value in state.learned.items()}
-    tasks = {name: value[:n] for name, value in sampler.tasks(3, 1, 0, "test").items()}
-    state = replace(state, learned=learned)
-    return policy, state, loop.evaluate(Setup(config, sampler, policy, 5), state, tasks, config.episodes, sizes)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Inner optimisers
-
-
-@pytest.mark.parametrize(
-    ("name", "make"),
-    [
-        ("sgd", lambda params, lr: torch.optim.SGD(params, lr)),
-        ("momentum", lambda params, lr: torch.optim.SGD(params, lr, momentum=0.8)),
-        ("adam", lambda params, lr: torch.optim.Adam(params, lr, eps=1e-4)),
-    ],
-)
-def test_every_task_steps_as_with_an_optimiser_of_torch_of_its_own(name, make):
-    config = replace(RUN, inner_optimizer=name, inner_momentum=0.8, inner_adam_eps=1e-4)
-    policy, state, done = adaptation(config)
-    for k in range(3):
-        leaves = {n: v.clone().requires_grad_(n != "log_std") for n, v in state.params.items()}
-        optimizer = make([v for v in leaves.values() if v.requires_grad], 1.0)
-        for i, size in enumerate((0.2, 0.1, 0.2)):
-            batch = Batch.of(config, done.rollouts[i])[k : k + 1]
-            dist = policy.distribution({n: v[None] for n, v in leaves.items()}, batch.rollout.obs)
-            valid = batch.rollout.mask.bool()
-            loss = -(log_prob(dist, batch.rollout.act) * batch.advantage)[valid].mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.param_groups[0]["lr"] = size
-            optimizer.step()
-            for n, value in leaves.items():
-                # Adam's root is taken of 1e-8 more than torch's: of steps of 0.2 in all, some thousandths.
-                tolerance = 2e-3 if name == "adam" else 2e-5
-                torch.testing.assert_close(done.params[i + 1][n][k], value, atol=tolerance, rtol=0)
-
-
-def test_the_first_step_of_adam_is_the_sign_of_the_gradient_in_every_layer():
-    # Of hidden layers too, whose gradients are thousands of times smaller than those of the last layer.
-    config = replace(RUN, inner_optimizer="adam", output_gain=1e-3, inner_adam_eps=1e-8)
-    policy, state, done = adaptation(config)
-    batch = Batch.of(config, done.rollouts[0])
-    leaves = {n: v.expand(3, *v.shape).clone().requires_grad_() for n, v in state.params.items() if n != "log_std"}
-    loss = loop.inner_loss(config, policy, loop.InnerStep(batch, 0.0), leaves | {"log_std": done.params[0]["log_std"]})
-    for (name, start), grad in zip(leaves.items(), torch.autograd.grad(loss.sum(), list(leaves.values())), strict=True):
-        moved = (start - done.params[1][name])[grad.abs() > 1e-6] / 0.2
-        torch.testing.assert_close(moved, grad[grad.abs() > 1e-6].sign(), atol=0.02, rtol=0)
-        assert len(moved.flatten()) > 0.5 * grad.numel()
-
-
-@pytest.mark.parametrize("name", ["momentum", "adam"])
-def test_the_second_step_remembers_the_first(name):
-    # Negative control: with an empty memory in every step it would be another one.
-    config = replace(RUN, inner_optimizer=name)
-    policy, _, done = adaptation(config)
-    batch = Batch.of(config, done.rollouts[1])
-    forgetful, _ = loop.adapt(config, policy, done.params[1], loop.InnerStep(batch, 0.1, 1))
-    assert (forgetful["w1"] - done.params[2]["w1"]).abs().max() > 1e-3
 
 
 SETTINGS = [
@@ -174,89 +109,6 @@ def test_a_closed_mask_keeps_its_number_and_an_open_one_lets_it_go():
     opened = torch.cat([(closed.learned[f"mask/{n}"] >= 0).flatten() for n in ("w0", "b0", "w1")])
     assert torch.equal(moved, opened)
     assert 5 < int(moved.sum()) < moved.numel() - 5
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# What is learned about the steps
-
-PARAMS = {"w": torch.zeros(2, 3), "b": torch.zeros(3), "log_std": torch.zeros(1)}
-
-
-@pytest.mark.parametrize(
-    ("kind", "shapes"),
-    [
-        ("none", {}),
-        ("scalar", {"lr": ()}),
-        ("per_layer_and_step", {"lr_step/w": (4,), "lr_step/b": (4,)}),
-        ("per_parameter", {"lr/w": (2, 3), "lr/b": (3,)}),
-    ],
-)
-def test_what_is_learned_has_its_shape_and_starts_at_one(kind, shapes):
-    learned = learned_sizes(kind, PARAMS, ["w", "b"], 4)
-    assert {name: tuple(value.shape) for name, value in learned.items()} == shapes
-    assert all((value == 1).all() for value in learned.values())
-    masked = learned_sizes(kind, PARAMS, ["w", "b"], 4, mask=True)
-    assert {name: tuple(v.shape) for name, v in masked.items()} == shapes | {"mask/w": (2, 3), "mask/b": (3,)}
-    assert all((open_mask(value) == 1).all() for name, value in masked.items() if name.startswith("mask"))
-
-
-def test_the_size_of_a_step_by_hand():
-    factors = {"lr_step/w": torch.tensor([1.0, 2.0, 3.0])}
-    at = [float(step_size(factors, 0.5, step, ["w"])["w"]) for step in (0, 1, 2, 3, 9)]
-    assert at == [0.5, 1.0, 1.5, 1.5, 1.5]  # steps at test time that training did not have take the last one's
-    assert step_size({}, 0.5, 3, ["w"]) == step_size({"discount": torch.tensor(1.0)}, 0.5, 3, ["w"]) == 0.5
-    each = step_size({"lr/w": torch.tensor([-2.0, 4.0]), "mask/w": torch.tensor([0.1, -0.1])}, 0.5, 0, ["w"])["w"]
-    assert each.tolist() == [-1.0, 0.0]
-    assert step_size({"lr": torch.tensor(3.0)}, 0.5, 0, ["w", "b"]) == {"w": 1.5, "b": 1.5}
-
-
-@pytest.mark.parametrize("changes", [{"learned_mask": True}, {"learned_lr": "scalar"}])
-def test_a_step_keeps_the_type_of_the_parameters(changes):
-    _, state, done = adaptation(replace(RUN, **changes))
-    assert {value.dtype for value in (*done.params[-1].values(), *state.params.values())} == {torch.float32}
-
-
-def test_a_mask_is_open_from_zero_on_and_its_derivative_is_one():
-    mask = torch.tensor([-0.1, 0.0, 0.1], requires_grad=True)
-    assert open_mask(mask).tolist() == [0.0, 1.0, 1.0]
-    assert torch.autograd.grad(open_mask(mask).sum(), mask)[0].tolist() == [1.0] * 3
-
-
-def test_meta_parameters_come_apart_as_they_were_put_together():
-    names = ["lr", "discount", "lambda", "lr/w", "lr_step/b", "mask/w"]
-    own, learned = split(PARAMS | {name: torch.zeros(1) for name in names})
-    assert list(own) == list(PARAMS) and list(learned) == names
-
-
-@pytest.mark.parametrize("start", [0.5, 0.95, 0.999])
-def test_a_learned_discount_and_lambda_start_where_the_settings_say(start):
-    config = replace(RUN, learned_discount=True, learned_lambda=True, gamma=start, gae_lambda=0.7)
-    stats = learned_statistics(setup(Drift(), config)[2])
-    assert stats == pytest.approx({"inner/discount": start, "inner/lambda": 0.7}, abs=1e-6)
-
-
-def test_what_is_logged_of_the_learned_inner_loop_by_hand():
-    learned = {"lr/w": torch.tensor([1.0, 2.0]), "lr/b": torch.tensor([6.0]), "mask/w": torch.tensor([-1.0, 1.0]),
-               "mask/b": torch.tensor([0.0]), "discount": torch.tensor(0.0)}  # fmt: skip
-    got = learned_statistics(State({}, learned=learned))
-    want = {"inner/lr_factor": 3.0, "inner/mask_open": 2 / 3, "inner/discount": 0.5}
-    assert got == pytest.approx(want)
-    assert learned_statistics(State({})) == {}
-
-
-def test_the_learned_discount_is_the_one_that_acts_in_the_inner_step():
-    # With the discount and lambda learned to be others, the step is that of a learner with those for settings.
-    config = replace(RUN, learned_discount=True, learned_lambda=True, gamma=0.9, gae_lambda=0.7)
-    other = replace(RUN, gamma=0.5, gae_lambda=0.2)
-    sampler, policy, state = setup(Drift(), config)
-    rollout = sampler.collect(sampler.tasks(3, 0, 0), 4, policy, random_params(policy, 3), 0, 0, 0)
-    learned = {"discount": torch.tensor(0.0), "lambda": torch.tensor(math.log(0.2 / 0.8))}
-    params = random_params(policy, 3)
-    got, _ = loop.adapt(config, policy, params, loop.InnerStep(Batch.of(config, rollout), 0.2, learned=learned))
-    want, _ = loop.adapt(other, policy, params, loop.InnerStep(Batch.of(other, rollout), 0.2))
-    plain, _ = loop.adapt(config, policy, params, loop.InnerStep(Batch.of(config, rollout), 0.2, learned=state.learned))
-    torch.testing.assert_close(got["w1"], want["w1"], atol=1e-6, rtol=1e-5)
-    assert (plain["w1"] - want["w1"]).abs().max() > 1e-3
 
 
 # ---------------------------------------------------------------------------------------------------------------------

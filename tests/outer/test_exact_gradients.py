@@ -1,51 +1,24 @@
-"""What the losses and the inner step estimate, against what they are meant to: exactly, by summing over all
-trajectories of small tabular MDPs; and once more by sampling, through the sampler.
-"""
+"""The meta-gradient through one inner step, exactly: summed over all trajectories of small tabular MDPs."""
 
-from functools import cache, partial
 from itertools import product
 
-import numpy as np
 import pytest
 import torch
-from exact import MDP, Episodes, Loss, Table, expected_loss, expected_meta_gradient, multisets
+from exact import MDP, Episodes, Table, expected_meta_gradient, multisets
+from exact_cases import LR, case, dice, gradient_of, lvc, policy_gradient
 from metarl_envs.tabular_mdp import TabularMDP
-from probes import QuietMDP, ends
+from probes import ends
 from torch import Tensor
 from torch.autograd.functional import hessian
 
-from metarl.algorithms import e_maml
 from metarl.algorithms.maml_trpo import Config
 from metarl.formulas import losses
 from metarl.formulas.distributions import log_prob
-from metarl.inner.loop import experience
 from metarl.inner.loss import Batch
-from metarl.inner.state import State
-from metarl.inner.step import sgd_step
 from metarl.outer import objective as outer
-from metarl.outer.exploration import gain
 from metarl.outer.trust_region import value_and_gradient
-from metarl.params import expand
 from metarl.policies.spaces import spaces_of
 from metarl.rollout.rollout import Rollout
-from metarl.rollout.sampler import Sampler
-from metarl.rollout.setup import Setup
-from metarl.tasks import Tasks
-
-LR = 1.0
-"""Of the inner step: large enough that what is left out shows."""
-
-
-@cache
-def case(seed: int = 1, horizon: int = 3, gamma: float = 1.0) -> tuple[MDP, Tensor]:
-    """A random MDP of two states and two actions, and a policy for it."""
-    family = TabularMDP(2, 2, horizon)
-    logits = torch.randn(2, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return MDP.of(family, family.sample(1, np.random.default_rng(seed)), gamma), logits
-
-
-def gradient_of(function, x: Tensor) -> Tensor:
-    return torch.func.grad(function)(x)
 
 
 def error(got: Tensor, want: Tensor) -> float:
@@ -119,107 +92,6 @@ def test_the_formulations_differ_with_few_episodes_and_agree_without_a_step():
     assert abs(mdp.formulation_i(logits, LR, 1) - mdp.formulation_ii(logits, LR)) > 0.01
     for zero in (mdp.formulation_i(logits, 0.0, 2), mdp.formulation_ii(logits, 0.0)):
         torch.testing.assert_close(zero, mdp.value(logits))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# What one loss estimates in each order
-
-
-def policy_gradient(log_prob: Tensor, data: Episodes, gamma: float = 1.0) -> Tensor:
-    return losses.policy_gradient(log_prob, data.returns(gamma), data.mask)
-
-
-def lvc(log_prob: Tensor, data: Episodes, gamma: float = 1.0) -> Tensor:
-    return losses.surrogate(log_prob, log_prob.detach(), data.returns(gamma), data.mask)
-
-
-def dice(log_prob: Tensor, data: Episodes, gamma: float = 1.0) -> Tensor:
-    return losses.dice(log_prob, data.rew, None, data.mask, gamma)
-
-
-def dice_with_baseline(log_prob: Tensor, data: Episodes, gamma: float = 1.0) -> Tensor:
-    """The baseline is any function of time and state."""
-    states, T = data.obs.argmax(-1), data.rew.shape[1]
-    table = torch.randn(T, data.obs.shape[-1], generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    baseline = table[torch.arange(T)[None, :, None], states]
-    return losses.dice(log_prob, data.rew, baseline, data.mask, gamma)
-
-
-def loaded_dice(advantage: Tensor, lam: float) -> Loss:
-    """advantage [K, T, E]"""
-    return lambda log_prob, data: losses.loaded_dice(log_prob, advantage, data.mask, lam)
-
-
-def exact_advantages(mdp: MDP, logits: Tensor) -> Tensor:
-    """Of every trajectory as a task of one episode, [N, T, 1]."""
-    return mdp.advantages(logits)[..., None].detach()
-
-
-def derivatives(function, x: Tensor, orders: int) -> list[float]:
-    """Along one direction, as many orders as are asked for."""
-    direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(5), dtype=x.dtype)
-    along = lambda e: function(x + e * direction)  # noqa: E731
-    out = []
-    for _ in range(orders):
-        along = torch.func.grad(along)
-        out.append(along(torch.zeros((), dtype=x.dtype)).item())
-    return out
-
-
-def derivatives_of_a_loss(loss: Loss, mdp: MDP, logits: Tensor, orders: int) -> list[float]:
-    """Of its expectation, uphill."""
-    expectation = expected_loss(mdp, logits, loss)
-    return derivatives(lambda x: -expectation(x), logits, orders)
-
-
-@pytest.mark.parametrize("gamma", [1.0, 0.8])
-@pytest.mark.parametrize("loss", [dice, dice_with_baseline])
-def test_dice_is_unbiased_in_four_orders(loss, gamma):
-    mdp, logits = case(gamma=gamma)
-    got = derivatives_of_a_loss(partial(loss, gamma=gamma), mdp, logits, 4)
-    assert got == pytest.approx(derivatives(mdp.value, logits, 4), rel=1e-9)
-
-
-@pytest.mark.parametrize("gamma", [1.0, 0.8])
-def test_loaded_dice_with_exact_advantages_is_unbiased_in_four_orders(gamma):
-    mdp, logits = case(gamma=gamma)
-    loss = loaded_dice(exact_advantages(mdp, logits), 1.0)
-    assert derivatives_of_a_loss(loss, mdp, logits, 4) == pytest.approx(derivatives(mdp.value, logits, 4), rel=1e-9)
-
-
-@pytest.mark.parametrize("loss", [policy_gradient, lvc])
-def test_the_policy_gradient_and_lvc_are_unbiased_in_the_first_order_only(loss):
-    mdp, logits = case()
-    got, want = derivatives_of_a_loss(loss, mdp, logits, 2), derivatives(mdp.value, logits, 2)
-    assert got[0] == pytest.approx(want[0], rel=1e-9)
-    assert abs(got[1] - want[1]) > 0.05 * abs(want[1])
-
-
-def hessian_error(loss: Loss, mdp: MDP, logits: Tensor) -> Tensor:
-    return -hessian(expected_loss(mdp, logits, loss), logits) - hessian(mdp.value, logits)
-
-
-def test_what_lvc_leaves_out_is_how_future_values_change():
-    # Rothfuss et al. 2019, section 5 and appendix: the Hessian has terms grad log pi_t (grad Q_t)^T and their
-    # transposes, and those are what LVC lacks.
-    mdp, logits = case(seed=2, horizon=4)
-    states, actions, _ = mdp.paths
-    score = torch.eye(2).double()[actions] - torch.softmax(logits, -1)[states]
-    score = torch.einsum("nts,nta->ntsa", torch.eye(2).double()[states], score)
-    change = torch.autograd.functional.jacobian(lambda x: mdp.recursion(x)[1], logits)  # [T, S, A, S, A]
-    change = change[torch.arange(4), states, actions]
-    cross = torch.einsum("n,ntij,ntkl->ijkl", mdp.probabilities(logits), score, change) / 4
-    torch.testing.assert_close(hessian_error(lvc, mdp, logits), -cross - cross.permute(2, 3, 0, 1))
-
-
-def test_in_two_steps_loaded_dice_forgets_in_proportion():
-    # Between two steps there is one load, lambda, so the bias is 1 - lambda times that of LVC.
-    mdp, logits = case(horizon=2)
-    advantage = exact_advantages(mdp, logits)
-    none, most = (hessian_error(loaded_dice(advantage, lam), mdp, logits) for lam in (0.0, 0.75))
-    torch.testing.assert_close(hessian_error(lvc, mdp, logits), none)
-    torch.testing.assert_close(most, none / 4)
-    assert none.norm() > 0.1 * hessian(mdp.value, logits).norm()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -371,123 +243,3 @@ def test_with_the_weight_one_e_maml_has_the_gradient_of_formulation_i(episodes):
     torch.testing.assert_close(expected_of_two_tasks(1.0, episodes), want)
     assert error(expected_of_two_tasks(0.0, episodes), want) > 0.2
     assert error(expected_of_two_tasks(0.5, episodes), want) > 0.1
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The same by sampling, through the sampler: replicates are tasks
-
-
-def sampled(family: QuietMDP, tasks: Tasks, logits: Tensor, episodes: int, stage: int) -> tuple[Rollout, Episodes]:
-    """Rollouts with logits [K, S, A]."""
-    repeated = {name: np.repeat(value, len(logits), 0) for name, value in tasks.items()}
-    policy = Table(spaces_of(family))
-    rollout = Sampler(family).collect(repeated, episodes, policy, {"logits": logits}, 0, 0, stage)
-    return rollout, Episodes(rollout.obs.double(), rollout.act, rollout.rew.double())
-
-
-def z_scores(samples: Tensor, want: Tensor) -> Tensor:
-    """How many standard errors the mean over the first axis is off, where anything varies."""
-    mean, spread = samples.mean(0), samples.std(0)
-    z = (mean - want) / (spread / len(samples) ** 0.5)
-    return z[spread > 1e-6].abs()
-
-
-@cache
-def replicates(n: int, horizon: int) -> tuple[QuietMDP, Tasks, MDP, Tensor]:
-    family = QuietMDP(2, 2, horizon)
-    tasks = family.sample(1, np.random.default_rng(1))
-    return family, tasks, MDP.of(family, tasks), case(1, horizon)[1].expand(n, 2, 2).clone()
-
-
-def hessians(loss: Loss, logits: Tensor, policy: Table, data: Episodes) -> Tensor:
-    """Every replicate's own, [K, SA, SA], uphill."""
-    x = logits.clone().requires_grad_()
-    total = -loss(log_prob(policy.distribution({"logits": x}, data.obs), data.act), data).sum()
-    (gradient,) = torch.autograd.grad(total, x, create_graph=True)
-    rows = [torch.autograd.grad(g.sum(), x, retain_graph=True)[0].flatten(1) for g in gradient.flatten(1).unbind(1)]
-    return torch.stack(rows, 1)
-
-
-@pytest.mark.parametrize(
-    ("loss", "unbiased"),
-    [(dice, True), (dice_with_baseline, True), (policy_gradient, False), (lvc, False)],
-)
-def test_sampled_hessians(loss, unbiased):
-    family, tasks, mdp, logits = replicates(100_000, 3)
-    _, data = sampled(family, tasks, logits, 1, 0)
-    z = z_scores(hessians(loss, logits, Table(spaces_of(family)), data), hessian(mdp.value, logits[0]).reshape(4, 4))
-    assert len(z) >= 4
-    assert z.max() < 4 if unbiased else z.max() > 10
-
-
-@pytest.mark.parametrize("lam", [1.0, 0.0])
-def test_sampled_hessian_of_loaded_dice_with_exact_advantages(lam):
-    family, tasks, mdp, logits = replicates(100_000, 3)
-    _, data = sampled(family, tasks, logits, 1, 0)
-    values, q = mdp.recursion(logits[0])
-    states, t = data.obs.argmax(-1), torch.arange(3)[None, :, None]
-    loss = loaded_dice(q[t, states, data.act] - values[t, states], lam)
-    z = z_scores(hessians(loss, logits, Table(spaces_of(family)), data), hessian(mdp.value, logits[0]).reshape(4, 4))
-    assert z.max() < 4 if lam == 1.0 else z.max() > 10
-
-
-@pytest.mark.parametrize("explore", [True, False])
-def test_sampled_meta_gradient_is_that_of_formulation_i_with_the_exploration_term_only(explore):
-    family, tasks, mdp, logits = replicates(100_000, 3)
-    policy, meta = Table(spaces_of(family)), logits.clone().requires_grad_()
-    before, pre = sampled(family, tasks, logits, 2, 0)
-
-    def inner(params):
-        return policy_gradient(log_prob(policy.distribution(params, pre.obs), pre.act), pre)
-
-    adapted = sgd_step({"logits": meta}, inner, LR, create_graph=True)
-    after, post = sampled(family, tasks, adapted["logits"].detach(), 2, 1)
-    taken = log_prob(policy.distribution(adapted, post.obs), post.act)
-    loss = losses.surrogate(taken, after.log_prob.double(), post.returns(), post.mask)
-    if explore:
-        score = gain(Batch(after, post.returns(), torch.zeros_like(post.rew), torch.ones(len(logits))))
-        taken = log_prob(policy.distribution({"logits": meta}, pre.obs), pre.act)
-        loss = loss + losses.exploration(taken, before.log_prob.double(), score, pre.mask)
-    (gradient,) = torch.autograd.grad(-loss.sum(), meta)
-    z = z_scores(gradient, gradient_of(lambda x: mdp.formulation_i(x, LR, 2), logits[0]))
-    assert z.max() < 4 if explore else z.max() > 10
-
-
-class OneMDP(QuietMDP):
-    """All tasks are the same one."""
-
-    def sample(self, n: int, rng: np.random.Generator, split: str = "train") -> Tasks:
-        return {name: np.repeat(x, n, 0) for name, x in super().sample(1, np.random.default_rng(1), split).items()}
-
-
-@pytest.mark.parametrize("exploration", [1.0, 0.0])
-def test_from_settings_to_meta_gradient_e_maml_is_formulation_i_with_the_weight_one(exploration):
-    # Undiscounted returns for advantages, as they are: all else is as in training.
-    mdp, logits = case(1, 3)
-    family = OneMDP(2, 2, 3)
-    sampler, policy, state = Sampler(family), Table(spaces_of(family)), State({"logits": logits.float()})
-    config = e_maml.Config(
-        n_tasks=2000, episodes=2, inner_lr=LR, gamma=1.0, reward_baseline=0.0, exploration=exploration
-    )
-    gradients = []
-    for seed in range(50):
-        data = experience(Setup(config, sampler, policy, seed), state).data
-        parts = outer.objectives(config, policy, data, state)
-        gradients.append(-value_and_gradient(parts, state.params)[1]["logits"].double())
-    z = z_scores(torch.stack(gradients), gradient_of(lambda x: mdp.formulation_i(x, LR, 2), logits))
-    assert len(z) == 4
-    assert z.max() < 4 if exploration else z.max() > 10
-
-
-def test_the_step_sizes_of_replicates_are_those_of_one():
-    # The control of the above: K replicates side by side are K tasks alone.
-    family, tasks, _, logits = replicates(3, 3)
-    policy = Table(spaces_of(family))
-    _, data = sampled(family, tasks, logits, 2, 0)
-
-    def step(k: slice) -> Tensor:
-        own = Episodes(data.obs[k], data.act[k], data.rew[k])
-        inner = lambda p: dice(log_prob(policy.distribution(p, own.obs), own.act), own)  # noqa: E731
-        return sgd_step(expand({"logits": logits[0]}, len(own.rew)), inner, LR)["logits"]
-
-    torch.testing.assert_close(step(slice(3)), torch.cat([step(slice(k, k + 1)) for k in range(3)]))

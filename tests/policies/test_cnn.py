@@ -1,14 +1,13 @@
 """The convolutional policy: against plain torch modules task by task, differentiated twice, through everything."""
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box, Discrete, MultiDiscrete
-from probes import double, linearise, random_params, setup, stages
-from tiny_runs import same_params
+from probes import random_params, setup, stages
+from tiny_runs import pixels, same_params
 from torch import Tensor, nn
 
 import metarl
@@ -16,8 +15,6 @@ from metarl import AdaptedPolicy, MetaLearner
 from metarl.algorithms.maml_trpo import Config
 from metarl.formulas.distributions import Categorical, Gaussian, MultiCategorical
 from metarl.inner import loop
-from metarl.outer import objective as outer
-from metarl.outer.trust_region import flatten
 from metarl.params import Params
 from metarl.policies.cnn import CNNPolicy
 from metarl.policies.mlp import MLPPolicy
@@ -28,10 +25,6 @@ IMAGE = Box(0, 255, (9, 12, 2), np.uint8)
 FIRST = Box(0, 255, (2, 9, 12), np.uint8)
 ACTION = Box(-1, 1, (2,), np.float32)
 TINY = {"n_tasks": 2, "episodes": 2, "channels": (3,), "hidden": (8,)}
-
-
-def pixels(horizon: int = 4) -> metarl.TaskFamily:
-    return metarl.make("PointNavigationPixels-v0", horizon=horizon, size=8)
 
 
 def images(spaces: Spaces, *shape: int) -> Tensor:
@@ -135,54 +128,6 @@ def test_nonsense_is_refused_with_its_value(observation, setting, shown):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Derivatives
-
-
-def double_problem(**settings) -> tuple:
-    """A small meta-objective on images in float64; its rollouts' numbers are data and may come from float32."""
-    config = Config(n_tasks=2, episodes=2, channels=(2,), hidden=(3,), inner_lr=0.3, output_gain=1.0, **settings)
-    sampler, policy, state = setup(pixels(2), config)
-    data = double(stages(config, sampler, policy, state.params))
-    return config, policy, data, {name: value.double() for name, value in state.params.items()}
-
-
-def directional(value, params: Params, direction: Params, step: float = 1e-5) -> float:
-    ends = [value({n: x + s * step * direction[n] for n, x in params.items()}) for s in (1, -1)]
-    return float(ends[0] - ends[1]) / (2 * step)
-
-
-@pytest.mark.parametrize("inner_steps", [0, 1, 2])
-def test_second_order_meta_gradient_against_finite_differences(inner_steps):
-    config, policy, data, params = double_problem(inner_steps=inner_steps)
-    objective = outer.objective(config, policy, data, 2)
-    gradient, _ = linearise(objective, params)
-    for seed in range(3):
-        g = torch.Generator().manual_seed(seed)
-        along = {name: torch.randn(x.shape, generator=g).double() for name, x in params.items()}
-        want = directional(lambda p: objective(p, False).loss, params, along)
-        assert float(gradient @ flatten(along)) == pytest.approx(want, rel=1e-5, abs=1e-9)
-
-
-def test_first_order_is_another_gradient():
-    gradients = []
-    for first_order in (False, True):
-        config, policy, data, params = double_problem(first_order=first_order)
-        gradients.append(linearise(outer.objective(config, policy, data, 2), params)[0])
-    assert (gradients[0] - gradients[1]).norm() > 1e-3 * gradients[0].norm()
-
-
-def test_fisher_product_is_the_kl_differentiated_twice():
-    config, policy, data, params = double_problem()
-    # The acting distributions at the very parameters, in float64.
-    objective = outer.objective(config, policy, data, 2)
-    here = objective(params, False)
-    data[-1] = replace(data[-1], rollout=replace(data[-1].rollout, dist=type(here.dist)(*here.dist)))
-    objective = outer.objective(config, policy, data, 2)
-    v = torch.randn(flatten(params).numel(), generator=torch.Generator().manual_seed(1)).double()
-    leaves = {name: value.clone().requires_grad_() for name, value in params.items()}
-    gradient = torch.autograd.grad(objective(leaves, True).kl, list(leaves.values()), create_graph=True)
-    along = torch.cat([g.reshape(-1) for g in gradient]) @ v
-    want = torch.cat([g.reshape(-1) for g in torch.autograd.grad(along, list(leaves.values()))])
-    torch.testing.assert_close(linearise(objective, params, v)[1], want, atol=1e-9, rtol=1e-7)
 
 
 def test_adaptation_of_many_tasks_equals_task_by_task():
