@@ -1,10 +1,7 @@
 """MetaLearner: the face of the package, in the manner of stable-baselines3."""
 
-import dataclasses
 import importlib
-import json
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -18,16 +15,17 @@ from torch import nn
 from metarl import algorithms, checkpoint
 from metarl.adapted.gradient_policy import AdaptedPolicy
 from metarl.adapted.recurrent_policy import RecurrentPolicy
-from metarl.adapted.starting import started_from
+from metarl.adapted.starting import meta_policy, started_from
 from metarl.algorithms.check import checked_algorithm
 from metarl.algorithms.contract import EPISODE, INNER_STEP, Algorithm
-from metarl.arguments import check_takes_one, file_path, new_file, positive_sizes, whole, yes_or_no
+from metarl.arguments import file_path, new_file, positive_sizes, whole, yes_or_no
 from metarl.checkpoint import CheckpointError
 from metarl.families.files import remember
 from metarl.families.registry import make
-from metarl.families.saved import origin_of, signature
+from metarl.families.saved import load_family, origin_of, signature
 from metarl.parallel import keep_freed_memory, resolve_device
 from metarl.policies.base import Policy
+from metarl.policies.kinds import described_policy
 from metarl.policies.module import ModulePolicy
 from metarl.policies.spaces import check_same_spaces, spaces_of
 from metarl.policies.stacked_module import second_derivatives_of
@@ -45,22 +43,15 @@ from metarl.report.step_sizes import TASKS, Choice, choose
 from metarl.rollout.sampler import EnvSampler, Sampler
 from metarl.rollout.setup import Setup
 from metarl.splits import TEST, VALIDATION
-from metarl.suggestions import known_arguments, setting_hint
+from metarl.suggestions import config_from, known_arguments
 from metarl.tasks import TaskFamily, Tasks, check_is_family, num_tasks, requested_task, stack_tasks, task_at
 from metarl.torch_defaults import torch_defaults
 from metarl.training import saved
-from metarl.training.directory import (
-    BEST,
-    CONFIG,
-    LATEST,
-    PREVIOUS,
-    RunDirectory,
-    check_same_settings,
-    read_config,
-    versions,
-)
+from metarl.training.contract import Kind, Stats
+from metarl.training.directory import BEST, ENTRIES, resume_command
+from metarl.training.learn import Options, learn
 from metarl.training.saved import portable, restore
-from metarl.training.train import Stats, in_one_piece, train
+from metarl.training.train import returns_and_speed
 from metarl.training.warm_start import (
     check_same_activation,
     network_of,
@@ -69,18 +60,24 @@ from metarl.training.warm_start import (
     unused_warning,
     with_policy,
 )
+from metarl.warn import warn_caller
+
+KIND = Kind(
+    name="learner",
+    entries=ENTRIES,
+    resume=resume_command,
+    progress=returns_and_speed,
+    measure="return",
+    timesteps=lambda state: state.env_steps,
+    predictor=lambda learner: meta_policy(learner.policy, learner.state.params, learner.state.obs_stats),
+)
 
 
 def make_config(module: str | Any, values: Mapping[str, Any]) -> Any:
     """The algorithm's `Config` from a mapping. Raises ValueError for an unknown key, naming the nearest known one."""
     module = algorithms.get(module) if isinstance(module, str) else module
-    kind, algorithm = module.Config, algorithms.name_of(module)
-    known = [field.name for field in dataclasses.fields(kind)]
-    for name in values:
-        if name not in known:
-            raise ValueError(f"{algorithm} has no setting {name!r}{setting_hint(name, known)}; "
-                             f"`metarl train {algorithm} --help` lists all")  # fmt: skip
-    return kind(**values)
+    name = algorithms.name_of(module)
+    return config_from(module.Config, values, name, f"; `metarl train {name} --help` lists all")
 
 
 class MetaLearner:
@@ -194,7 +191,7 @@ class MetaLearner:
         except ValueError as error:
             raise ValueError(f"cannot start from {path or name}: {error}") from None
         if unused:
-            warnings.warn(unused_warning(unused, name, self.algorithm), UserWarning, stacklevel=2)
+            warn_caller(unused_warning(unused, name, self.algorithm))
         shown = None if path is None else path.name if path.is_absolute() else str(path)  # nothing of the machine
         self._started_from = {"path": shown, "iteration": found.state.iteration,
                               **found.describe()}  # fmt: skip
@@ -241,75 +238,13 @@ class MetaLearner:
             eval_step_sizes: its inner steps, one size for each; by default as in training (at least one step).
             checkpoint_every: write the latest state after this many iterations, and when training ends or breaks off.
         """
-        iterations, eval_tasks = whole("iterations", iterations), whole("eval_tasks", eval_tasks, 1)
-        checkpoint_every, eval_every = whole("checkpoint_every", checkpoint_every), whole("eval_every", eval_every)
-        progress_bar = yes_or_no("progress_bar", progress_bar)
-        if not (callback is None or callable(callback) or isinstance(callback, list | tuple)
-                or hasattr(callback, "init_callback")):  # fmt: skip
-            raise ValueError("callback is a function of an iteration's statistics, a callback of stable-baselines3 or "
-                             f"a list of these, got {callback!r}")  # fmt: skip
-        if callable(callback) and not hasattr(callback, "init_callback"):
-            check_takes_one("callback", callback, "the statistics of an iteration")
-        if iterations < 0:
-            raise ValueError(f"iterations must not be negative, got {iterations}")
-        if checkpoint_every < 1 or eval_every < 0:
-            raise ValueError(f"need checkpoint_every >= 1 and eval_every >= 0, got {checkpoint_every} and {eval_every}")
+        eval_step_sizes = positive_sizes("eval_step_sizes", eval_step_sizes)
+        options = Options(iterations, run_dir, callback, progress_bar, eval_every, eval_tasks, checkpoint_every,
+                          {"eval_step_sizes": list(eval_step_sizes)})  # fmt: skip
         keep_freed_memory()
         remember(origin_of(self.family))
-        eval_step_sizes = positive_sizes("eval_step_sizes", eval_step_sizes)
-        sizes = self._step_sizes(None, list(eval_step_sizes) or None, self._default_steps(1))
-        schedule = {"eval_every": eval_every, "eval_tasks": eval_tasks, "eval_step_sizes": list(eval_step_sizes),
-                    "checkpoint_every": checkpoint_every}  # fmt: skip
-        step: Callable[[Any], tuple[Any, Stats]] = self._step
-        hooks = None
-        if isinstance(callback, list | tuple) or hasattr(callback, "init_callback"):
-            from metarl.training.callbacks import Hooks
-
-            hooks = Hooks(self, callback)
-            step, callback = hooks.around(self._step), hooks.after_iteration
-        run = None if run_dir is None else RunDirectory(file_path("run_dir", run_dir))
-        logger = None
-
-        def evaluate(state: Any) -> Stats:
-            seed = evaluation_seed(self.seed, PERIODIC)
-            tasks = self.sampler.tasks(eval_tasks, seed, 0, VALIDATION)
-            curve = self._evaluate(state, self.sampler, tasks, self.config.episodes, sizes, seed)
-            mean = curve.returns.mean((0, 2)).tolist()
-            stats = {f"eval/step_{k}": mean[k] for k in shown_episodes(len(mean))}
-            if (rates := curve.success_rates) is not None:
-                stats |= {f"eval/success_{k}": rates[:, k].mean().item() for k in shown_episodes(len(mean))}
-            return stats | {"eval/score": curve.score}
-
-        def keep(state: Any, best: float | None) -> None:
-            self.state, self._best_score = state, best
-            if run is not None:
-                run.check()
-
-        def save(name: str, state: Any, best: float | None) -> None:
-            assert run is not None
-            run.write(name, *self._packed(state, best))
-
-        try:
-            if run is not None:
-                run.acquire()
-                self._open_run(run, iterations, schedule)
-                logger = run.open_logger(self.state.iteration)
-            if hooks is not None:
-                hooks.start(logger, iterations)
-            train(
-                self.state, step, iterations, self.state.iteration,
-                keep=keep, evaluate=evaluate if eval_every else None, eval_every=max(1, eval_every),
-                save=None if run is None else save, checkpoint_every=checkpoint_every, logger=logger,
-                best=self._best_score, callback=callback, progress_bar=progress_bar,
-            )  # fmt: skip
-            if hooks is not None:
-                hooks.end()
-        finally:
-            if logger is not None:
-                with in_one_piece():
-                    logger.close()
-            if run is not None:
-                run.release()
+        sizes = self._step_sizes(None, eval_step_sizes or None, self._default_steps(1))
+        learn(self, KIND, options, partial(self._evaluated, n_tasks=options.eval_tasks, sizes=sizes))
         return self
 
     def _step(self, state: Any) -> tuple[Any, Stats]:
@@ -320,34 +255,16 @@ class MetaLearner:
         stats["time/steps_per_second"] = (new.env_steps - state.env_steps) / seconds
         return new, stats
 
-    def _open_run(self, run: RunDirectory, iterations: int, schedule: dict[str, Any]) -> RunDirectory:
-        settings = {"iterations": self.state.iteration + iterations, "schedule": schedule, **self.describe(),
-                    "device": str(self.device), "threads": torch.get_num_threads(), "versions": versions()}  # fmt: skip
-        if self._started_from is not None:
-            settings["started_from"] = self._started_from
-        path = run.path / CONFIG
-        if self._run_dir != run.path.resolve() or not any((run.path / n).exists() for n in (CONFIG, LATEST, PREVIOUS)):
-            run.create(settings)
-            self._run_dir = run.path.resolve()
-            return run
-        found, own = self._recorded(path), json.loads(json.dumps(self.describe()))
-        check_same_settings(path, found, own)
-        # An earlier version knew fewer settings; loading gave those it did not know their defaults.
-        now = {**settings, **found, **own, "iterations": settings["iterations"], "schedule": schedule}
-        run.reopen(now, self._latest_is_damaged)
-        self._latest_is_damaged = False
-        return run
-
-    @staticmethod
-    def _recorded(path: Path) -> dict[str, Any]:
-        """config.json as it is, or nothing where it is damaged or gone: the checkpoint has all that it takes."""
-        try:
-            return read_config(path.parent)
-        except CheckpointError as error:
-            warnings.warn(f"{error}. It is written anew from the checkpoint", UserWarning, stacklevel=5)
-            if path.exists():
-                path.replace(path.with_name("config.damaged.json"))
-            return {}
+    def _evaluated(self, state: Any, n_tasks: int, sizes: Sequence[float | None]) -> Stats:
+        """Statistics of a periodic evaluation."""
+        seed = evaluation_seed(self.seed, PERIODIC)
+        tasks = self.sampler.tasks(n_tasks, seed, 0, VALIDATION)
+        curve = self._evaluate(state, self.sampler, tasks, self.config.episodes, sizes, seed)
+        mean = curve.returns.mean((0, 2)).tolist()
+        stats = {f"eval/step_{k}": mean[k] for k in shown_episodes(len(mean))}
+        if (rates := curve.success_rates) is not None:
+            stats |= {f"eval/success_{k}": rates[:, k].mean().item() for k in shown_episodes(len(mean))}
+        return stats | {"eval/score": curve.score}
 
     # -----------------------------------------------------------------------------------------------------------------
     # Evaluation and adaptation
@@ -511,7 +428,7 @@ class MetaLearner:
         return {
             "algorithm": self.algorithm,
             "family": signature(self.family),
-            "config": {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self.config).items()},
+            "config": saved.settings_as_data(self.config),
             "seed": self.seed,
             "policy": self.policy.kind,
             **({} if self._made_again else {"described_policy": self.policy.describe()}),
@@ -528,9 +445,8 @@ class MetaLearner:
         checkpoint.save(new_file("path", path), *self._packed(self.state, self._best_score))
 
     def _packed(self, state: Any, best: float | None) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        tensors, rest = checkpoint.pack_state(state)
-        return tensors, {"kind": "learner", **self.describe(), "state": rest, "best_score": best,
-                         "chosen_on": VALIDATION, "reports_success": self.sampler.reports_success}  # fmt: skip
+        tensors, meta = saved.packed(KIND, self.describe(), state, best)
+        return tensors, meta | {"reports_success": self.sampler.reports_success}
 
     @classmethod
     @torch_defaults
@@ -569,12 +485,23 @@ class MetaLearner:
         Warns:
             UserWarning: the latest state of a run is damaged, and the previous one is used.
         """
-        trust = yes_or_no("trust", trust)
+        trust, device = yes_or_no("trust", trust), resolve_device(device)
 
-        def find(name: str) -> Any:
-            return algorithms.get(name, trust) if algorithm is None else algorithm
+        def make(file: Path, meta: dict[str, Any]) -> MetaLearner:
+            if (policy is None) == (meta["policy"] == ModulePolicy.__name__):
+                remedy = "pass that module as policy=" if policy is None else "leave policy= out"
+                raise CheckpointError(f"{file} was saved by a learner with a policy of type {meta['policy']}: {remedy}")
+            module = algorithms.get(meta["algorithm"], trust) if algorithm is None else algorithm
+            own = load_family(file, meta["family"], family, trust, bool(meta["config"].get("task_critic")))
+            brought: Any = policy
+            if described := meta.get("described_policy"):  # of a kind that no settings make
+                brought = described_policy(meta["policy"], spaces_of(own), described, trust)
+            learner = cls(module, own, seed=meta["seed"], device=device, policy=brought, workers=workers,
+                          **saved.saved_settings(meta["config"]))  # fmt: skip
+            learner.sampler.reports_success = meta.get("reports_success") is True  # older ones do not say it
+            return learner
 
-        return saved.load(cls, file_path("path", path), family, resolve_device(device), policy, workers, trust, find)
+        return saved.load(KIND, file_path("path", path), make)
 
 
 def _best_of(path: Path, trust: bool) -> MetaLearner:

@@ -4,12 +4,13 @@ Users of stable-baselines3, garage, learn2learn and the like bring their names a
 spelling is then the wrong one (`learning_rate` is not `lr_in_std`).
 """
 
+import dataclasses
 import difflib
 import functools
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -138,6 +139,16 @@ def setting_hint(name: str, known: Iterable[str], command_line: bool = False) ->
             if any(parts):
                 return "; " + ", ".join(filter(None, parts))
     return did_you_mean(name, known)
+
+
+def config_from(kind: Callable[..., R], values: Mapping[str, Any], of: str, remedy: str = "") -> R:
+    """`kind`, a dataclass of the settings of `of`, from a mapping. Raises ValueError for a setting that `of` does not
+    have, naming the nearest known one; `remedy` ends the message."""
+    known = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    for name in values:
+        if name not in known:
+            raise ValueError(f"{of} has no setting {name!r}{setting_hint(name, known)}{remedy}")
+    return kind(**values)
 
 
 def algorithm_hint(name: object, known: Iterable[str]) -> str:

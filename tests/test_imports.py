@@ -25,6 +25,7 @@ ROWS = [
         "splits",
         "suggestions",
         "torch_defaults",
+        "warn",
     },
     {"tasks", "formulas", "options"},
     {"policies", "vector"},

@@ -26,7 +26,6 @@ from metarl.algorithms import maml_trpo, rl2
 from metarl.report import figures
 from metarl.rollout import sampler
 from metarl.tasks import num_tasks
-from metarl.training import saved as saved_learner
 from metarl.training.train import BEST, LATEST, RunDirectory
 
 SEED = 7  # of the cases; the runs here have 0 and 1
@@ -71,7 +70,7 @@ ENVIRONMENT = type(point().make({"goal": np.zeros(2, np.float32)}))
 RECORDED: tuple[tuple[Any, str, str], ...] = (
     (maml_trpo, "iteration", "iteration"), (maml_trpo, "evaluate", "evaluate"), (rl2, "evaluate", "evaluate"),
     (sampler.Sampler, "tasks", "tasks"), (sampler, "make_vector", "make_vector"),
-    (saved_learner, "load_family", "load_family"), (learner, "resolve_device", "resolve_device"),
+    (learner, "load_family", "load_family"), (learner, "resolve_device", "resolve_device"),
     (torch, "set_num_threads", "set_num_threads"),
     (checkpoint, "save", "save"), (rich.progress.Progress, "__init__", "progress"),
     (AdaptedPolicy, "predict", "predict"), (RecurrentPolicy, "predict", "predict"), (ENVIRONMENT, "reset", "reset"),

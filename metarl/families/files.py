@@ -9,7 +9,6 @@ import os
 import re
 import shlex
 import traceback
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from metarl.families import trusted_files
 from metarl.source_files import Origin
 from metarl.suggestions import did_you_mean
 from metarl.tasks import GYMNASIUM, VISIBLE
+from metarl.warn import warn_caller
 
 _REFERENCE = re.compile(r"(.+\.py):([^\W\d]\w*)")
 
@@ -122,8 +122,8 @@ def asked_for(reference: str, sha256: str | None, trust: bool = False, word: str
 def check_unchanged(origin: Origin, sha256: str | None) -> None:
     """A UserWarning if the file was another one when a run was saved."""
     if sha256 is not None and origin.sha256 != sha256:
-        warnings.warn(f"{Path(origin.path).name} has changed since the run was saved: training and evaluation go on "
-                      "with the file as it is now", UserWarning, stacklevel=6)  # fmt: skip
+        warn_caller(f"{Path(origin.path).name} has changed since the run was saved: training and evaluation go on with "
+                    "the file as it is now")  # fmt: skip
 
 
 def reference_in(id: str) -> str | None:

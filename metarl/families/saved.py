@@ -8,7 +8,6 @@ import json
 import re
 import shlex
 import sys
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from metarl.families import files
 from metarl.families.registry import entry_point_module, is_registered, make, make_from_file
 from metarl.source_files import Origin
 from metarl.tasks import GYMNASIUM, OWN_PACKAGES, VISIBLE, FamilySpec, TaskFamily
+from metarl.warn import warn_caller
 
 MANY = 10**7
 """Whole numbers beyond it, among the arguments that a header gives, could ask for all of the memory."""
@@ -76,9 +76,8 @@ def load_family(
         differing.remove("id")
     if differing == ["task_space"] and given is not None and _same_parameters(saved, found):
         if not scaled and not family.id.startswith(f"{VISIBLE}:"):
-            warnings.warn(f"{path} was trained on tasks in {saved['task_space']}, this family has tasks in "
-                          f"{found['task_space']}: training and evaluation go on with this one", UserWarning,
-                          stacklevel=5)  # fmt: skip
+            warn_caller(f"{path} was trained on tasks in {saved['task_space']}, this family has tasks in "
+                        f"{found['task_space']}: training and evaluation go on with this one")  # fmt: skip
             return family
         raise CheckpointError(
             f"{path} shows tasks to a network, scaled by the range {saved['task_space']}; in {found['task_space']} the "
@@ -93,8 +92,8 @@ def load_family(
         other = sorted(name for name in {*of[0], *of[1]} if of[0].get(name) != of[1].get(name))
         was, now = ({name: kwargs[name] for name in other if name in kwargs} for kwargs in of)
         ids = (made["id"], own["id"]) if made["id"] != own["id"] else (saved["id"], "this one")
-        warnings.warn(f"{path} was saved with {ids[0]} made with {was}, {ids[1]} was made with {now}: training and "
-                      f"evaluation go on with this one", UserWarning, stacklevel=5)  # fmt: skip
+        warn_caller(f"{path} was saved with {ids[0]} made with {was}, {ids[1]} was made with {now}: training and "
+                    f"evaluation go on with this one")  # fmt: skip
     return family
 
 

@@ -1,9 +1,9 @@
 """FewShotLearner: `metarl.MetaLearner` for support and query sets."""
 
-import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +12,44 @@ import torch
 from torch import nn
 
 from metarl import checkpoint
-from metarl.arguments import check_takes_one, file_path, new_file, whole, yes_or_no
-from metarl.checkpoint import CheckpointError, reading
+from metarl.arguments import file_path, new_file, positive_sizes, whole
+from metarl.checkpoint import CheckpointError
 from metarl.parallel import resolve_device
 from metarl.params import Params
 from metarl.policies.stacked_module import second_derivatives_of
 from metarl.printing import curve_text
 from metarl.report.evaluation import FINAL, GIVEN, PERIODIC, checked_step_sizes, evaluation_seed
 from metarl.splits import TEST, VALIDATION, sample_split
-from metarl.suggestions import known_arguments, setting_hint
+from metarl.suggestions import config_from, known_arguments
 from metarl.supervised import maml
 from metarl.supervised.evaluation import FewShotEvaluation
 from metarl.supervised.maml import Config, State
 from metarl.supervised.networks import MLPNetwork, ModuleNetwork, Network
 from metarl.supervised.sets import SetFamily, Sets, as_tensor, check_family, check_sets
 from metarl.torch_defaults import torch_defaults
-from metarl.training.directory import CONFIG, LATEST, PREVIOUS, RunDirectory, check_same_settings, read_config, versions
-from metarl.training.saved import comparable_score, of_run, portable, restore, saved_settings, without_checkpoint
-from metarl.training.train import Stats, in_one_piece, train
+from metarl.training import saved
+from metarl.training.contract import Kind, Stats
+from metarl.training.learn import Options, learn
+from metarl.training.saved import portable, restore
 
-_KINDS = {"iterations": int, "family": dict, "config": dict, "seed": int, "network": str}
-"""What config.json says at least."""
 _CHUNK = 100
 """Test tasks that are adapted side by side."""
+
+
+def _loss_and_speed(stats: Stats) -> str:
+    seconds = max(stats["time/sampling"] + stats["time/update"], 1e-9)
+    return f"query loss [bold]{stats['loss/query']:.3f}[/]  {1 / seconds:,.0f} iterations/s"
+
+
+KIND = Kind(
+    name="few-shot learner",
+    entries={"iterations": int, "family": dict, "config": dict, "seed": int, "network": str},
+    resume=lambda path: f"FewShotLearner.load({str(path)!r}, family).learn(..., run_dir={str(path)!r})",
+    progress=_loss_and_speed,
+    measure="loss",
+    timesteps=lambda state: state.iteration,
+    predictor=lambda learner: _unadapted(learner),
+)
 
 
 @dataclass(frozen=True, repr=False)
@@ -112,6 +127,7 @@ class FewShotLearner:
         self._best_score: float | None = None
         self._run_dir: Path | None = None  # the run that this learner is the state of
         self._latest_is_damaged = False  # in that run, so that this is its previous state
+        self._started_from: dict[str, Any] | None = None
 
     def __repr__(self) -> str:
         return (f"FewShotLearner({self.family.id!r}, seed={self.seed}, device={str(self.device)!r}): "
@@ -131,98 +147,47 @@ class FewShotLearner:
     @known_arguments
     @torch_defaults
     def learn(
-        self, iterations: int, *, run_dir: Path | str | None = None,
-        callback: Callable[[Stats], bool | None] | None = None, progress_bar: bool = False, eval_every: int = 0,
-        eval_tasks: int = 100, eval_steps: int | None = None, checkpoint_every: int = 1000,
+        self, iterations: int, *, run_dir: Path | str | None = None, callback: Any = None, progress_bar: bool = False,
+        eval_every: int = 0, eval_tasks: int = 100, eval_steps: int | None = None,
+        eval_step_sizes: Sequence[float] = (), checkpoint_every: int = 1000,
     ) -> "FewShotLearner":  # fmt: skip
         """Run `iterations` further meta-iterations.
 
         Args:
             run_dir: where metrics and checkpoints go (nothing is written without it). A directory that holds
                 another run is refused; one that holds this learner's own is continued.
-            callback: called with every iteration's statistics; returning False stops the training.
+            callback: called with every iteration's statistics; returning False stops the training. Or a callback of
+                stable-baselines3, or a list of both kinds (docs/stable_baselines3.md says which work).
             progress_bar: show iteration, loss, speed and time left.
-            eval_every: iterations between evaluations on validation tasks; one follows the last; 0 disables them.
-            eval_tasks, eval_steps: validation tasks and inner steps of such an evaluation; by default as many steps as
-                in training.
+            eval_every: iterations between evaluations on validation tasks, by which the best state is kept; one
+                follows the last; 0 disables them.
+            eval_tasks: validation tasks of such an evaluation.
+            eval_steps, eval_step_sizes: its inner steps, or one size for each; by default as in training.
             checkpoint_every: write the latest state after this many iterations, and when training ends or breaks off.
 
         Raises:
             ValueError: numbers that make no sense, a directory with another run, or a meta-gradient that is not finite.
         """
-        iterations, eval_tasks = whole("iterations", iterations), whole("eval_tasks", eval_tasks, 1)
-        checkpoint_every, eval_every = whole("checkpoint_every", checkpoint_every), whole("eval_every", eval_every)
-        progress_bar = yes_or_no("progress_bar", progress_bar)
-        if callback is not None and not callable(callback):
-            raise ValueError(f"callback is a function of an iteration's statistics, got {callback!r}")
-        if callback is not None:
-            check_takes_one("callback", callback, "the statistics of an iteration")
-        if iterations < 0 or checkpoint_every < 1 or eval_every < 0:
-            raise ValueError("need iterations >= 0, checkpoint_every >= 1 and eval_every >= 0, got "
-                             f"{iterations}, {checkpoint_every} and {eval_every}")  # fmt: skip
-        sizes = self._step_sizes(eval_steps, None, self.config.inner_steps)
-        run = None if run_dir is None else RunDirectory(file_path("run_dir", run_dir))
-        logger = None
-
-        def evaluate(state: State) -> Stats:
-            found = self._evaluate(
-                state, self._draw(eval_tasks, evaluation_seed(self.seed, PERIODIC), VALIDATION), sizes
-            )
-            stats = {f"eval/step_{k}": float(x) for k, x in enumerate(found[0].mean(0))}
-            if found[1] is not None:
-                stats |= {f"eval/accuracy_{k}": float(x) for k, x in enumerate(found[1].mean(0))}
-                return stats | {"eval/score": float(found[1][:, -1].mean())}
-            return stats | {"eval/score": -float(found[0][:, -1].mean())}
-
-        def keep(state: State, best: float | None) -> None:
-            self.state, self._best_score = state, best
-            if run is not None:
-                run.check()
-
-        def save(name: str, state: State, best: float | None) -> None:
-            assert run is not None
-            run.write(name, *self._packed(state, best))
-
-        try:
-            if run is not None:
-                run.acquire()
-                self._open_run(run, iterations)
-                logger = run.open_logger(self.state.iteration)
-            train(
-                self.state, self._step,
-                iterations, self.state.iteration, keep=keep, evaluate=evaluate if eval_every else None,
-                eval_every=max(1, eval_every), save=None if run is None else save, logger=logger,
-                checkpoint_every=checkpoint_every, best=self._best_score, callback=callback,
-                progress_bar=progress_bar, describe=_loss_and_speed, measure="loss",
-            )  # fmt: skip
-        finally:
-            if logger is not None:
-                with in_one_piece():
-                    logger.close()
-            if run is not None:
-                run.release()
+        eval_step_sizes = positive_sizes("eval_step_sizes", eval_step_sizes)
+        sizes = self._step_sizes(eval_steps, eval_step_sizes or None, self.config.inner_steps)
+        options = Options(iterations, run_dir, callback, progress_bar, eval_every, eval_tasks, checkpoint_every,
+                          {"eval_steps": len(sizes), "eval_step_sizes": list(eval_step_sizes)})  # fmt: skip
+        learn(self, KIND, options, partial(self._evaluated, n_tasks=options.eval_tasks, sizes=sizes))
         return self
 
     def _step(self, state: State) -> tuple[State, Stats]:
         with second_derivatives_of(self.network.stacked.module if isinstance(self.network, ModuleNetwork) else None):
             return maml.iteration(self.config, self.family, self.network, state, self.seed)
 
-    def _open_run(self, run: RunDirectory, iterations: int) -> RunDirectory:
-        settings = {"iterations": self.state.iteration + iterations, **self.describe(), "device": str(self.device),
-                    "versions": versions()}  # fmt: skip
-        path = run.path / CONFIG
-        there = any((run.path / name).exists() for name in (CONFIG, LATEST, PREVIOUS))
-        if self._run_dir == run.path.resolve() and there:
-            check_same_settings(path, _recorded(path), json.loads(json.dumps(self.describe())))
-            run.reopen(settings, self._latest_is_damaged)
-            self._latest_is_damaged = False
-            return run
-        if not run.is_free:
-            remedy = f"FewShotLearner.load({str(run.path)!r}, family).learn(...)"
-            raise ValueError(f"{run.path} is not empty. Continue its run with {remedy}, or choose another directory")
-        run.create(settings)
-        self._run_dir = run.path.resolve()
-        return run
+    def _evaluated(self, state: State, n_tasks: int, sizes: Sequence[float]) -> Stats:
+        """Statistics of a periodic evaluation."""
+        sets = self._draw(n_tasks, evaluation_seed(self.seed, PERIODIC), VALIDATION)
+        losses, accuracies = self._evaluate(state, sets, sizes)
+        stats = {f"eval/step_{k}": float(x) for k, x in enumerate(losses.mean(0))}
+        if accuracies is not None:
+            stats |= {f"eval/accuracy_{k}": float(x) for k, x in enumerate(accuracies.mean(0))}
+        return stats | {"eval/score": -stats[f"eval/step_{len(sizes)}"] if accuracies is None
+                        else stats[f"eval/accuracy_{len(sizes)}"]}  # fmt: skip
 
     # -----------------------------------------------------------------------------------------------------------------
     # Evaluation and adaptation
@@ -309,10 +274,9 @@ class FewShotLearner:
 
     def describe(self) -> dict[str, Any]:
         """Family, settings and seed as JSON-able data: what it takes to make this learner again."""
-        config = dataclasses.asdict(self.config)
         return {
             "family": _signature(self.family),
-            "config": {name: list(value) if isinstance(value, tuple) else value for name, value in config.items()},
+            "config": saved.settings_as_data(self.config),
             "seed": self.seed,
             "network": type(self.network).__name__,
         }
@@ -323,14 +287,7 @@ class FewShotLearner:
         checkpoint.save(new_file("path", path), *self._packed(self.state, self._best_score))
 
     def _packed(self, state: State, best: float | None) -> tuple[Params, dict[str, Any]]:
-        tensors, rest = checkpoint.pack_state(state)
-        return tensors, {
-            "kind": "few-shot learner",
-            **self.describe(),
-            "state": rest,
-            "best_score": best,
-            "chosen_on": VALIDATION,
-        }
+        return saved.packed(KIND, self.describe(), state, best)
 
     @classmethod
     @torch_defaults
@@ -350,68 +307,31 @@ class FewShotLearner:
             CheckpointError: a damaged file, or a checkpoint of another family or network.
         """
 
-        def from_file(file: Path) -> FewShotLearner:
-            tensors, meta = checkpoint.load(file)
-            if meta.get("kind") != "few-shot learner":
-                raise CheckpointError(f"{file} holds a {meta.get('kind')}, not a few-shot learner")
-            with reading(file, tensors):
-                return cls._made(file, tensors, meta, family, network, device)
+        device = resolve_device(device)
 
-        path = file_path("path", path)
-        if path.is_dir() and without_checkpoint(path):
-            config = path / CONFIG
-            start = {**read_config(path, _KINDS), "state": None, "best_score": None}
-            with reading(config, {}):
-                learner = cls._made(config, {}, start, family, network, device)
-            learner._run_dir = path.resolve()
-            return learner
-        if path.is_dir():
-            return of_run(path, from_file)
-        learner = from_file(path)
-        learner._run_dir = path.parent.resolve()
-        return learner
+        def make(file: Path, meta: dict[str, Any]) -> FewShotLearner:
+            if (network is None) == (meta["network"] == ModuleNetwork.__name__):
+                remedy = "pass that module as network=" if network is None else "leave network= out"
+                raise CheckpointError(f"{file} was saved by a learner with a network of type {meta['network']}: "
+                                      f"{remedy}")  # fmt: skip
+            found = json.loads(json.dumps(_signature(family)))
+            if found != meta["family"]:
+                raise CheckpointError(f"{file} was trained on the family {meta['family']}, this one is {found}")
+            return cls(family, network=network, seed=meta["seed"], device=device,
+                       **saved.saved_settings(meta["config"]))  # fmt: skip
 
-    @classmethod
-    def _made(
-        cls, path: Path, tensors: Params, meta: dict[str, Any], family: SetFamily, network: nn.Module | None,
-        device: str | torch.device,
-    ) -> "FewShotLearner":  # fmt: skip
-        if (network is None) == (meta["network"] == ModuleNetwork.__name__):
-            remedy = "pass that module as network=" if network is None else "leave network= out"
-            raise CheckpointError(f"{path} was saved by a learner with a network of type {meta['network']}: {remedy}")
-        found = json.loads(json.dumps(_signature(family)))
-        if found != meta["family"]:
-            raise CheckpointError(f"{path} was trained on the family {meta['family']}, this one is {found}")
-        config = saved_settings(meta["config"])
-        learner = cls(family, network=network, seed=meta["seed"], device=device, **config)
-        if meta["state"] is not None:
-            learner.state = checkpoint.unpack_state(State, tensors, meta["state"], learner.state, learner.device)
-        learner._best_score = comparable_score(meta)
-        return learner
-
-
-def _recorded(path: Path) -> dict[str, Any]:
-    """config.json as it is, or nothing where it is damaged: the checkpoint has all that it takes."""
-    try:
-        found = checkpoint.read_json(path)
-    except CheckpointError:
-        found = None
-    return found if isinstance(found, dict) and isinstance(found.get("config"), dict) else {}
+        return saved.load(KIND, file_path("path", path), make)
 
 
 def make_config(values: Mapping[str, Any]) -> Config:
     """`Config` from a mapping. Raises ValueError for an unknown key, naming the nearest known one."""
-    known = [field.name for field in dataclasses.fields(Config)]
-    for name in values:
-        if name not in known:
-            raise ValueError(f"few-shot learning has no setting {name!r}{setting_hint(name, known)}")
-    return Config(**values)
+    return config_from(Config, values, "few-shot learning")
+
+
+def _unadapted(learner: FewShotLearner) -> FewShotPredictor:
+    """The network before any adaptation."""
+    return FewShotPredictor(learner.family, learner.network, learner.state.params, np.zeros(0))
 
 
 def _signature(family: SetFamily) -> dict[str, Any]:
     return {"id": family.id, "x_shape": list(family.x_shape), "outputs": family.outputs, "loss": family.loss}
-
-
-def _loss_and_speed(stats: Stats) -> str:
-    seconds = max(stats["time/sampling"] + stats["time/update"], 1e-9)
-    return f"query loss [bold]{stats['loss/query']:.3f}[/]  {1 / seconds:,.0f} iterations/s"

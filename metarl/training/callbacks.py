@@ -1,7 +1,8 @@
-"""stable-baselines3's callbacks in `MetaLearner.learn(callback=...)`. docs/stable_baselines3.md says which work.
+"""stable-baselines3's callbacks in `learn(callback=...)`. docs/stable_baselines3.md says which work.
 
 One meta-iteration is to a callback what one `env.step` and one rollout are in stable-baselines3: `on_rollout_start`,
-`on_rollout_end` and `on_step` are called once in each, in this order. `num_timesteps` counts environment steps.
+`on_rollout_end` and `on_step` are called once in each, in this order. `num_timesteps` counts environment steps, or,
+where there are none, meta-iterations.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +14,7 @@ from stable_baselines3.common import callbacks as sb3
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EventCallback
 from stable_baselines3.common.logger import Logger
 
-from metarl.adapted.starting import meta_policy
+from metarl.training.contract import Kind, Learner
 
 _REFUSED: dict[str, str] = {
     "EvalCallback": "it measures the policy before adaptation; use learn(eval_every=...), whose results a callback "
@@ -33,8 +34,8 @@ class Hooks:
         ValueError: a callback that makes no sense here; the message says what to use instead.
     """
 
-    def __init__(self, learner: Any, callback: Any):
-        self.model, self.callback = Model(learner), _prepared(callback)
+    def __init__(self, learner: Learner, kind: Kind, callback: Any):
+        self.model, self.callback = Model(learner, kind), _prepared(callback)
 
     def start(self, logger: Logger | None, iterations: int) -> None:
         """Training begins; `logger` is the run's."""
@@ -69,24 +70,23 @@ class Model:
 
     logger: Logger
 
-    def __init__(self, learner: Any):
-        self.learner = learner
+    def __init__(self, learner: Any, kind: Kind):
+        self.learner, self.kind = learner, kind
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.learner, name)
 
     @property
     def num_timesteps(self) -> int:
-        """Environment steps of the whole run."""
-        return self.learner.state.env_steps
+        """Environment steps of the whole run, or meta-iterations."""
+        return self.kind.timesteps(self.learner.state)
 
     def predict(self, observation: Any, *args: Any, **kwargs: Any) -> tuple[np.ndarray, Any]:
         """The meta-policy's actions, before any adaptation."""
-        state = self.learner.state
-        return meta_policy(self.learner.policy, state.params, state.obs_stats).predict(observation, *args, **kwargs)
+        return self.kind.predictor(self.learner).predict(observation, *args, **kwargs)
 
     def save(self, path: str | Path) -> None:
-        """A checkpoint for `MetaLearner.load`; its name ends in `.safetensors` where they wanted `.zip`."""
+        """A checkpoint for `load`; its name ends in `.safetensors` where they wanted `.zip`."""
         path = Path(path)
         path = path.with_suffix("") if path.suffix == ".zip" else path
         self.learner.save(path if path.suffix == ".safetensors" else path.with_name(path.name + ".safetensors"))

@@ -16,8 +16,7 @@ import os
 import platform
 import shlex
 import shutil
-import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +28,13 @@ from metarl.families.saved import same_signature
 from metarl.training.event_files import tensorboard_writer
 from metarl.training.lock import LOCK, DirectoryInUseError, DirectoryLock
 from metarl.training.metrics import MetricsFile, Row, read_metrics
+from metarl.warn import warn_caller
 
 LATEST, PREVIOUS, BEST = "latest.safetensors", "previous.safetensors", "best.safetensors"
 METRICS, CONFIG = "metrics.csv", "config.json"
 _EVENTS = "events.out.tfevents."
-_KINDS = {"iterations": int, "schedule": dict, "algorithm": str, "family": dict, "config": dict, "seed": int}
+ENTRIES = {"iterations": int, "schedule": dict, "algorithm": str, "family": dict, "config": dict, "seed": int}
+"""What config.json of a `MetaLearner` has at least."""
 
 
 class RunDirectoryError(OSError):
@@ -46,11 +47,17 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{n: importlib.metadata.version(n) for n in names}}
 
 
-class RunDirectory:
-    """The files of one run."""
+def resume_command(path: Path) -> str:
+    """What to type to go on with the run in a directory."""
+    return f"metarl train --resume {shlex.quote(str(path))}"
 
-    def __init__(self, path: Path | str):
+
+class RunDirectory:
+    """The files of one run. Error messages say how to go on with it: `resume` of its path."""
+
+    def __init__(self, path: Path | str, resume: Callable[[Path], str] = resume_command):
         self.path = Path(path)
+        self._resume = resume(self.path)
         self._config: dict[str, Any] = {}
         self._identity: tuple[int, int] | None = None
         self._metrics: MetricsFile | None = None
@@ -66,8 +73,7 @@ class RunDirectory:
         killed before its first checkpoint left; DirectoryInUseError if another process trains in it."""
         if not self.is_free:
             raise ValueError(
-                f"{self.path} is not empty. Continue the run in it with `metarl train --resume {self.path}`, or choose "
-                "another directory"
+                f"{self.path} is not empty. Continue the run in it with `{self._resume}`, or choose another directory"
             )
         self._lock.acquire()
         for path in self.path.iterdir():
@@ -167,8 +173,7 @@ class RunDirectory:
         if self.gone:
             raise RunDirectoryError(
                 f"the run directory {self.path} was deleted or moved during training. The present state is saved in a "
-                f"new one under that name, without the earlier metrics: go on with metarl train --resume "
-                f"{shlex.quote(str(self.path))}"
+                f"new one under that name, without the earlier metrics: go on with {self._resume}"
             )
 
     def _found_identity(self) -> tuple[int, int] | None:
@@ -198,8 +203,8 @@ class RunDirectory:
             if path.exists():
                 shutil.copyfile(path, path.with_name("metrics.damaged.csv"))
                 kept = "; it is kept as metrics.damaged.csv"
-            warnings.warn(f"{path} {', '.join(problems)}{kept}, and training goes on with the {len(rows)} rows that "
-                          "can be read", UserWarning, stacklevel=3)  # fmt: skip
+            warn_caller(f"{path} {', '.join(problems)}{kept}, and training goes on with the {len(rows)} rows that can "
+                        "be read")  # fmt: skip
         self._metrics = Metrics(path, rows)
         formats: list[Any] = [self._metrics]
         if importlib.util.find_spec("tensorboard"):
@@ -221,7 +226,7 @@ class RunDirectory:
 # Reading
 
 
-def read_config(path: Path, kinds: Mapping[str, type] = _KINDS) -> dict[str, Any]:
+def read_config(path: Path, kinds: Mapping[str, type] = ENTRIES) -> dict[str, Any]:
     """config.json of the run at `path`, which has the entries `kinds`. Raises CheckpointError if it is missing or not
     what a run writes."""
     file = path / CONFIG
@@ -256,5 +261,5 @@ def check_same_settings(path: Path, found: dict[str, Any], own: dict[str, Any]) 
 def _refuse(path: Path, name: str, found: Any, own: Any) -> None:
     raise CheckpointError(
         f"{path} says {name}={found!r}, the checkpoint beside it {own!r}: a run keeps its settings. Put that back, or "
-        "start a new run with the other value (--start-from takes over what this one has learned)"
+        "start a new run with the other value (start_from, or --start-from, takes over what this one has learned)"
     )

@@ -1,79 +1,95 @@
-"""How a `MetaLearner` comes back: from one checkpoint, or from a run's directory, where an older one may have to do."""
+"""How a learner comes back: from one checkpoint, or from a run's directory, where an older one may have to do; what a
+checkpoint of it says; and what a pickle has."""
 
 import copy
+import dataclasses
 import math
 import numbers
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import cloudpickle
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from metarl import checkpoint
-from metarl.adapted.gradient_policy import AdaptedPolicy
 from metarl.checkpoint import CheckpointError, DamagedError, reading
-from metarl.families.saved import load_family
 from metarl.parallel import resolve_device
-from metarl.policies.kinds import described_policy
-from metarl.policies.module import ModulePolicy
-from metarl.policies.spaces import spaces_of
 from metarl.splits import VALIDATION
-from metarl.tasks import (
-    TaskFamily,
-)
-from metarl.training.directory import (
-    BEST,
-    CONFIG,
-    LATEST,
-    PREVIOUS,
-    RunDirectory,
-    read_config,
-)
+from metarl.training.contract import Kind
+from metarl.training.directory import BEST, CONFIG, LATEST, PREVIOUS, RunDirectory, read_config
+from metarl.warn import warn_caller
 
-KIND = "learner"
 BEFORE_IT_EXISTED = {"inner_adam_eps": ("inner_optimizer", 1e-3)}
 """What the code did before a setting existed, where that is not its default: the setting -> one of the same algorithms
 that is older, and the value that a file without the setting means."""
 
+# ---------------------------------------------------------------------------------------------------------------------
+# Saving
 
-def load(
-    kind: Any,
-    path: Path,
-    family: str | TaskFamily | None,
-    device: torch.device,
-    policy: nn.Module | AdaptedPolicy | None,
-    workers: int | None,
-    trust: bool,
-    algorithm: Callable[[str], Any],
-) -> Any:
-    """What `MetaLearner.load` returns, which documents the arguments; `kind` is that class, and `algorithm` finds an
-    algorithm by its name."""
+
+def packed(kind: Kind, described: dict[str, Any], state: Any, best: float | None) -> tuple[dict[str, Tensor], Any]:
+    """What a checkpoint of a learner holds: tensors, and what its header says.
+
+    Args:
+        described: what the learner's `describe` says.
+        best: the highest score so far.
+    """
+    tensors, rest = checkpoint.pack_state(state)
+    return tensors, {"kind": kind.name, **described, "state": rest, "best_score": best, "chosen_on": VALIDATION}
+
+
+def settings_as_data(config: Any) -> dict[str, Any]:
+    """Settings, a dataclass, as they come back from JSON."""
+    return {name: list(value) if isinstance(value, tuple) else value
+            for name, value in dataclasses.asdict(config).items()}  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Loading
+
+
+def load(kind: Kind, path: Path, make: Callable[[Path, dict[str, Any]], Any]) -> Any:
+    """The learner of a checkpoint, or of a run's directory: of its latest checkpoint; of the previous one where that is
+    damaged, with a UserWarning; or as its settings begin, where it was killed before its first checkpoint.
+
+    Args:
+        make: file and what its header says -> the learner before training.
+
+    Raises:
+        CheckpointError: a file that is damaged, of another kind of learner, or does not fit.
+    """
+
+    def made(file: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> Any:
+        with reading(file, tensors):
+            learner = make(file, meta)
+            like = learner.state
+            if meta["state"] is not None:
+                learner.state = checkpoint.unpack_state(type(like), tensors, meta["state"], like, learner.device)
+            learner._best_score = comparable_score(meta)
+        return learner
 
     def from_file(file: Path) -> Any:
         tensors, meta = checkpoint.load(file)
-        if meta.get("kind") != KIND:
-            raise CheckpointError(f"{file} holds a {meta.get('kind')}, not a learner")
-        return _made(kind, file, tensors, meta, family, device, policy, workers, trust, algorithm)
+        if meta.get("kind") != kind.name:
+            raise CheckpointError(f"{file} holds a {meta.get('kind')}, not a {kind.name}")
+        return made(file, tensors, meta)
 
     if not path.is_dir():
         learner = from_file(path)
         learner._run_dir = path.parent.resolve()
         return learner
-    if without_checkpoint(path):
-        learner = _made(kind, path / CONFIG, {}, _start_of(path), family, device, policy, workers, trust, algorithm)
-        learner._run_dir = path.resolve()
-        return learner
-    return of_run(path, from_file)
+    learner = made(path / CONFIG, {}, _start_of(path, kind)) if _without_checkpoint(path) else _newest(path, from_file)
+    learner._run_dir = path.resolve()
+    return learner
 
 
-def of_run(path: Path, from_file: Callable[[Path], Any]) -> Any:
-    """The learner of a run's latest checkpoint, or of the previous one where that is damaged, with a UserWarning."""
+def _newest(path: Path, from_file: Callable[[Path], Any]) -> Any:
+    """The learner of a run's latest checkpoint, or of the previous one where that is damaged."""
     latest, previous = path / LATEST, path / PREVIOUS
     try:
-        learner = from_file(latest)
+        return from_file(latest)
     except CheckpointError as error:
         if not previous.exists() or not (isinstance(error, DamagedError) or not latest.exists()):
             raise
@@ -81,57 +97,25 @@ def of_run(path: Path, from_file: Callable[[Path], Any]) -> Any:
             learner = from_file(previous)
         except CheckpointError:
             raise error from None
-        warnings.warn(f"{error}. Instead of it {previous} is used, of iteration {learner.state.iteration}",
-                      UserWarning, stacklevel=4)  # fmt: skip
-        learner._latest_is_damaged = True
-    learner._run_dir = path.resolve()
+        warn_caller(f"{error}. Instead of it {previous} is used, of iteration {learner.state.iteration}")
+    learner._latest_is_damaged = True
     return learner
 
 
-def without_checkpoint(path: Path) -> bool:
+def _without_checkpoint(path: Path) -> bool:
     """Whether a run at `path` was killed before its first checkpoint."""
     if any((path / name).exists() for name in (LATEST, PREVIOUS, BEST)) or not (path / CONFIG).exists():
         return False
     return not RunDirectory(path).metrics()
 
 
-def _start_of(path: Path) -> dict[str, Any]:
+def _start_of(path: Path, kind: Kind) -> dict[str, Any]:
     """What a checkpoint of iteration 0 would say, from config.json."""
-    found = read_config(path)
+    found = read_config(path, kind.entries)
     if "started_from" in found:
         raise CheckpointError(f"{path} has no checkpoint yet, and its run was to start from what another learner has "
                               "learned: start it again with the command it was started with")  # fmt: skip
     return {**found, "state": None, "best_score": None}
-
-
-def _made(
-    kind: Any,
-    path: Path,
-    tensors: dict[str, Tensor],
-    meta: dict[str, Any],
-    family: str | TaskFamily | None,
-    device: torch.device,
-    policy: Any,
-    workers: int | None,
-    trust: bool,
-    algorithm: Callable[[str], Any],
-) -> Any:
-    """The learner that the file at `path` describes."""
-    with reading(path, tensors):
-        if (policy is None) == (meta["policy"] == ModulePolicy.__name__):
-            remedy = "pass that module as policy=" if policy is None else "leave policy= out"
-            raise CheckpointError(f"{path} was saved by a learner with a policy of type {meta['policy']}: {remedy}")
-        own = load_family(path, meta["family"], family, trust, bool(meta["config"].get("task_critic")))
-        if described := meta.get("described_policy"):  # of a kind that no settings make
-            policy = described_policy(meta["policy"], spaces_of(own), described, trust)
-        learner = kind(algorithm(meta["algorithm"]), own, seed=meta["seed"], device=device, policy=policy,
-                       workers=workers, **saved_settings(meta["config"]))  # fmt: skip
-        like = learner.state
-        if meta["state"] is not None:
-            learner.state = checkpoint.unpack_state(type(like), tensors, meta["state"], like, learner.device)
-        learner._best_score = comparable_score(meta)
-        learner.sampler.reports_success = meta.get("reports_success") is True  # older ones do not say it
-    return learner
 
 
 def saved_settings(config: dict[str, Any]) -> dict[str, Any]:
@@ -154,6 +138,10 @@ def checked_score(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
         raise DamagedError(f"its best_score is {value!r}, which is no number")
     return float(value)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pickles
 
 
 def portable(learner: Any) -> dict[str, Any]:

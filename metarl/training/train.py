@@ -7,9 +7,7 @@ import contextlib
 import dataclasses
 import math
 import signal
-import sys
 import threading
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -17,13 +15,14 @@ import rich.progress
 from rich.console import Console
 
 from metarl.checkpoint import CheckpointError, in_own_memory, not_finite_in
+from metarl.training.contract import Stats
 from metarl.training.directory import BEST, CONFIG, LATEST, METRICS, PREVIOUS, RunDirectory, versions
 from metarl.training.health import Health
 from metarl.vector.survival import STOPPING
+from metarl.warn import warn_caller
 
 __all__ = ["BEST", "CONFIG", "LATEST", "METRICS", "PREVIOUS", "RunDirectory", "in_one_piece", "train", "versions"]
 
-Stats = dict[str, Any]
 S = TypeVar("S")
 
 
@@ -66,7 +65,7 @@ def train(
     """
     last, health = start + iterations, Health()
     state = in_own_memory(state) if dataclasses.is_dataclass(state) else state
-    with _Display(last, start, progress_bar, describe or _returns_and_speed, measure) as display:
+    with _Display(last, start, progress_bar, describe or returns_and_speed, measure) as display:
         try:
             if save is not None:
                 save(LATEST, state, best)  # from now on the run can be resumed, whatever kills it
@@ -91,23 +90,16 @@ def train(
                     if save is not None and done % checkpoint_every == 0:
                         save(LATEST, state, best)
                 display.advance(stats)
-                _warn(health.after(stats))
+                for text in health.after(stats):
+                    warn_caller(text)
                 if callback is not None and callback(stats) is False:
                     break
-            _warn(health.at_end())
+            for text in health.at_end():
+                warn_caller(text)
         finally:
             if save is not None:
                 with in_one_piece():
                     save(LATEST, state, best)
-
-
-def _warn(texts: list[str]) -> None:
-    """Warn at the line outside of this package that called `learn`."""
-    frame, level = sys._getframe(), 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "metarl":
-        frame, level = frame.f_back, level + 1
-    for text in texts:
-        warnings.warn(text, UserWarning, stacklevel=level)
 
 
 def _checked(state: S, iteration: int) -> S:
@@ -178,8 +170,8 @@ class _Display:
             self.progress.console.print(line, highlight=False)
 
 
-def _returns_and_speed(stats: Stats) -> str:
-    """Returns, speed, where the time goes."""
+def returns_and_speed(stats: Stats) -> str:
+    """An iteration of reinforcement learning in a few words: returns, speed, where the time goes."""
     post = max((k for k in stats if k.startswith("return/step_")), key=lambda k: int(k.rpartition("_")[2]))
     rollout, update = stats["time/rollout"], stats["time/update"]
     share = rollout / max(rollout + update, 1e-9)

@@ -9,6 +9,7 @@ from stable_baselines3.common import callbacks as sb3_callbacks
 from tiny_runs import point, rows_without_time, same_params, tiny
 
 from metarl import AdaptedPolicy, MetaLearner, RecurrentPolicy
+from metarl.learner import KIND as learner_kind
 from metarl.training.callbacks import Hooks
 
 
@@ -111,7 +112,7 @@ def test_thresholds_are_those_of_adapted_policies_on_test_tasks():
 
 
 def test_an_improvement_is_one_over_the_best_score_and_not_over_the_last():
-    hooks = Hooks(tiny(), sb3_callbacks.StopTrainingOnNoModelImprovement(1))
+    hooks = Hooks(tiny(), learner_kind, sb3_callbacks.StopTrainingOnNoModelImprovement(1))
     hooks.start(None, 9)
     assert [hooks.after_iteration({"eval/score": score}) for score in (5.0, 3.0, 4.0)] == [True, True, False]
 

@@ -82,7 +82,7 @@ def test_a_resumed_run_s_files_are_those_of_an_uninterrupted_one(tmp_path):
 
 def test_another_run_s_directory_is_refused(tmp_path):
     tiny().learn(1, run_dir=tmp_path / "run")
-    with pytest.raises(ValueError, match=r"is not empty. Continue its run with FewShotLearner.load\("):
+    with pytest.raises(ValueError, match=r"is not empty. Continue the run in it with `FewShotLearner.load\("):
         tiny().learn(1, run_dir=tmp_path / "run")
 
 
@@ -337,9 +337,14 @@ def test_what_makes_no_learner_is_refused(family, options, error, shown):
         FewShotLearner(family, device="cpu", **options)
 
 
-@pytest.mark.parametrize("options", [{"iterations": -1}, {"iterations": 1, "checkpoint_every": 0}])
-def test_a_training_that_makes_no_sense_is_refused(options):
-    with pytest.raises(ValueError, match="need iterations >= 0, checkpoint_every >= 1"):
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [({"iterations": -1}, "iterations must not be negative, got -1"),
+     ({"iterations": 1, "checkpoint_every": 0}, "need checkpoint_every >= 1 and eval_every >= 0, got 0 and 0"),
+     ({"iterations": 1, "eval_steps": 2, "eval_step_sizes": [0.1]}, "contradicts")],
+)  # fmt: skip
+def test_a_training_that_makes_no_sense_is_refused(options, shown):
+    with pytest.raises(ValueError, match=shown):
         tiny().learn(**options)
 
 
