@@ -63,12 +63,12 @@ def threads_for(rows: int, device: torch.device) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-_workers: contextvars.ContextVar[int | None] = contextvars.ContextVar("workers", default=None)
+_threads: contextvars.ContextVar[int | None] = contextvars.ContextVar("threads", default=None)
 
 
-def workers() -> int:
+def cpu_threads() -> int:
     """How many threads `thread_map` may use here."""
-    return _workers.get() or torch.get_num_threads()
+    return _threads.get() or torch.get_num_threads()
 
 
 def threads_over_tasks(function: Callable[P, B]) -> Callable[P, B]:
@@ -82,20 +82,20 @@ def threads_over_tasks(function: Callable[P, B]) -> Callable[P, B]:
         threads = torch.get_num_threads()
         if threads == 1:
             return function(*args, **kwargs)
-        token = _workers.set(threads)
+        token = _threads.set(threads)
         torch.set_num_threads(1)
         try:
             return function(*args, **kwargs)
         finally:
             torch.set_num_threads(threads)
-            _workers.reset(token)
+            _threads.reset(token)
 
     return wrapped
 
 
 def thread_map(function: Callable[[A], B], items: Sequence[A]) -> list[B]:
     """`[function(x) for x in items]`, in as many threads as `torch.get_num_threads()` says."""
-    threads = min(workers(), len(items))
+    threads = min(cpu_threads(), len(items))
     if threads <= 1:
         return [function(item) for item in items]
     return list(pool(threads).map(function, items))

@@ -11,7 +11,7 @@ import numpy as np
 
 from metarl_envs.bandit_strategies import Seen, Strategy
 
-State = tuple[tuple[int, int], ...]
+ArmCounts = tuple[tuple[int, int], ...]
 """What was seen, where arms are exchangeable: the sorted (wins, losses) of the arms that were pulled."""
 
 
@@ -49,9 +49,9 @@ def thompson_value(arms: int, pulls: int) -> float:
     x, areas = (nodes + 1) / 2, areas / 2
     beliefs = functools.cache(lambda wins, losses: _beta(wins, losses, x))
     total = 0.0
-    now: dict[State, float] = {(): 1.0}
+    now: dict[ArmCounts, float] = {(): 1.0}
     for _ in range(pulls):
-        after: defaultdict[State, float] = defaultdict(float)
+        after: defaultdict[ArmCounts, float] = defaultdict(float)
         for seen, weight in now.items():
             counts = Counter([*seen, *[(0, 0)] * (arms - len(seen))])
             all_below = np.prod([beliefs(*arm)[1] ** n for arm, n in counts.items()], axis=0)
@@ -77,7 +77,7 @@ def _choose(n: int, k: int) -> float:
     return float(np.prod([(n - i) / (i + 1) for i in range(k)]))
 
 
-def _with(seen: State, arm: tuple[int, int], more: tuple[int, int]) -> State:
+def _with(seen: ArmCounts, arm: tuple[int, int], more: tuple[int, int]) -> ArmCounts:
     """`seen` after one more pull of an arm that was at `arm`."""
     rest = list(seen)
     if arm in rest:
@@ -100,14 +100,14 @@ def exploration_value(arms: int, pulls: int) -> float:
     policy that has adapted to them can earn at most in as many further ones. Exact, for few pulls."""
 
     @functools.cache
-    def value(seen: State, left: int) -> float:
+    def value(seen: ArmCounts, left: int) -> float:
         if left == 0:
             unknown = 0.5 if len(seen) < arms else 0.0
             return max([unknown, *((wins + 1) / (wins + losses + 2) for wins, losses in seen)])
         candidates = [*dict.fromkeys(seen), *([(0, 0)] if len(seen) < arms else [])]
         return max(look(seen, arm, left) for arm in candidates)
 
-    def look(seen: State, arm: tuple[int, int], left: int) -> float:
+    def look(seen: ArmCounts, arm: tuple[int, int], left: int) -> float:
         mean = (arm[0] + 1) / (sum(arm) + 2)
         won, lost = value(_with(seen, arm, (1, 0)), left - 1), value(_with(seen, arm, (0, 1)), left - 1)
         return mean * won + (1 - mean) * lost

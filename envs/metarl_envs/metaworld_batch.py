@@ -28,7 +28,7 @@ class Fork(Exception):
         self.taken = taken  # [N] bool
 
 
-class Batch(np.ndarray):
+class Batched(np.ndarray):
     """Numbers of N environments, [..., N]; indexing and arithmetic are those of a single one's [...]."""
 
     def __bool__(self) -> bool:
@@ -48,8 +48,8 @@ class Batch(np.ndarray):
 
 
 def batch(value: Any) -> Any:
-    """`value` with the environments on its last axis, as a `Batch`."""
-    return np.asarray(value).view(Batch)
+    """`value` with the environments on its last axis, as a `Batched`."""
+    return np.asarray(value).view(Batched)
 
 
 class _LastAxis:
@@ -61,27 +61,27 @@ class _LastAxis:
     def __getattr__(self, name: str) -> Any:
         return getattr(np, name)
 
-    def _norm(self, x: Any, ord: Any = None) -> Batch:
+    def _norm(self, x: Any, ord: Any = None) -> Batched:
         x = batch(x)
         return np.sqrt((x * x).sum(0)) if x.ndim > 1 else np.abs(x)
 
-    def array(self, items: Any, dtype: Any = None) -> Batch:
+    def array(self, items: Any, dtype: Any = None) -> Batched:
         if isinstance(items, np.ndarray):
-            return items.copy() if isinstance(items, Batch) else batch(items[..., None])
+            return items.copy() if isinstance(items, Batched) else batch(items[..., None])
         return batch(np.stack(np.broadcast_arrays(*(np.asarray(x) for x in self._columns(items)))))
 
     def _columns(self, items: Sequence[Any]) -> list[Any]:
         """Each item with an axis for the environments, of length 1 if it is the same for all."""
-        return [x if isinstance(x, Batch) else np.asarray(x)[..., None] for x in items]
+        return [x if isinstance(x, Batched) else np.asarray(x)[..., None] for x in items]
 
-    def concatenate(self, items: Sequence[Any]) -> Batch:
+    def concatenate(self, items: Sequence[Any]) -> Batched:
         columns = [x[None] if x.ndim == 1 else x for x in self._columns(items)]
         n = max(x.shape[-1] for x in columns)
         return batch(np.concatenate([np.broadcast_to(x, (*x.shape[:-1], n)) for x in columns]))
 
     hstack = concatenate
 
-    def zeros(self, length: int) -> Batch:
+    def zeros(self, length: int) -> Batched:
         return batch(np.zeros((length, self.n)))
 
     n = 1  # environments in this call; for arrays that do not come from others
@@ -89,21 +89,21 @@ class _LastAxis:
     def copy(self, x: Any) -> Any:
         return x.copy()
 
-    def where(self, condition: Any, yes: Any, no: Any) -> Batch:
+    def where(self, condition: Any, yes: Any, no: Any) -> Batched:
         return batch(np.where(condition, yes, no))
 
     def all(self, x: Any) -> Any:
-        return batch(np.all(np.asarray(x).reshape(-1, x.shape[-1]), 0)) if isinstance(x, Batch) else np.all(x)
+        return batch(np.all(np.asarray(x).reshape(-1, x.shape[-1]), 0)) if isinstance(x, Batched) else np.all(x)
 
 
 def _cast(kind: type) -> Callable[[Any], Any]:
     """`float` or `bool` of every environment's number; of float32 ones `float` gives 64 bits, as of a single one."""
-    return lambda x: x.astype(kind, copy=False) if isinstance(x, Batch) else kind(x)
+    return lambda x: x.astype(kind, copy=False) if isinstance(x, Batched) else kind(x)
 
 
 def _extreme(ufunc: Callable[[Any, Any], Any], function: Callable[..., Any]) -> Callable[..., Any]:
     def extreme(first: Any, *rest: Any) -> Any:
-        if not any(isinstance(x, Batch) for x in (first, *rest)):
+        if not any(isinstance(x, Batched) for x in (first, *rest)):
             return function(first, *rest)
         for x in rest:
             first = ufunc(first, x)
@@ -115,12 +115,12 @@ def _extreme(ufunc: Callable[[Any, Any], Any], function: Callable[..., Any]) -> 
 class _Rotation:
     """The one use of scipy's class: rotation matrices [3, 3, N] to quaternions [4, N]."""
 
-    def __init__(self, matrices: Batch):
+    def __init__(self, matrices: Batched):
         self.matrices = np.moveaxis(np.asarray(matrices), -1, 0)
 
     from_matrix = classmethod(lambda cls, matrices: cls(matrices))
 
-    def as_quat(self) -> Batch:
+    def as_quat(self) -> Batched:
         return batch(Rotation.from_matrix(self.matrices).as_quat().T)
 
 
@@ -246,13 +246,13 @@ class Columns:
         self.model = model
         self._datas = datas
         self._views: dict[tuple[str, int, tuple[int, ...]], list[np.ndarray]] = {}  # of every simulator state
-        self._cache: dict[tuple[str, int, tuple[int, ...]], Batch] = {}
+        self._cache: dict[tuple[str, int, tuple[int, ...]], Batched] = {}
 
     def forget(self) -> None:
         """The states have changed."""
         self._cache.clear()
 
-    def read(self, field: str, start: int, shape: tuple[int, ...]) -> Batch:
+    def read(self, field: str, start: int, shape: tuple[int, ...]) -> Batched:
         """The numbers [*shape, N] from `start` on in the flattened field."""
         key = (field, start, shape)
         if key not in self._cache:
@@ -332,7 +332,7 @@ class Attributes:
 
     def snapshot(self, i: int) -> dict[str, Any]:
         """A copy of one environment's own."""
-        return {name: np.array(np.asarray(value)[..., i]) if isinstance(value, Batch) else value
+        return {name: np.array(np.asarray(value)[..., i]) if isinstance(value, Batched) else value
                 for name, value in self._values.items()}  # fmt: skip
 
     def __contains__(self, name: str) -> bool:
@@ -342,13 +342,13 @@ class Attributes:
         value = self._values[name]
         if isinstance(value, View):
             return columns.read(value.field, value.start, value.shape)[..., index]
-        return value[..., index] if isinstance(value, Batch) else value
+        return value[..., index] if isinstance(value, Batched) else value
 
     def write(self, name: str, value: Any, index: np.ndarray) -> None:
-        if not isinstance(value, Batch):
+        if not isinstance(value, Batched):
             self._values[name] = value
             return
-        if not isinstance(self._values.get(name), Batch):
+        if not isinstance(self._values.get(name), Batched):
             self._values[name] = batch(np.full((*value.shape[:-1], self._n), np.nan))
         self._values[name][..., index] = value
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from gymnasium.vector import VectorEnv
 
-from metarl.parallel import pool, workers
+from metarl.parallel import cpu_threads, pool
 from metarl.tasks import Task
 from metarl.vector.contract import CPU, Assignment, read_reset, set_spaces
 from metarl_envs.metaworld_batch import Attributes, Code, Columns, StandIn, batch, call, snapshot
@@ -123,7 +123,7 @@ class MetaWorldVectorEnv(VectorEnv):
     def __init__(self, family: Any, n_tasks: int, episodes: int, threads: int | None = None):
         self.family, self.n_tasks, self.episodes, self.name = family, n_tasks, episodes, family.id
         set_spaces(self, family, n_tasks * episodes)
-        self.threads = threads or workers()
+        self.threads = threads or cpu_threads()
         self._starts: dict[bytes, Start] = {}
         self._slots: dict[type, list[_Slot]] = {}
         self._groups: list[_Group] = []

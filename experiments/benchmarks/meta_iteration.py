@@ -144,7 +144,7 @@ def stopwatch_in(sampler: Sampler) -> Iterator[Stopwatch]:
     with (
         patch.object(sampler, "collect", timed("rollout", sampler.collect)),
         patch.object(inner_settings, "estimate", timed("advantages", inner_settings.estimate)),
-        patch.object(loop, "adapt", timed("inner step", loop.adapt)),
+        patch.object(loop, "detached_step", timed("inner step", loop.detached_step)),
         patch.object(maml_trpo, "trpo_step", timed("trpo_step", maml_trpo.trpo_step)),
         patch.object(trust_region, "conjugate_gradient", timed("conjugate_gradient", with_timed_products)),
         patch.object(trust_region, "value_and_kl", timed("line search", trust_region.value_and_kl)),
@@ -259,7 +259,7 @@ def fisher_products(problem: Problem) -> dict[str, Callable[[Tensor], Tensor]]:
         rollout = problem.sampler.collect(tasks, config.episodes, policy, params, SEED, state.iteration, step)
         data.append(Batch.of(config, rollout))
         if step < config.inner_steps:
-            params = loop.adapt(config, policy, params, loop.InnerStep(data[-1], config.inner_lr))[0]
+            params = loop.detached_step(config, policy, params, loop.InnerStep(data[-1], config.inner_lr))[0]
 
     def objective(chunk: slice, by_hand: bool) -> trust_region.Objective:
         return outer.objective(

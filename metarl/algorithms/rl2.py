@@ -223,15 +223,15 @@ class State:
 
 
 @dataclass(frozen=True)
-class Batch:
+class TrialBatch:
     """The trials of one meta-iteration, as the outer step uses them."""
 
     data: Sequences  # [L', B]
     advantage: Tensor  # [L', B], mean 0 and standard deviation 1 over all valid steps
     target: Tensor  # [L', B], of the value head and the task critic, in their units
 
-    def __getitem__(self, trials: Tensor | slice) -> "Batch":
-        return Batch(self.data[trials], self.advantage[:, trials], self.target[:, trials])
+    def __getitem__(self, trials: Tensor | slice) -> "TrialBatch":
+        return TrialBatch(self.data[trials], self.advantage[:, trials], self.target[:, trials])
 
 
 def init(config: Config, policy: GRUPolicy, family: TaskFamily, seed: int, device: torch.device | str = "cpu") -> State:
@@ -351,7 +351,7 @@ def trial_advantages(config: Config, rew: Tensor, values: Tensor, mask: Tensor) 
     return gae(rew[None], values[None], config.gamma, config.gae_lambda)[0]
 
 
-def make_batch(config: Config, data: Sequences, units: Tensor, new_units: Tensor) -> Batch:
+def make_batch(config: Config, data: Sequences, units: Tensor, new_units: Tensor) -> TrialBatch:
     """Advantages, and targets of the value head in `new_units`; the values of `data` are in `units`. In float64.
 
     Where the rewards of all trials are the same in every step, an error of the values is all that there would be in
@@ -367,7 +367,7 @@ def make_batch(config: Config, data: Sequences, units: Tensor, new_units: Tensor
     std = (centred.square().sum() / count).sqrt()
     told_apart = differ(data.rew[None], data.mask[None])[0] & (std > 0)
     normalised = torch.where(told_apart, centred / torch.where(told_apart, std, 1.0), 0.0)
-    return Batch(data, normalised.to(data.value.dtype), target.to(data.value.dtype))
+    return TrialBatch(data, normalised.to(data.value.dtype), target.to(data.value.dtype))
 
 
 def _physical(value: Tensor, units: Tensor) -> Tensor:
@@ -409,7 +409,7 @@ def minibatches(
     return order.to(device).tensor_split(config.minibatches)
 
 
-def gradient(config: Config, policy: GRUPolicy, params: Params, batch: Batch) -> tuple[Params, dict[str, Tensor]]:
+def gradient(config: Config, policy: GRUPolicy, params: Params, batch: TrialBatch) -> tuple[Params, dict[str, Tensor]]:
     """The gradient of a minibatch's loss, and the loss's parts. In chunks of trials, which are summed up in order."""
 
     def loss(own: Params, chunk: slice) -> tuple[Tensor, dict[str, Tensor]]:
@@ -418,7 +418,7 @@ def gradient(config: Config, policy: GRUPolicy, params: Params, batch: Batch) ->
     return summed_up(loss, params, batch.data.mask)
 
 
-def ppo_loss(config: Config, policy: GRUPolicy, params: Params, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def ppo_loss(config: Config, policy: GRUPolicy, params: Params, batch: TrialBatch) -> tuple[Tensor, dict[str, Tensor]]:
     """Clipped surrogate, value loss and entropy bonus of whole trials; means over their valid steps."""
     data, mask = batch.data, batch.data.mask[None]
     hidden = policy.unroll(params, data.x, torch.zeros_like(data.x[0, :, :1]).expand(-1, policy.hidden).contiguous())
@@ -453,7 +453,7 @@ def critic_view(
     return view_of(critic, params, data, task, config.trial_episodes * sampler.family.horizon)
 
 
-def explained_variance(batch: Batch, units: Tensor, new_units: Tensor) -> float:
+def explained_variance(batch: TrialBatch, units: Tensor, new_units: Tensor) -> float:
     """Share of the variance of the value head's targets (in `new_units`) that the values which the advantages
     were taken with (in `units`) explain; at most 1."""
     on = batch.data.mask > 0
@@ -466,7 +466,7 @@ def explained_variance(batch: Batch, units: Tensor, new_units: Tensor) -> float:
 
 
 @dataclass(frozen=True)
-class Adaptation:
+class TrialAdaptation:
     """Trials on given tasks: what was earned in every episode, and what is remembered at the end."""
 
     trials: Trials
@@ -511,7 +511,7 @@ class Adaptation:
 @threads_over_tasks
 def evaluate(
     setup: Setup[Config], state: State, tasks: Tasks, episodes: int, step_sizes: Sequence[float | None]
-) -> Adaptation:
+) -> TrialAdaptation:
     """`episodes` trials of each task, with one episode and a further one for each of `step_sizes`, which are None:
     nothing here has a size.
 
@@ -525,4 +525,4 @@ def evaluate(
     trials = collect_trials(
         setup.sampler, tasks, episodes, n, setup.policy, state.params, setup.seed, 0, state.obs_stats
     )
-    return Adaptation(trials, setup.policy, state.params, state.obs_stats)
+    return TrialAdaptation(trials, setup.policy, state.params, state.obs_stats)

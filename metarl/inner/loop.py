@@ -103,7 +103,7 @@ def step(
     return new, memory
 
 
-def adapt(
+def detached_step(
     config: GradientSettings, policy: Policy, params: Params, to_take: InnerStep, memory: Params | None = None
 ) -> tuple[Params, Params]:
     """The same without a graph, tasks shared out to threads."""
@@ -240,7 +240,7 @@ def _adaptation(
         if stage < len(step_sizes):
             lr = step_sizes[stage] * unit
             to_take = InnerStep(data[-1], lr, stage, params[0], state.learned)
-            new, memory = adapt(config, policy, params[-1], to_take, memory)
+            new, memory = detached_step(config, policy, params[-1], to_take, memory)
             when = f" of iteration {iteration + 1}" if learning else ""
             finite.check_finite(new, f"after inner step {stage} (step size {lr:g}){when}", finite.SMALLER_STEPS, True)
             params.append(new)

@@ -27,7 +27,7 @@ import torch
 from gymnasium.utils import seeding
 from gymnasium.vector import VectorEnv
 
-from metarl.parallel import pool, workers
+from metarl.parallel import cpu_threads, pool
 from metarl.printing import family_text
 from metarl.tasks import Task, Tasks, task_at, validate_task
 from metarl.vector.contract import CPU, Assignment, drawn_seeds, read_reset, set_spaces
@@ -156,7 +156,7 @@ class MujocoFamily(abc.ABC):
         task = validate_task(self, task, outside=True)
         env = self.gymnasium_env(render_mode)
         self.change_model(env.unwrapped.model, task)  # type: ignore[attr-defined]
-        return TaskEnv(env, self, task)
+        return MujocoTaskEnv(env, self, task)
 
     def make_vector(self, n_tasks: int, episodes: int, device: torch.device | str = "cpu") -> "MujocoVectorEnv":
         """K*E environments as one, task-major; they run on the CPU whatever the device."""
@@ -178,7 +178,7 @@ class MujocoFamily(abc.ABC):
             )
 
 
-class TaskEnv(gym.Wrapper):
+class MujocoTaskEnv(gym.Wrapper):
     """One of Gymnasium's environments with the reward of a family's task."""
 
     def __init__(self, env: gym.Env, family: MujocoFamily, task: Task):
@@ -207,7 +207,7 @@ class MujocoVectorEnv(VectorEnv):
             raise ValueError(f"threads must be at least 1, got {threads}")
         self.family, self.n_tasks, self.episodes, self.name = family, n_tasks, episodes, family.id
         set_spaces(self, family, n_tasks * episodes)
-        self.threads = workers() if threads is None else threads
+        self.threads = cpu_threads() if threads is None else threads
         self._simulator = _simulator(family, self.num_envs, self.threads)
         self._tasks = Assignment(n_tasks, episodes)
         self._task: Tasks = {}  # the same as arrays, each value [K*E, ...]

@@ -58,7 +58,7 @@ def test_an_early_end_costs_no_discount():
     assert data.mask.shape[0] < 3 * Drift.horizon  # the control: there was padding
 
 
-def batch_of(learner: MetaLearner, dtype: torch.dtype = torch.float32) -> rl2.Batch:
+def batch_of(learner: MetaLearner, dtype: torch.dtype = torch.float32) -> rl2.TrialBatch:
     """One iteration's batch, in units that are not 0 and 1."""
     config, state = learner.config, learner.state
     tasks = learner.sampler.tasks(config.n_tasks, 0, 0)
@@ -70,7 +70,7 @@ def batch_of(learner: MetaLearner, dtype: torch.dtype = torch.float32) -> rl2.Ba
     if dtype == torch.float32:
         return batch
     wide = {n: v.to(dtype) if v.is_floating_point() else v for n, v in vars(data).items()}
-    return rl2.Batch(type(data)(**wide), batch.advantage.to(dtype), batch.target.to(dtype))
+    return rl2.TrialBatch(type(data)(**wide), batch.advantage.to(dtype), batch.target.to(dtype))
 
 
 def test_a_batch_is_normalised_over_its_valid_steps():

@@ -133,10 +133,10 @@ def test_the_stopwatch_counts_every_part_of_an_iteration():
 
 
 def test_the_stopwatch_leaves_the_package_as_it_was():
-    before = (loop.adapt, maml_trpo.trpo_step, trust_region.conjugate_gradient)
+    before = (loop.detached_step, maml_trpo.trpo_step, trust_region.conjugate_gradient)
     with benchmark.stopwatch_in(problem().sampler):
-        assert loop.adapt is not before[0]
-    assert (loop.adapt, maml_trpo.trpo_step, trust_region.conjugate_gradient) == before
+        assert loop.detached_step is not before[0]
+    assert (loop.detached_step, maml_trpo.trpo_step, trust_region.conjugate_gradient) == before
 
 
 @pytest.mark.parametrize("first_order", [False, True])

@@ -266,7 +266,7 @@ def stages(
         rollout = sampler.collect(tasks, config.episodes, policy, stacked, seed, 0, stage)
         data.append(loop.Batch.of(config, rollout))
         if stage < config.inner_steps:
-            stacked = loop.adapt(config, policy, stacked, loop.InnerStep(data[-1], config.inner_lr))[0]
+            stacked = loop.detached_step(config, policy, stacked, loop.InnerStep(data[-1], config.inner_lr))[0]
     return data
 
 

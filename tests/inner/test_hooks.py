@@ -71,7 +71,7 @@ def test_the_initial_policy_is_that_of_the_first_step_in_every_step_and_is_diffe
     want, control = (stepped(first, data[1], on) for on in (True, False))
     now, memory = initial, None
     for i in range(2):
-        now, memory = loop.adapt(config, policy, now, loop.InnerStep(data[i], 0.4, i, initial), memory)
+        now, memory = loop.detached_step(config, policy, now, loop.InnerStep(data[i], 0.4, i, initial), memory)
     for name, value in want.items():
         torch.testing.assert_close(now[name], value, atol=1e-12, rtol=1e-9)
     assert not torch.equal(control["w0"], now["w0"])
@@ -89,7 +89,7 @@ def test_training_and_evaluation_adapt_by_it(monkeypatch):
         again = expand(state.params, 3)
         for i in range(2):
             now = loop.InnerStep(done.data[i], 0.4, i, expand(state.params, 3), state.learned)
-            again = loop.adapt(config, policy, again, now)[0]
+            again = loop.detached_step(config, policy, again, now)[0]
         torch.testing.assert_close(done.params[-1]["w0"], again["w0"])
     assert not torch.allclose(found[0][0], found[1][0]) and not torch.allclose(found[0][1], found[1][1])
 

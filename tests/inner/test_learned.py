@@ -86,8 +86,10 @@ def test_the_learned_discount_is_the_one_that_acts_in_the_inner_step():
     rollout = sampler.collect(sampler.tasks(3, 0, 0), 4, policy, random_params(policy, 3), 0, 0, 0)
     learned = {"discount": torch.tensor(0.0), "lambda": torch.tensor(math.log(0.2 / 0.8))}
     params = random_params(policy, 3)
-    got, _ = loop.adapt(config, policy, params, loop.InnerStep(Batch.of(config, rollout), 0.2, learned=learned))
-    want, _ = loop.adapt(other, policy, params, loop.InnerStep(Batch.of(other, rollout), 0.2))
-    plain, _ = loop.adapt(config, policy, params, loop.InnerStep(Batch.of(config, rollout), 0.2, learned=state.learned))
+    got, _ = loop.detached_step(config, policy, params, loop.InnerStep(Batch.of(config, rollout), 0.2, learned=learned))
+    want, _ = loop.detached_step(other, policy, params, loop.InnerStep(Batch.of(other, rollout), 0.2))
+    plain, _ = loop.detached_step(
+        config, policy, params, loop.InnerStep(Batch.of(config, rollout), 0.2, learned=state.learned)
+    )
     torch.testing.assert_close(got["w1"], want["w1"], atol=1e-6, rtol=1e-5)
     assert (plain["w1"] - want["w1"]).abs().max() > 1e-3

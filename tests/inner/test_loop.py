@@ -122,7 +122,7 @@ def one_step(**changes) -> Tensor:
     rollout = sampler.collect(sampler.tasks(3, 0, 0), 4, policy, params, 0, 0, 0)
     (batch,) = double([Batch.of(config, rollout)])
     params = {name: value.double() for name, value in params.items()}
-    return loop.adapt(config, policy, params, loop.InnerStep(batch, 0.2))[0]["w1"]
+    return loop.detached_step(config, policy, params, loop.InnerStep(batch, 0.2))[0]["w1"]
 
 
 @pytest.mark.parametrize("lam", [0.0, 0.6, 1.0])
@@ -145,10 +145,10 @@ def test_dice_takes_the_step_with_the_discount_counted_from_the_start():
     rollout = sampler.collect(sampler.tasks(3, 0, 0), 4, policy, params, 0, 0, 0)
     batch = Batch.of(config, rollout)
     weighted = replace(batch, advantage=batch.advantage * 0.7 ** torch.arange(8)[:, None])
-    want, _ = loop.adapt(config, policy, params, loop.InnerStep(weighted, 0.2))
-    got, _ = loop.adapt(replace(config, inner_gradient="dice"), policy, params, loop.InnerStep(batch, 0.2))
+    want, _ = loop.detached_step(config, policy, params, loop.InnerStep(weighted, 0.2))
+    got, _ = loop.detached_step(replace(config, inner_gradient="dice"), policy, params, loop.InnerStep(batch, 0.2))
     torch.testing.assert_close(got["w1"], want["w1"], atol=1e-5, rtol=1e-4)
-    plain, _ = loop.adapt(config, policy, params, loop.InnerStep(batch, 0.2))
+    plain, _ = loop.detached_step(config, policy, params, loop.InnerStep(batch, 0.2))
     assert (got["w1"] - plain["w1"]).abs().max() > 1e-3
 
 

@@ -87,7 +87,7 @@ def in_units(std: float, optimizer: str) -> Tensor:
     g = torch.Generator().manual_seed(5)
     noise = torch.randn(dist.mean.shape, generator=g).double()
     rollout = replace(batch.rollout, act=dist.mean + std * noise)
-    moved, _ = loop.adapt(config, policy, params, loop.InnerStep(replace(batch, rollout=rollout), 0.2))
+    moved, _ = loop.detached_step(config, policy, params, loop.InnerStep(replace(batch, rollout=rollout), 0.2))
     return (policy.distribution(moved, batch.rollout.obs)[0] - dist.mean) / std
 
 
@@ -109,7 +109,7 @@ def test_without_damping_a_step_does_not_depend_on_how_the_network_is_written_do
 
     def moved(batch: loop.Batch, params: Params, optimizer: str) -> Tensor:
         config = replace(CONFIG, inner_optimizer=optimizer, natural_damping=1e-7)
-        new, _ = loop.adapt(config, policy, params, loop.InnerStep(batch, 1e-3))
+        new, _ = loop.detached_step(config, policy, params, loop.InnerStep(batch, 1e-3))
         return log_prob(policy.distribution(new, batch.rollout.obs), batch.rollout.act) * batch.rollout.mask
 
     twice = params | {"w0": 2 * params["w0"]}
@@ -154,9 +154,9 @@ def test_masked_steps_do_not_matter():
 def test_too_many_numbers_are_refused_and_named():
     policy, params, batch = prepared(Drift(), replace(CONFIG, hidden=(64, 64)))
     with pytest.raises(ValueError, match=r"matrix of the 4482 numbers that adapt, and 2000"):
-        loop.adapt(replace(CONFIG, hidden=(64, 64)), policy, params, loop.InnerStep(batch, 0.1))
+        loop.detached_step(replace(CONFIG, hidden=(64, 64)), policy, params, loop.InnerStep(batch, 0.1))
     head = replace(CONFIG, hidden=(64, 64), adapts="head", natural_damping=0.1)
-    loop.adapt(head, policy, params, loop.InnerStep(batch, 0.1))  # as the message says
+    loop.detached_step(head, policy, params, loop.InnerStep(batch, 0.1))  # as the message says
 
 
 def test_threads_give_the_same_step(monkeypatch):

@@ -13,7 +13,7 @@ from metarl import MetaLearner
 from metarl.algorithms import get, maml_trpo, rl2
 from metarl.formulas.distributions import Categorical
 from metarl.inner.advantages import advantages, differ, estimate
-from metarl.inner.loop import InnerStep, adapt
+from metarl.inner.loop import InnerStep, detached_step
 from metarl.outer import objective
 from metarl.outer.trust_region import flatten, value_and_gradient
 from metarl.recurrent.sequences import Sequences
@@ -162,7 +162,7 @@ def test_the_meta_gradient_of_constant_tasks_is_zero_and_that_of_the_others_as_i
         parts = objective.objectives(config, policy, some, state)
         return flatten(value_and_gradient(parts, objective.trained(config, state))[1])
 
-    stepped = adapt(
+    stepped = detached_step(
         config, policy, {n: v.expand(20, *v.shape) for n, v in state.params.items()}, InnerStep(data[0], 0.1)
     )[0]
     moved = torch.stack([(stepped[n] - v).flatten(1).abs().amax(1) for n, v in state.params.items()]).amax(0)

@@ -125,10 +125,10 @@ CONFIG = maml_trpo.Config(n_tasks=4, episodes=5, hidden=(6,), inner_lr=0.3, adap
 def test_batched_adaptation_equals_task_by_task(family):
     sampler, policy, state = setup(family, CONFIG)
     batch, params = stages(CONFIG, sampler, policy, state.params)[0], random_params(policy, 4)
-    both = loop.adapt(CONFIG, policy, params, loop.InnerStep(batch, 0.3))[0]
+    both = loop.detached_step(CONFIG, policy, params, loop.InnerStep(batch, 0.3))[0]
     for k in range(4):
         own = {name: value[k : k + 1] for name, value in params.items()}
-        alone = loop.adapt(CONFIG, policy, own, loop.InnerStep(batch[k : k + 1], 0.3))[0]
+        alone = loop.detached_step(CONFIG, policy, own, loop.InnerStep(batch[k : k + 1], 0.3))[0]
         for name, value in both.items():
             torch.testing.assert_close(value[k : k + 1], alone[name], atol=1e-6, rtol=1e-5)
 
@@ -139,7 +139,7 @@ def test_adaptation_moves_down_the_finite_difference_gradient_of_the_inner_loss(
     batch, params = stages(CONFIG, sampler, policy, state.params)[0], random_params(policy, 4)
     params = {name: value.double() for name, value in params.items()}
     (data,) = double([batch])
-    stepped = loop.adapt(CONFIG, policy, params, loop.InnerStep(data, 0.3))[0]
+    stepped = loop.detached_step(CONFIG, policy, params, loop.InnerStep(data, 0.3))[0]
     for name, value in params.items():
         # One direction per tensor and task: all tasks at once, because each loss depends on its own slice only.
         direction = torch.randn(value.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -155,5 +155,7 @@ def test_the_std_adapts_only_where_it_is_asked_to():
     sampler, policy, state = setup(Drift(), CONFIG)
     batch, params = stages(CONFIG, sampler, policy, state.params)[0], random_params(policy, 4)
     for adapt_std in (False, True):
-        stepped = loop.adapt(replace(CONFIG, adapt_std=adapt_std), policy, params, loop.InnerStep(batch, 0.3))[0]
+        stepped = loop.detached_step(replace(CONFIG, adapt_std=adapt_std), policy, params, loop.InnerStep(batch, 0.3))[
+            0
+        ]
         assert torch.equal(stepped["log_std"], params["log_std"]) != adapt_std

@@ -42,7 +42,7 @@ def test_second_order_meta_gradient_against_finite_differences(family, by_hand, 
     def adapted_loss(meta: Params) -> Tensor:
         stacked = expand(meta, 3)
         for batch in data[:-1]:
-            stacked = loop.adapt(config, policy, stacked, loop.InnerStep(batch, config.inner_lr))[0]
+            stacked = loop.detached_step(config, policy, stacked, loop.InnerStep(batch, config.inner_lr))[0]
         return surrogate_loss(policy, stacked, data[-1])
 
     want = finite_differences(adapted_loss, params)
@@ -59,7 +59,7 @@ def test_first_order_meta_gradient_against_finite_differences_with_the_inner_gra
     policy, params, data = problem(family, config)
     stacked = expand(params, 3)
     for batch in data[:-1]:
-        stacked = loop.adapt(config, policy, stacked, loop.InnerStep(batch, config.inner_lr))[0]
+        stacked = loop.detached_step(config, policy, stacked, loop.InnerStep(batch, config.inner_lr))[0]
     moved = {name: value - params[name] for name, value in stacked.items()}
 
     def held_loss(meta: Params) -> Tensor:
@@ -81,7 +81,7 @@ def test_lvc_takes_the_step_of_the_policy_gradient_and_differentiates_it_differe
     configs = [replace(SMALL, inner_gradient=name) for name in ("policy_gradient", "lvc")]
     policy, params, data = problem(family, SMALL)
     stacked = expand(params, 3)
-    plain, lvc = (loop.adapt(config, policy, stacked, loop.InnerStep(data[0], 0.3))[0] for config in configs)
+    plain, lvc = (loop.detached_step(config, policy, stacked, loop.InnerStep(data[0], 0.3))[0] for config in configs)
     for name, value in plain.items():
         torch.testing.assert_close(lvc[name], value, atol=1e-6, rtol=1e-6)
     plain, lvc = (meta_gradient(config, policy, params, data) for config in configs)

@@ -56,7 +56,7 @@ def test_away_from_the_acting_parameters_loss_and_kl_are_those_of_torch(family, 
         return Categorical(logits=dist.logits)
 
     rollout = data[-1].rollout
-    stacked = loop.adapt(SMALL, policy, expand(moved, 3), loop.InnerStep(data[0], SMALL.inner_lr))[0]
+    stacked = loop.detached_step(SMALL, policy, expand(moved, 3), loop.InnerStep(data[0], SMALL.inner_lr))[0]
     old, new = reference(rollout.dist), reference(policy.distribution(stacked, rollout.obs))
     ratio = (new.log_prob(rollout.act) - old.log_prob(rollout.act)).exp()
     want = [-masked_mean(ratio * data[-1].advantage, rollout.mask).mean(),

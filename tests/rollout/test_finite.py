@@ -198,8 +198,8 @@ def test_an_inner_step_that_makes_a_parameter_not_finite_is_named_with_task_and_
         name = next(iter(new))
         return new | {name: new[name] * torch.tensor([1.0, math.nan]).reshape(2, *[1] * (new[name].dim() - 1))}, memory
 
-    adapt = loop.adapt
-    monkeypatch.setattr(loop, "adapt", broken)
+    adapt = loop.detached_step
+    monkeypatch.setattr(loop, "detached_step", broken)
     one = learner(algorithm)
     before = one.state
     message = r"of task 1 is not finite \(nan\) after inner step 0 \(step size [\d.e-]+\)"

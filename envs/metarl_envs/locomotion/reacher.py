@@ -8,7 +8,7 @@ import numpy as np
 
 from metarl.arguments import whole
 from metarl.tasks import Task, Tasks, split_rng, validate_task
-from metarl.vector.mujoco import MujocoFamily, Physics, TaskEnv
+from metarl.vector.mujoco import MujocoFamily, MujocoTaskEnv, Physics
 
 RADIUS = 0.2
 
@@ -54,7 +54,7 @@ class ReacherGoal(MujocoFamily):
 
     def make(self, task: Task, render_mode: str | None = None) -> gym.Env:
         task = validate_task(self, task, outside=True)
-        return TaskEnv(_HiddenTarget(self.gymnasium_env(render_mode), task["goal"]), self, task)
+        return MujocoTaskEnv(_HiddenTarget(self.gymnasium_env(render_mode), task["goal"]), self, task)
 
     def initial(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         qpos = rng.uniform(-0.1, 0.1, self.init_qpos.shape) + self.init_qpos
