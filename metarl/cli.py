@@ -97,28 +97,32 @@ class ResumeOptions:
     """Show progress."""
     family: str | None = None
     """Task family, where the run got an object in Python or names code that it may not import: ID or file.py:NAME."""
+    algorithm: str | None = None
+    """Algorithm, where the run got a module in Python or names a file that it may not import: file.py, file.py:NAME."""
     trust: bool = False
     """Import whatever package or file the checkpoint names, and pass on whatever arguments it has for its family."""
 
 
 def train_command(argv: Sequence[str]) -> int:
     from metarl import algorithms
+    from metarl.algorithms.source import named
 
     if any(word == "--resume" or word.startswith("--resume=") for word in argv):
         return _resume(parse(ResumeOptions, "metarl train", argv))
     if not argv or argv[0] in ("-h", "--help"):
         _say("usage: metarl train ALGORITHM FAMILY [options]\n       metarl train --resume RUN [options]\n\n"
-             f"algorithms: {', '.join(algorithms.ALGORITHMS)}\n"
-             "`metarl train ALGORITHM --help` lists the settings.")  # fmt: skip
+             f"algorithms: {', '.join((*algorithms.ALGORITHMS, *sorted(algorithms.announced())))}, or one of your own: "
+             "file.py, file.py:NAME\n`metarl train ALGORITHM --help` lists the settings.")  # fmt: skip
         return 0 if argv else 2
     name, rest = argv[0], argv[1:]
-    config_type = algorithms.get(name).Config
+    algorithm = named(name)
+    config_type = algorithm.Config
     combined: Any = dataclasses.make_dataclass(
         "Train",
         [("options", Annotated[TrainOptions, tyro.conf.arg(name="")]),
          ("config", Annotated[config_type, tyro.conf.arg(name="")])],
     )  # fmt: skip
-    combined.__doc__ = f"Meta-train {name} on a task family.\n\n{algorithms.get(name).__doc__}"
+    combined.__doc__ = f"Meta-train {name} on a task family.\n\n{algorithm.__doc__ or ''}"
     parsed = parse(combined, f"metarl train {name}", rest, TrainOptions, config_type)
     return _train(name, parsed.options, parsed.config)
 
@@ -137,10 +141,9 @@ def _train(name: str, options: TrainOptions, config: Any) -> int:
         raise UsageError(f"--iterations must be at least 1, got {options.iterations}")
     _set_threads(options.threads)
     family = make(options.family, **_parse_kwargs(options.family_kwargs))
-    family_name = _file_name(options.family)
-    out = options.out or Path("runs") / f"{family_name}-{name}-seed{options.seed}"
     settings = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     learner = MetaLearner(name, family, seed=options.seed, device=options.device, workers=options.workers, **settings)
+    out = options.out or Path("runs") / f"{_file_name(options.family)}-{learner.algorithm}-seed{options.seed}"
     if options.start_from is not None:
         with _notes():
             learner.start_from(options.start_from, trust=options.trust)
@@ -160,14 +163,15 @@ def _file_name(family: str) -> str:
 
 def _resume(options: ResumeOptions) -> int:
     from metarl.learner import MetaLearner
-    from metarl.training.directory import RunDirectory
+    from metarl.training.directory import RunDirectory, check_same_family
 
     _set_threads(options.threads)
     RunDirectory(options.resume).check_idle()
     total, schedule = _planned(options)
-    with _notes():
+    with _notes(), _once_it_is_sound():
         learner = MetaLearner.load(options.resume, options.family, device=options.device, workers=options.workers,
-                                   trust=options.trust)  # fmt: skip
+                                   algorithm=options.algorithm, trust=options.trust)  # fmt: skip
+        check_same_family(options.resume, learner._family_in_file, learner.describe()["family"])
     remaining = total - learner.state.iteration
     if remaining <= 0:
         _say(f"{options.resume} has done its {learner.state.iteration} iterations; --iterations sets a new total")
@@ -211,6 +215,15 @@ def _notes() -> Iterator[None]:
         shown = warnings.showwarning
         warnings.showwarning = say
         yield
+
+
+@contextlib.contextmanager
+def _once_it_is_sound() -> Iterator[None]:
+    """Hold warnings back until the block has ended without an error, which would contradict them."""
+    with warnings.catch_warnings(record=True) as held:
+        yield
+    for one in held:
+        warnings.showwarning(one.message, one.category, one.filename, one.lineno)
 
 
 def _learn(learner: Any, iterations: int, out: Path, progress: bool, schedule: dict[str, Any]) -> int:
@@ -303,6 +316,8 @@ class EvaluateOptions:
     """Draw the picture as well (needs matplotlib)."""
     family: str | None = None
     """Task family, where the run got an object in Python or names code that it may not import: ID or file.py:NAME."""
+    algorithm: str | None = None
+    """Algorithm, where the run got a module in Python or names a file that it may not import: file.py, file.py:NAME."""
     trust: bool = False
     """Import whatever package or file the checkpoint names, and pass on whatever arguments it has for its family."""
 
@@ -377,6 +392,8 @@ class AdaptOptions:
     """File for the adapted policy; .safetensors is added."""
     family: str | None = None
     """Task family, where the run got an object in Python or names code that it may not import: ID or file.py:NAME."""
+    algorithm: str | None = None
+    """Algorithm, where the run got a module in Python or names a file that it may not import: file.py, file.py:NAME."""
     trust: bool = False
     """Import whatever package or file the checkpoint names, and pass on whatever arguments it has for its family."""
 
@@ -424,6 +441,8 @@ class RenderOptions:
     """An .mp4 or .gif file; by default adaptation.mp4 in the run directory."""
     family: str | None = None
     """Task family, where the run got an object in Python or names code that it may not import: ID or file.py:NAME."""
+    algorithm: str | None = None
+    """Algorithm, where the run got a module in Python or names a file that it may not import: file.py, file.py:NAME."""
     trust: bool = False
     """Import whatever package or file the checkpoint names, and pass on whatever arguments it has for its family."""
 
@@ -464,7 +483,8 @@ def _load(options: EvaluateOptions | AdaptOptions | RenderOptions, device: str, 
             raise UsageError(f"--checkpoint must be one of ['best', 'latest'], got {options.checkpoint!r}")
         path = path / BEST if options.checkpoint == "best" and (path / BEST).exists() else path
     with _notes():
-        return MetaLearner.load(path, options.family, device=device, workers=workers, trust=options.trust)
+        return MetaLearner.load(path, options.family, device=device, workers=workers, algorithm=options.algorithm,
+                                trust=options.trust)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -476,6 +496,7 @@ def list_command(argv: Sequence[str]) -> int:
     parse(ListOptions, "metarl list", argv)
     from metarl import algorithms
     from metarl.families.registry import further_splits, registered
+    from metarl.policies import kinds
     from metarl.splits import SPLITS
 
     families = {}
@@ -483,9 +504,10 @@ def list_command(argv: Sequence[str]) -> int:
         more = further_splits(name)
         families[name] = line + (f" Further split{'' if len(more) == 1 else 's'}: {', '.join(more)}." if more else "")
     for title, rows in (
-        ("algorithms", {n: (algorithms.get(n).__doc__ or "").splitlines()[0] for n in algorithms.ALGORITHMS}),
+        ("algorithms", algorithms.descriptions() | OWN_ALGORITHMS),
         (f"task families, with the splits {', '.join(SPLITS)} and those that are named", families),
         ("families of your own, and prefixes", PREFIXES),
+        ("kinds of policies", kinds.descriptions()),
     ):
         rich.print(f"[bold]{title}[/]")
         grid = rich.table.Table.grid(padding=(0, 2))
@@ -495,6 +517,7 @@ def list_command(argv: Sequence[str]) -> int:
     return 0
 
 
+OWN_ALGORITHMS = {"FILE.py[:NAME]": "An algorithm in a Python file: the file itself, or an object in it."}
 PREFIXES = {
     "FILE.py:NAME": "A family in a Python file, or a function or class there that makes one",
     "gym:ID": "A Gymnasium environment as a family, like gym:Pendulum-v1 --family-kwargs \"parameters={'g':[8,10]}\"",

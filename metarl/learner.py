@@ -16,8 +16,10 @@ from metarl import algorithms, checkpoint
 from metarl.adapted.gradient_policy import AdaptedPolicy
 from metarl.adapted.recurrent_policy import RecurrentPolicy
 from metarl.adapted.starting import meta_policy, started_from
+from metarl.algorithms import source
 from metarl.algorithms.check import checked_algorithm
 from metarl.algorithms.contract import EPISODE, INNER_STEP, Algorithm
+from metarl.algorithms.results import checked_result, checked_state, checked_step
 from metarl.arguments import file_path, new_file, positive_sizes, whole, yes_or_no
 from metarl.checkpoint import CheckpointError
 from metarl.families.files import remember
@@ -76,16 +78,17 @@ KIND = Kind(
 def make_config(module: str | Any, values: Mapping[str, Any]) -> Any:
     """The algorithm's `Config` from a mapping. Raises ValueError for an unknown key, naming the nearest known one."""
     module = algorithms.get(module) if isinstance(module, str) else module
-    name = algorithms.name_of(module)
-    return config_from(module.Config, values, name, f"; `metarl train {name} --help` lists all")
+    help = f"; `metarl train {source.typed(module)} --help` lists all"
+    return config_from(module.Config, values, algorithms.name_of(module), help)
 
 
 class MetaLearner:
     """Meta-train, evaluate, adapt, save.
 
     Args:
-        algorithm: its name, as `metarl list` shows it; or a module of your own with the five names of
-            `metarl.algorithms.contract` (docs/your_own_algorithm.md).
+        algorithm: its name, as `metarl list` shows it; or an algorithm of your own with the five names of
+            `metarl.algorithms.contract` (docs/your_own_algorithm.md): a module, or `"path/to/file.py"` or
+            `"path/to/file.py:NAME"`, a Python file or an object in one.
         family: a family's id, `"path/to/file.py:NAME"` (a family, or a function or class that makes one, in a Python
             file), or any object that is one (see `metarl.TaskFamily`).
         seed: with the config, determines every number of the run.
@@ -114,8 +117,9 @@ class MetaLearner:
         workers: int | None = None,
         **config: Any,
     ):
-        self._module: Any = algorithms.get(algorithm) if isinstance(algorithm, str) else checked_algorithm(algorithm)
-        self.algorithm = algorithms.name_of(self._module)
+        self._module: Any = source.named(algorithm) if isinstance(algorithm, str) else checked_algorithm(algorithm)
+        self._algorithm_source = source.source_of(algorithm, self._module)
+        self.algorithm = source.name_of(algorithm, self._module)
         start = started_from(policy)
         self.config = make_config(self._module, config if start is None else settings_of(start, config))
         self.family = make(family) if isinstance(family, str) else family
@@ -132,7 +136,8 @@ class MetaLearner:
             check_same_spaces("the spaces of this policy", network.spaces, self.family)
             self.policy = network
         self._policy_given = network is not None
-        self.state = self._module.init(self.config, self.policy, self.family, self.seed, self.device)
+        first = self._module.init(self.config, self.policy, self.family, self.seed, self.device)
+        self.state = checked_state(self._module, first)
         if start is not None:
             self.state = with_policy(self.state, start, self.device)
         self.state = checkpoint.in_own_memory(self.state)
@@ -142,6 +147,7 @@ class MetaLearner:
         self._run_dir: Path | None = None  # the run that this learner is the state of
         self._latest_is_damaged = False  # in that run, so that this is its previous state
         self._started_from: dict[str, Any] | None = None  # the learner that this one started from, described
+        self._family_in_file: dict[str, Any] | None = None  # its signature, in the file that this was loaded from
 
     def __repr__(self) -> str:
         state = self.state
@@ -150,11 +156,12 @@ class MetaLearner:
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and deepcopy. Environments and their processes stay behind; the copy makes its own."""
-        return portable(self) | {"_module": self._module.__name__}
+        return portable(self) | {"_module": source.portable(self._module)}
 
     @torch_defaults
     def __setstate__(self, state: dict[str, Any]) -> None:
-        restore(self, state | {"_module": importlib.import_module(state["_module"])})
+        module = state["_module"]
+        restore(self, state | {"_module": importlib.import_module(module) if isinstance(module, str) else module})
         self.sampler.device = self.device
 
     @torch_defaults
@@ -243,13 +250,15 @@ class MetaLearner:
                           {"eval_step_sizes": list(eval_step_sizes)})  # fmt: skip
         keep_freed_memory()
         remember(origin_of(self.family))
+        remember(source.origin_of(self._module))
         sizes = self._step_sizes(None, eval_step_sizes or None, self._default_steps(1))
         learn(self, KIND, options, partial(self._evaluated, n_tasks=options.eval_tasks, sizes=sizes))
         return self
 
     def _step(self, state: Any) -> tuple[Any, Stats]:
         with second_derivatives_of(getattr(self.policy, "module", None)):
-            new, stats = self._module.iteration(Setup(self.config, self.sampler, self.policy, self.seed), state)
+            output = self._module.iteration(Setup(self.config, self.sampler, self.policy, self.seed), state)
+        new, stats = checked_step(self._module, output)
         seconds = max(stats["time/rollout"] + stats["time/update"], 1e-9)
         stats["env_steps"] = new.env_steps
         stats["time/steps_per_second"] = (new.env_steps - state.env_steps) / seconds
@@ -377,7 +386,8 @@ class MetaLearner:
         sizes: Sequence[float | None],
         seed: int,
     ) -> Any:
-        return self._module.evaluate(Setup(self.config, sampler, self.policy, seed), state, tasks, episodes, sizes)
+        setup = Setup(self.config, sampler, self.policy, seed)
+        return checked_result(self._module, self._module.evaluate(setup, state, tasks, episodes, sizes))
 
     def _chosen_sizes(
         self, usual: tuple[float | None, ...], given: Sequence[float] | None, episodes: int
@@ -431,6 +441,7 @@ class MetaLearner:
             "config": saved.settings_as_data(self.config),
             "seed": self.seed,
             "policy": self.policy.kind,
+            **({"algorithm_source": self._algorithm_source} if self._algorithm_source else {}),
             **({} if self._made_again else {"described_policy": self.policy.describe()}),
         }
 
@@ -458,7 +469,7 @@ class MetaLearner:
         device: str | torch.device = "auto",
         policy: nn.Module | AdaptedPolicy | None = None,
         workers: int | None = None,
-        algorithm: ModuleType | Algorithm | None = None,
+        algorithm: str | ModuleType | Algorithm | None = None,
         trust: bool = False,
     ) -> "MetaLearner":
         """The learner as it was saved; training goes on bit for bit.
@@ -475,7 +486,8 @@ class MetaLearner:
                 its package; the arguments are the checkpoint's.
             policy: needed if the learner had a module of its own, alone or in the policy that it started from.
             workers: processes that step environments, as in a new learner.
-            algorithm: needed if the learner had a module of its own.
+            algorithm: needed if the learner was given a module: that module, or a file as in a new learner. Of a file
+                that the learner named, needed if it has changed or you have not trained with it before.
             trust: import whatever package the file names, and pass on whatever arguments it has.
 
         Raises:
@@ -491,13 +503,15 @@ class MetaLearner:
             if (policy is None) == (meta["policy"] == ModulePolicy.__name__):
                 remedy = "pass that module as policy=" if policy is None else "leave policy= out"
                 raise CheckpointError(f"{file} was saved by a learner with a policy of type {meta['policy']}: {remedy}")
-            module = algorithms.get(meta["algorithm"], trust) if algorithm is None else algorithm
             own = load_family(file, meta["family"], family, trust, bool(meta["config"].get("task_critic")))
             brought: Any = policy
             if described := meta.get("described_policy"):  # of a kind that no settings make
                 brought = described_policy(meta["policy"], spaces_of(own), described, trust)
+            module = source.of_checkpoint(file, meta, algorithm, trust)
             learner = cls(module, own, seed=meta["seed"], device=device, policy=brought, workers=workers,
                           **saved.saved_settings(meta["config"]))  # fmt: skip
+            learner.algorithm = meta["algorithm"]  # a file that was renamed since still goes on with the same run
+            learner._family_in_file = meta["family"]
             learner.sampler.reports_success = meta.get("reports_success") is True  # older ones do not say it
             return learner
 

@@ -49,9 +49,19 @@ def read(path: Path) -> str:
         source = file.read(MAX_BYTES + 1)
     if len(source) > MAX_BYTES:
         raise OSError(f"{path} is larger than {MAX_BYTES:,} bytes: is it a Python file?")
+    return keep(source)
+
+
+def keep(source: bytes) -> str:
+    """The digest under which `run` finds this content."""
     digest = hashlib.sha256(source).hexdigest()
     _SOURCES[digest] = source
     return digest
+
+
+def content(origin: Origin) -> bytes:
+    """What `read` has found in a file."""
+    return _SOURCES[origin.sha256]
 
 
 _SOURCES: dict[str, bytes] = {}

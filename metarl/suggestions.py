@@ -155,7 +155,7 @@ def algorithm_hint(name: object, known: Iterable[str]) -> str:
     """The end of a message about an algorithm that does not exist."""
     if not isinstance(name, str):
         return f"; known are {list(known)}, as words"
-    if re.search(r"-v\d+$", name) or ":" in name:
+    if re.search(r"-v\d+$", name) or name.startswith(("gym:", "visible:")):
         return f"; it looks like a task family, and the algorithm comes first: maml_trpo {name}"
     for words, answer in _ALGORITHMS.items():
         if name.lower().replace("-", "_") in words.split():

@@ -22,7 +22,7 @@ from tiny_runs import TINY, point, same_params
 import metarl
 from metarl import AdaptedPolicy, MetaLearner, checkpoint, cli, learner
 from metarl.adapted.recurrent_policy import RecurrentPolicy
-from metarl.algorithms import maml_trpo, rl2
+from metarl.algorithms import maml_trpo, rl2, source
 from metarl.report import figures
 from metarl.rollout import sampler
 from metarl.tasks import num_tasks
@@ -70,7 +70,8 @@ ENVIRONMENT = type(point().make({"goal": np.zeros(2, np.float32)}))
 RECORDED: tuple[tuple[Any, str, str], ...] = (
     (maml_trpo, "iteration", "iteration"), (maml_trpo, "evaluate", "evaluate"), (rl2, "evaluate", "evaluate"),
     (sampler.Sampler, "tasks", "tasks"), (sampler, "make_vector", "make_vector"),
-    (learner, "load_family", "load_family"), (learner, "resolve_device", "resolve_device"),
+    (learner, "load_family", "load_family"), (source, "of_checkpoint", "of_checkpoint"),
+    (learner, "resolve_device", "resolve_device"),
     (torch, "set_num_threads", "set_num_threads"),
     (checkpoint, "save", "save"), (rich.progress.Progress, "__init__", "progress"),
     (AdaptedPolicy, "predict", "predict"), (RecurrentPolicy, "predict", "predict"), (ENVIRONMENT, "reset", "reset"),
@@ -258,8 +259,13 @@ def named(outcome: Outcome) -> bool:
     return [x["given"] for x in outcome.of("load_family")] == ["PointNavigation-v0"]
 
 
+def named_algorithm(outcome: Outcome) -> bool:
+    return [x["given"] for x in outcome.of("of_checkpoint")] == ["maml_trpo"]
+
+
 NAMED: dict[str, tuple[Words, Claim]] = {
     "family": ({"--family": ("PointNavigation-v0",)}, named),
+    "algorithm": ({"--algorithm": ("maml_trpo",)}, named_algorithm),
     "trust": ({"--trust": ()}, trusted),
 }
 """What the commands that load a checkpoint have in common."""

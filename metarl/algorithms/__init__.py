@@ -9,6 +9,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
+from metarl.families.files import hint as hint_at_file
 from metarl.suggestions import ALGORITHMS as ALGORITHMS
 from metarl.suggestions import algorithm_hint
 
@@ -33,12 +34,25 @@ def get(name: str, trust: bool = True) -> ModuleType:
         return importlib.import_module(f"metarl.algorithms.{name}")
     points = announced()
     if not isinstance(name, str) or name not in points:
-        raise ValueError(f"no algorithm is called {name!r}{algorithm_hint(name, (*ALGORITHMS, *points))}")
+        hint = hint_at_file(name) if isinstance(name, str) else None
+        raise ValueError(f"no algorithm is called {name!r}{hint or algorithm_hint(name, (*ALGORITHMS, *points))}")
     package = points[name].module.partition(".")[0]
     if not trust and package not in sys.modules:
         raise ValueError(f"the algorithm {name!r} is of the package {package!r}, which is not imported: import it "
                          "first, or pass trust=True (--trust)")  # fmt: skip
     return points[name].load()
+
+
+def descriptions() -> dict[str, str]:
+    """Every known algorithm: name -> one line about it."""
+    out = {}
+    for name in (*ALGORITHMS, *sorted(announced())):
+        try:
+            doc = (get(name).__doc__ or "").strip()
+        except Exception as error:  # whatever a plug-in does wrong, the others are still listed
+            doc = f"cannot be imported: {type(error).__name__}: {error}"
+        out[name] = doc.splitlines()[0] if doc else ""
+    return out
 
 
 def name_of(module: Any) -> str:

@@ -23,6 +23,7 @@ from gymnasium.spaces import Box
 
 from metarl import algorithms, checkpoint
 from metarl.algorithms.contract import EPISODE, INNER_STEP, STATISTICS
+from metarl.algorithms.results import RESULT
 from metarl.policies.spaces import spaces_of
 from metarl.rollout.rollout import Rollout
 from metarl.rollout.sampler import Sampler
@@ -38,7 +39,6 @@ FUNCTIONS = {
 CONFIG = ("n_tasks", "episodes", "inner_steps", "unit", "policy")
 SIZED = ("training_step_sizes", "sized_steps")
 STATE = ("params", "iteration", "env_steps", "obs_stats")
-RESULT = ("returns", "success_rates", "rollouts", "score", "policy_for")
 
 DATA_ONLY = (
     "keep data only: tensors, numbers, words, None, and lists, tuples, dicts and dataclasses of these; make every dict "
@@ -92,8 +92,11 @@ def check_algorithm(
     return findings
 
 
-def checked_algorithm(module: Any) -> Any:
+def checked_algorithm(module: Any, name: str | None = None) -> Any:
     """The module, if it has what can be seen without running it.
+
+    Args:
+        name: what errors call it; by default the module's own name.
 
     Raises:
         AlgorithmError: it has not.
@@ -102,7 +105,7 @@ def checked_algorithm(module: Any) -> Any:
     if not any(hasattr(module, name) for name in ("Config", "State", "init", "iteration")):
         algorithms.get(module)
     if findings := list(_check_names(module)):
-        raise AlgorithmError(str(getattr(module, "__name__", module)), findings)
+        raise AlgorithmError(name or str(getattr(module, "__name__", module)), findings)
     return module
 
 

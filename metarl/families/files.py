@@ -1,4 +1,4 @@
-"""Objects in Python files of the user's own, named `PATH.py:NAME`: families, and whatever else is looked up so.
+"""Objects in Python files of the user's own, named `PATH.py:NAME`: families and algorithms.
 
 What a user names is imported. What a run or checkpoint names is imported if the user has named the same object of the
 same content in this process, has trained with it before (`trusted_files`), or says so.
@@ -11,6 +11,7 @@ import shlex
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from metarl import source_files
@@ -75,7 +76,9 @@ def named(reference: str) -> Origin:
     return origin
 
 
-def asked_for(reference: str, sha256: str | None, trust: bool = False, word: str | None = None) -> Origin:
+def asked_for(
+    reference: str, sha256: str | None, trust: bool = False, word: str | None = None, option: str = "family"
+) -> Origin:
     """The file and object that a run or checkpoint names.
 
     Args:
@@ -84,6 +87,7 @@ def asked_for(reference: str, sha256: str | None, trust: bool = False, word: str
         sha256: of the file's content when the run was saved.
         trust: import the file of this path even if the user has never named it, or it has changed (a UserWarning).
         word: the family's id in the run, if that is more than the reference.
+        option: the argument by which users name such an object, `family` or `algorithm`.
 
     Raises:
         OSError: no such file.
@@ -106,15 +110,15 @@ def asked_for(reference: str, sha256: str | None, trust: bool = False, word: str
         check_unchanged(origin, sha256)
         return origin
     prefix = word.removesuffix(reference)
-    ask = (f"pass family={prefix + here!r} or trust=True; on the command line --family {shlex.quote(prefix + here)} "
-           "or --trust")  # fmt: skip
+    ask = (f"pass {option}={prefix + here!r} or trust=True; on the command line --{option} "
+           f"{shlex.quote(prefix + here)} or --trust")  # fmt: skip
     if changed:
         raise UntrustedFileError(f"names {word!r}, and {path.name} has changed since. To go on with the file as it is "
                                  f"now, {ask}")  # fmt: skip
     if not path.exists():
         raise UntrustedFileError(f"asks to import {reference!r}, and there is no such file in {Path.cwd()}. Say where "
-                                 f"it is: on the command line --family {prefix}PATH/TO/"
-                                 f"{shlex.quote(f'{path.name}:{name}')}, in Python family=")  # fmt: skip
+                                 f"it is: on the command line --{option} {prefix}PATH/TO/"
+                                 f"{shlex.quote(f'{path.name}:{name}')}, in Python {option}=")  # fmt: skip
     raise UntrustedFileError(f"asks to import {reference!r}, which you have not trained with before. If you trust that "
                              f"file, {ask}")  # fmt: skip
 
@@ -176,15 +180,26 @@ def load(origin: Origin) -> Any:
     Raises:
         SourceFileError: executing the file fails, or it has no such name.
     """
-    try:
-        module = source_files.run(origin)
-    except (Exception, SystemExit) as error:  # a script that ends the process must not do so in the middle of another
-        raise SourceFileError(f"cannot import {Path(origin.path).name}: {described(error, origin)}") from error
+    module = executed(origin)
     if not hasattr(module, origin.name):
         known = [name for name in vars(module) if not name.startswith("_")]
         hint = did_you_mean(origin.name, known) if known else "; it defines nothing"
         raise SourceFileError(f"{Path(origin.path).name} has no {origin.name!r}{hint}")
     return getattr(module, origin.name)
+
+
+def executed(origin: Origin) -> ModuleType:
+    """The file as a module, executed if it has not been yet. Raises SourceFileError if that fails."""
+    try:
+        return source_files.run(origin)
+    except (Exception, SystemExit) as error:  # a script that ends the process must not do so in the middle of another
+        raise SourceFileError(f"cannot import {Path(origin.path).name}: {described(error, origin)}") from error
+
+
+def raised_in(error: BaseException, origin: Origin) -> bool:
+    """Whether a statement of the file itself raised it, not what the statement called."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and frames[-1].filename == origin.path
 
 
 def described(error: BaseException, origin: Origin) -> str:

@@ -40,6 +40,23 @@ def register_policy(kind: type) -> type:
     return kind
 
 
+def descriptions() -> dict[str, str]:
+    """Every known kind: name -> one line about it. Those that installed packages announce are imported."""
+    out: dict[str, str] = {}
+    points = _announced()
+    for name in (*_KINDS, *sorted(points.keys() - _KINDS.keys())):
+        try:
+            doc = ((_KINDS[name] if name in _KINDS else points[name].load()).__doc__ or "").strip()
+        except Exception as error:  # whatever a plug-in does wrong, the others are still listed
+            doc = f"cannot be imported: {type(error).__name__}: {error}"
+        out[name] = doc.splitlines()[0] if doc else ""
+    return out
+
+
+def _announced() -> dict[str, importlib.metadata.EntryPoint]:
+    return {point.name: point for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)}
+
+
 def described_policy(kind: str, spaces: Spaces, described: Mapping[str, Any], trust: bool = False) -> Policy:
     """The policy that a file describes.
 
@@ -50,7 +67,7 @@ def described_policy(kind: str, spaces: Spaces, described: Mapping[str, Any], tr
         ValueError: no such kind is known, or its package is neither imported nor trusted.
     """
     if kind not in _KINDS:
-        points = {point.name: point for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)}
+        points = _announced()
         if kind not in points:
             raise ValueError(f"no kind of policies is called {kind!r}{did_you_mean(kind, [*_KINDS, *points])}; of "
                              "your own code, import it and call metarl.register_policy first")  # fmt: skip

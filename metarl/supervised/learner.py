@@ -128,6 +128,7 @@ class FewShotLearner:
         self._run_dir: Path | None = None  # the run that this learner is the state of
         self._latest_is_damaged = False  # in that run, so that this is its previous state
         self._started_from: dict[str, Any] | None = None
+        self._family_in_file: dict[str, Any] | None = None
 
     def __repr__(self) -> str:
         return (f"FewShotLearner({self.family.id!r}, seed={self.seed}, device={str(self.device)!r}): "

@@ -29,6 +29,8 @@ class Learner(Protocol):
     """In that run, so that this is its previous state."""
     _started_from: dict[str, Any] | None
     """The learner that this one started from, described."""
+    _family_in_file: dict[str, Any] | None
+    """The signature of its family in the file that it was loaded from, if it has a family and was loaded."""
 
     def describe(self) -> dict[str, Any]:
         """What it takes to make this learner again, as JSON-able data; `"config"` has its settings."""

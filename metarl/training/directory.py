@@ -12,6 +12,7 @@ docs/reliability.md says what is promised of them.
 
 import importlib.metadata
 import importlib.util
+import json
 import os
 import platform
 import shlex
@@ -251,11 +252,26 @@ def check_same_settings(path: Path, found: dict[str, Any], own: dict[str, Any]) 
                                   "or take it out")  # fmt: skip
         if config[name] != own["config"][name]:
             _refuse(path, name, config[name], own["config"][name])
-    for name in own.keys() - {"config"}:
+    for name in own.keys() - {"config", "algorithm_source"}:  # loading has checked where the algorithm comes from
         if name in found and found[name] != own[name]:
             if name == "family" and same_signature(found[name], own[name]):
                 continue
             _refuse(path, name, found[name], own[name])
+
+
+def check_same_family(path: Path, was: dict[str, Any] | None, now: dict[str, Any]) -> None:
+    """Raise CheckpointError if the run at `path`, trained on the family with the signature `was`, cannot go on with
+    that of `now`: to evaluate on another one with the same spaces is fine, to mix two in one run is not."""
+    now = json.loads(json.dumps(now))
+    if was is None or same_signature(was, now):
+        return
+    kinds = [x["made"] or {"id": f"the object {x['id']}", "kwargs": {}} for x in (was, now)]
+    told = [f"{one['id']} made with {one['kwargs']}" if one["kwargs"] else one["id"] for one in kinds]
+    if was["task_space"] != now["task_space"]:
+        told = [f"{text} with tasks in {x['task_space']}" for text, x in zip(told, (was, now), strict=True)]
+    raise CheckpointError(f"{path} was trained on {told[0]}, and cannot go on with {told[1]}: a run keeps its family. "
+                          "Leave the family out, or start a new run with it from what this one has learned "
+                          "(--start-from, start_from)")  # fmt: skip
 
 
 def _refuse(path: Path, name: str, found: Any, own: Any) -> None:

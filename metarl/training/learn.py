@@ -16,6 +16,7 @@ from metarl.training.directory import (
     LATEST,
     PREVIOUS,
     RunDirectory,
+    check_same_family,
     check_same_settings,
     read_config,
     versions,
@@ -146,6 +147,8 @@ def _open(learner: Learner, kind: Kind, run: RunDirectory, options: Options) -> 
         run.create(settings)
         learner._run_dir = run.path.resolve()
         return
+    if learner._family_in_file is not None:
+        check_same_family(run.path, learner._family_in_file, described["family"])
     found, own = _recorded(run.path / CONFIG, kind), json.loads(json.dumps(described))
     check_same_settings(run.path / CONFIG, found, own)
     # An earlier version knew fewer settings; loading gave those it did not know their defaults.

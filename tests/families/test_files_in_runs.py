@@ -19,6 +19,7 @@ from user_files import REFERENCE, edit, forget_process, imports, write_family
 import metarl
 from metarl import MetaLearner, cli, source_files
 from metarl.checkpoint import CheckpointError
+from metarl.families import trusted_files
 from metarl.families.saved import origin_of
 from metarl.training.directory import CONFIG
 from metarl.vector.backends import make_vector
@@ -183,6 +184,51 @@ def test_a_family_of_another_kind_in_the_file_is_refused(mark):
     trained()
     with pytest.raises(CheckpointError, match="another family"):
         cli.run(["evaluate", "run", *FEW, "--family", "family.py:family"])
+
+
+ALIKE = """
+import metarl
+from gymnasium.spaces import Box
+
+
+def make(g=15.0):
+    return metarl.from_gymnasium("Pendulum-v1", {"g": Box(5.0, g)}, horizon=4)
+
+
+def point():
+    return metarl.make("PointNavigation-v0", horizon=5)
+"""
+
+
+@pytest.mark.parametrize(
+    ("family", "other", "told"),
+    [
+        (["alike.py:make"], "other.py:make", "with tasks in Dict('g': Box(5.0, 15.0, (), float32)), and cannot go on "
+                                             "with alike.py:make with tasks in Dict('g': Box(5.0, 16.0"),
+        (["PointNavigation-v0", "--family-kwargs", "horizon=5"], "alike.py:point",
+         "PointNavigation-v0 made with {'horizon': 5}, and cannot go on with alike.py:point: a run keeps its family"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_resumed_run_keeps_its_family_and_says_so_alone(mark, family, other, told, damaged, capsys):
+    Path("alike.py").write_text(ALIKE)
+    Path("other.py").write_text(ALIKE.replace("15.0", "16.0"))
+    assert cli.run(["train", "maml_trpo", *family, *SMALL, "--out", "run"]) == 0
+    if damaged:
+        Path("run", CONFIG).write_text("[]")
+    before, known = contents(Path("run")), trusted_files.known()
+    capsys.readouterr()
+    with pytest.raises(CheckpointError) as raised:
+        cli.run(["train", "--resume", "run", "--iterations", "2", "--threads", "1", "--family", other])
+    assert told in str(raised.value)
+    assert "".join(capsys.readouterr()) == ""  # no warning that contradicts it
+    assert (contents(Path("run")), trusted_files.known()) == (before, known)
+    with pytest.warns(UserWarning, match="training and evaluation go on"):
+        learner = MetaLearner.load("run", other, device="cpu")
+    learner.evaluate(2, steps=1)  # which mixes nothing
+    with pytest.raises(CheckpointError, match="a run keeps its family"):
+        learner.learn(1, run_dir="run", eval_every=0)
+    assert contents(Path("run")) == before
 
 
 def test_an_error_in_the_named_file_is_no_damage_of_the_run(mark, capsys):
