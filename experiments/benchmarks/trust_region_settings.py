@@ -1,4 +1,4 @@
-"""How many Fisher products, and how much damping, MAML-TRPO learns best with: four families, five seeds.
+"""How many Fisher products, how much damping and which baseline MAML-TRPO learns best with: four families, five seeds.
 
     python experiments/benchmarks/trust_region_settings.py run      # about 80 CPU minutes; resumes where it stopped
     python experiments/benchmarks/trust_region_settings.py report   # the table, from results/trust_region_settings.csv
@@ -33,7 +33,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "5 products, 1e-2": {"cg_iterations": 5, "damping": 1e-2},
     "10 products, 1e-1": {"cg_iterations": 10, "damping": 1e-1},
     "7 products, 1e-2": {"cg_iterations": 7, "damping": 1e-2},
-}
+    **{f"5 products, 1e-5; baseline {kind}": {"cg_iterations": 5, "damping": 1e-5, "baseline": kind}
+       for kind in ("value", "time", "none")},
+}  # fmt: skip
 TO_THE_END = "10 products, 1e-5, to the end"
 """Also where the residuals are no longer orthogonal."""
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -87,9 +89,9 @@ def rows() -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def run(families: list[str], settings: list[str]) -> None:
+def run(families: list[str], settings: list[str], seeds: list[int]) -> None:
     done = {(row["family"], row["setting"], int(row["seed"])) for row in rows()}
-    for seed in SEEDS:
+    for seed in seeds:
         for family in families:
             for setting in settings:
                 if (family, setting, seed) in done:
@@ -126,10 +128,11 @@ def main() -> None:
     parser.add_argument("command", choices=("run", "report"))
     parser.add_argument("--families", nargs="+", choices=list(FAMILIES), default=list(FAMILIES))
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.command == "run":
-        run(args.families, args.settings)
+        run(args.families, args.settings, args.seeds)
     else:
         report()
 
