@@ -14,6 +14,7 @@ import sys
 import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
@@ -104,10 +105,28 @@ def from_gymnasium(
         for function in functions:
             if function is not None and not callable(function):
                 raise ValueError(f"{name}: {function!r} is no function of an environment")
-    family = GymnasiumFamily(
-        env, parameters, horizon, splits, where, configure, wrappers, make_kwargs, id, fresh, hidden_task
-    )  # fmt: skip
+    family = GymnasiumFamily(Definition(
+        env, parameters or {}, horizon, splits or {}, where or {}, configure, tuple(wrappers), make_kwargs or {}, id,
+        yes_or_no("fresh", fresh), yes_or_no("hidden_task", hidden_task),
+    ))  # fmt: skip
     return make_visible(family) if visible else family
+
+
+@dataclass(frozen=True)
+class Definition:
+    """What defines a `GymnasiumFamily`: the arguments of `from_gymnasium`, documented there."""
+
+    env: str | Callable[..., gym.Env]
+    parameters: Parameters = field(default_factory=dict)
+    horizon: int | None = None
+    splits: Mapping[str, Parameters] = field(default_factory=dict)
+    where: Mapping[str, str] = field(default_factory=dict)
+    configure: Callable[[gym.Env, dict[str, Any]], Any] | None = None
+    wrappers: tuple[Wrapper, ...] = ()
+    make_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    id: str | None = None
+    fresh: bool = False
+    hidden_task: bool = True
 
 
 class GymnasiumFamily:
@@ -117,29 +136,17 @@ class GymnasiumFamily:
     JSON as well (a registered id, no wrappers, no functions), learners saved with it load without being handed it.
     """
 
-    def __init__(
-        self,
-        env: str | Callable[..., gym.Env],
-        parameters: Parameters | None,
-        horizon: int | None,
-        splits: Mapping[str, Parameters] | None,
-        where: Mapping[str, str] | None,
-        configure: Callable[[gym.Env, dict[str, Any]], Any] | None,
-        wrappers: Sequence[Wrapper],
-        make_kwargs: Mapping[str, Any] | None,
-        id: str | None,
-        fresh: bool,
-        hidden_task: bool,
-    ):
-        self.env, self.configure, self.wrappers = env, configure, tuple(wrappers)
-        self.make_kwargs = dict(make_kwargs or {})
-        self.fresh, self.hidden_task = yes_or_no("fresh", fresh), yes_or_no("hidden_task", hidden_task)
+    def __init__(self, definition: Definition):
+        env, self.configure, self.wrappers = definition.env, definition.configure, definition.wrappers
+        self.env = env
+        self.make_kwargs = dict(definition.make_kwargs)
+        self.fresh, self.hidden_task = definition.fresh, definition.hidden_task
         self._env_id = env if isinstance(env, str) else getattr(env, "__name__", type(env).__name__)
-        self.id = id or f"gym:{self._env_id}"
+        self.id = definition.id or f"gym:{self._env_id}"
         self._registered = registered = _registered(env) if isinstance(env, str) else None
-        self.horizon = self._checked_horizon(horizon, registered)
-        self.splits: tuple[str, ...] = tuple(dict.fromkeys((*SPLITS, *(splits or {}))))
-        self.priors, spaces = _priors(parameters or {}, splits or {}, self.splits)
+        self.horizon = self._checked_horizon(definition.horizon, registered)
+        self.splits: tuple[str, ...] = tuple(dict.fromkeys((*SPLITS, *definition.splits)))
+        self.priors, spaces = _priors(definition.parameters, definition.splits, self.splits)
         self.task_space = Dict(spaces)
         self.shared_splits = any(
             all(in_common(priors[i], priors[j]) for priors in self.priors.values())
@@ -147,10 +154,10 @@ class GymnasiumFamily:
             if (one, other) != (TRAIN, VALIDATION)
         )
         creator: Any = env if registered is None else _creator(registered)
-        self.where = self._find(creator, dict(where or {}))
+        self.where = self._find(creator, dict(definition.where))
         self._probe()
         spaces_of(self)
-        self.spec = self._spec(horizon, parameters or {}, splits or {}, where or {}, id)
+        self.spec = self._spec(definition)
 
     def sample(self, n: int, rng: np.random.Generator, split: str = "train") -> Tasks:
         """Draw `n` tasks. A parameter's values do not depend on which others there are."""
@@ -337,9 +344,7 @@ class GymnasiumFamily:
             raise ValueError(f"{self._env_id} makes {_kind(env)}, which is no gymnasium.Env: {_adapter_for(env)}")
         return env
 
-    def _spec(
-        self, horizon: int | None, parameters: Parameters, splits: Mapping[str, Parameters], where: Any, id: str | None
-    ) -> FamilySpec | None:
+    def _spec(self, definition: Definition) -> FamilySpec | None:
         """How `metarl.make` makes this family again, None where JSON cannot say it."""
         if not isinstance(self.env, str) or self.wrappers or self.configure is not None:
             return None
@@ -347,9 +352,11 @@ class GymnasiumFamily:
         def written(values: Parameters) -> dict[str, Any]:
             return {name: prior(name, value).to_json() for name, value in values.items()}
 
-        kwargs: dict[str, Any] = {"parameters": written(parameters)}
-        kwargs |= {"splits": {split: written(values) for split, values in splits.items()}} if splits else {}
-        optional = {"horizon": horizon, "where": dict(where), "make_kwargs": self.make_kwargs, "id": id}
+        kwargs: dict[str, Any] = {"parameters": written(definition.parameters)}
+        if definition.splits:
+            kwargs["splits"] = {split: written(values) for split, values in definition.splits.items()}
+        optional = {"horizon": definition.horizon, "where": dict(definition.where), "make_kwargs": self.make_kwargs,
+                    "id": definition.id}  # fmt: skip
         kwargs |= {name: value for name, value in optional.items() if value}
         kwargs |= ({"fresh": True} if self.fresh else {}) | ({} if self.hidden_task else {"hidden_task": False})
         distributions = [

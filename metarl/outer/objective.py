@@ -1,7 +1,7 @@
 """What the outer loop lowers: the loss of the adapted policies as a function of the meta-parameters, on given data."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -17,8 +17,8 @@ from metarl.inner.settings import GradientSettings
 from metarl.inner.state import State
 from metarl.inner.step import StepSize
 from metarl.outer.exploration import credits
-from metarl.outer.trust_region import Jacobian, Objective, Surrogate
-from metarl.outer.unrolled_jacobian import unrolled_jacobian
+from metarl.outer.trust_region import Objective, Surrogate
+from metarl.outer.unrolled_jacobian import InnerSteps, unrolled_jacobian
 from metarl.params import Params, expand
 from metarl.policies.base import Policy
 from metarl.policies.mlp import MLPPolicy
@@ -38,18 +38,35 @@ class Outer:
     )
 
 
+@dataclass(frozen=True)
+class Constants:
+    """What stays as it is during the meta-update of one iteration, and is not differentiated."""
+
+    unit: float = 1.0
+    """Multiplies the inner step sizes (see `lr_unit`)."""
+    iteration: int = 0
+    """Of training, for what is annealed."""
+    held: Params = field(default_factory=dict)
+    """Meta-parameters that are no argument of the objective (see `held`)."""
+
+    @classmethod
+    def of(cls, config: GradientSettings, state: State) -> "Constants":
+        """Those of the meta-update that starts from `state`."""
+        return cls(lr_unit(config, state.params), state.iteration, held(config, state))
+
+
 def objectives(
     config: GradientSettings, policy: Policy, data: Sequence[Batch], state: State, outer: Outer = Outer(),
     stages: Sequence[Params] | None = None,
 ) -> list[Objective]:  # fmt: skip
     """The meta-objective as chunks of tasks, each a function of the meta-parameters that are `trained`."""
-    unit, rest = lr_unit(config, state.params), held(config, state)
+    fixed = Constants.of(config, state)
     scores = credits(config, data, state.iteration) if config.exploration else []
 
     def own(chunk: slice) -> Objective:
         at = stages and [{name: value[chunk] for name, value in params.items()} for params in stages]
-        return objective(config, policy, [batch[chunk] for batch in data], config.n_tasks, outer, unit,
-                         state.iteration, rest, [score[chunk] for score in scores], at)  # fmt: skip
+        part, credit = [batch[chunk] for batch in data], [score[chunk] for score in scores]
+        return objective(config, policy, part, config.n_tasks, outer, fixed, credit, at)
 
     return [own(chunk) for chunk in chunks(data[-1])]
 
@@ -83,23 +100,19 @@ def trained(config: GradientSettings, state: State) -> Params:
 
 def objective(
     config: GradientSettings, policy: Policy, data: Sequence[Batch], n_tasks: int, outer: Outer = Outer(),
-    unit: float = 1.0, iteration: int = 0, held: Params | None = None, scores: Sequence[Tensor] = (),
-    stages: Sequence[Params] | None = None,
+    constants: Constants = Constants(), scores: Sequence[Tensor] = (), stages: Sequence[Params] | None = None,
 ) -> Objective:  # fmt: skip
     """The meta-objective of the tasks in `data` (a chunk of `n_tasks`) as a function of the meta-parameters.
 
     Args:
         data: before every inner step and after the last.
-        unit: multiplies the inner step sizes (see `lr_unit`).
-        iteration: of training, for what is annealed.
-        held: meta-parameters that are no argument of the objective.
         scores: the tasks' `credits`, [K] for every inner step; needed where `config.exploration` is not zero.
         stages: the adapted parameters after 0, 1, ... inner steps, if they are known and `data` is to give their
             derivatives alone.
     """
-    config, weights = config.at(iteration), config.step_weights(iteration)
+    config, weights = config.at(constants.iteration), config.step_weights(constants.iteration)
     *train, last = data
-    sizes = [unit * lr for lr in config.training_step_sizes(len(train))]
+    sizes = [constants.unit * lr for lr in config.training_step_sizes(len(train))]
     weight = last.rollout.mask / last.rollout.mask.sum((1, 2), keepdim=True) / n_tasks
     per_episode = config.loss_per == "episode"
     by_hand = outer.by_hand and _known_by_hand(config, policy, len(train), weights, outer)
@@ -124,9 +137,13 @@ def objective(
         return out.sum() / n_tasks
 
     def evaluate_at(trained: Params, differentiable: bool) -> Surrogate:
-        meta = trained | (held or {})
+        meta = trained | constants.held
         if differentiable and by_hand:
-            dist, jacobian = _by_hand(config, policy, meta, held or {}, train, last, sizes, stages)
+            mlp: Any = policy  # see `_known_by_hand`
+            inner = _inner_steps(config, split(meta)[0], train, sizes, stages)
+            dist, jacobian = unrolled_jacobian(
+                mlp, *split(meta), len(last.scale), inner, last.rollout.obs, constants.held
+            )
             loss, kl = post_loss(last, dist), _mean_kl(last, dist, n_tasks)
             direct = pre_loss(0, expand(split(meta)[0], len(last.scale))) if train else None
             return Surrogate(loss, kl, dist, weight, jacobian, direct)
@@ -171,11 +188,10 @@ def _known_by_hand(
     return steps <= 1 or not (config.exploration or outer.inner_kl)
 
 
-def _by_hand(
-    config: GradientSettings, policy: Any, meta: Params, held: Params, train: Sequence[Batch], last: Batch,
-    sizes: Sequence[float], stages: Sequence[Params] | None,
-) -> tuple[Distribution, Jacobian]:  # fmt: skip
-    params, learned = split(meta)
+def _inner_steps(
+    config: GradientSettings, params: Params, train: Sequence[Batch], sizes: Sequence[float],
+    stages: Sequence[Params] | None,
+) -> InnerSteps:  # fmt: skip
     moving = config.moving(params)
 
     def size(learned: Params, i: int) -> StepSize:
@@ -184,10 +200,5 @@ def _by_hand(
     def loss_on(batch: Batch, dist: Distribution) -> Tensor:
         return config.inner_loss(LossInput(batch, dist))
 
-    inner = [(batch.rollout.obs, partial(loss_on, batch)) for batch in train]
-    return unrolled_jacobian(policy, params, learned, len(last.scale), inner, last.rollout.obs, size, moving,
-                             not config.first_order, held, stages)  # fmt: skip
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Adam on the objective
+    losses_on = [(batch.rollout.obs, partial(loss_on, batch)) for batch in train]
+    return InnerSteps(losses_on, size, moving, not config.first_order, stages)

@@ -15,6 +15,7 @@ The slow twin is `metarl.outer.trust_region.autograd_jacobian`.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -72,44 +73,52 @@ SizeOf = Callable[[Params, int], StepSize]
 """(what is learned about the inner loop, number of the inner step) -> its step size."""
 
 
+@dataclass(frozen=True)
+class InnerSteps:
+    """The inner steps of an adaptation, as they are differentiated by hand."""
+
+    losses: Sequence[tuple[Tensor, Loss]]
+    """For every step its observations [K, T, E, O] and its loss."""
+    size_of: SizeOf
+    moving: Collection[str]
+    """The parameters that the steps move."""
+    second_order: bool = True
+    """False leaves the Hessians out (first-order MAML)."""
+    stages: Sequence[Params] | None = None
+    """The adapted parameters after 0, 1, ... steps, if they are known; `losses` then give derivatives alone."""
+
+
 @torch.no_grad()
 def unrolled_jacobian(
     policy: MLPPolicy,
     meta: Params,
     learned: Params,
     n_tasks: int,
-    inner: Sequence[tuple[Tensor, Loss]],
+    inner: InnerSteps,
     obs: Tensor,
-    size_of: SizeOf,
-    moving: Collection[str],
-    second_order: bool = True,
     held: Collection[str] = (),
-    stages: Sequence[Params] | None = None,
 ) -> tuple[Distribution, Jacobian]:
     """Adapt `meta` to K tasks and linearise the adapted policies in it, and in what is learned about the steps.
 
     Args:
         learned: further meta-parameters, after those of `meta` in the Jacobian: step sizes and masks.
-        inner: for every inner step its observations [K, T, E, O] and its loss.
         obs: the states [K, T, E, O] in which the adapted policies are wanted.
-        moving: the parameters that the inner steps move.
-        second_order: False leaves the inner Hessians out (first-order MAML).
         held: names in `meta` that are constants, not arguments of the Jacobian.
-        stages: the adapted parameters after 0, 1, ... steps, if they are known; `inner` then gives derivatives alone.
 
     Returns:
         The adapted policies' distribution in `obs`, its tensors leaves that require a gradient; and J.
     """
-    params = expand(meta, n_tasks)
+    params, moving, second_order = expand(meta, n_tasks), inner.moving, inner.second_order
     steps: list[_InnerStep] = []
-    sizes = _Sizes(size_of, {name: x for name, x in learned.items() if name != NOISE}, len(inner), moving)
-    for i, (states, loss) in enumerate(inner):
+    known = {name: x for name, x in learned.items() if name != NOISE}
+    sizes = _Sizes(inner.size_of, known, len(inner.losses), moving)
+    for i, (states, loss) in enumerate(inner.losses):
         step = _InnerStep(policy, params, states, loss, second_order)
         params = params | {name: params[name] - sizes.at[i][name] * step.gradient[name] for name in moving}
         if (change := noise_change(learned, i)) is not None:
             params["log_std"] = params["log_std"] + change
-        if stages is not None:
-            params = stages[i + 1]
+        if inner.stages is not None:
+            params = inner.stages[i + 1]
         steps.append(step)
 
     tape = stacked_mlp.forward(params, obs.reshape(n_tasks, -1, obs.shape[-1]), policy.activation)

@@ -49,11 +49,9 @@ def problem(family, settings: dict, by_hand: bool) -> tuple[Config, Objective, P
     # Away from where factors are all 1 and zero biases hide mistakes, but with the masks and the context as they are.
     moved = {n: v + 0.2 * torch.randn(v.shape, generator=generator) for n, v in state.meta.items() if n != "context"}
     meta = {name: value.double() for name, value in (state.meta | moved).items()}
-    held = {name: meta.pop(name) for name in outer.held(config, state)}
+    fixed = outer.Constants(0.9, 2, {name: meta.pop(name) for name in outer.held(config, state)})
     scores = [torch.tensor([1.0, -0.5, 0.25], dtype=torch.float64) / 4] * config.inner_steps
-    objective = outer.objective(
-        config, policy, data, 3, outer.Outer(by_hand=by_hand), 0.9, 2, held=held, scores=scores
-    )  # fmt: skip
+    objective = outer.objective(config, policy, data, 3, outer.Outer(by_hand=by_hand), fixed, scores)
     return config, objective, meta, data
 
 

@@ -18,7 +18,7 @@ from metarl.inner.loss import Batch
 from metarl.outer import objective
 from metarl.outer.adam import adam_init, adam_steps
 from metarl.outer.exploration import credits, gain
-from metarl.outer.objective import Outer
+from metarl.outer.objective import Constants, Outer
 from metarl.outer.trust_region import flatten, value_and_gradient
 from metarl.params import Params
 
@@ -43,16 +43,17 @@ def compare(
     policy, state, data = problem(FAMILIES[family], config)
     loss = losses.surrogate if clip is None else partial(losses.clipped_surrogate, clip=clip)
     kind = Outer(loss if ratio else maml_vpg.on_policy, inner_kl, by_hand)
-    unit, fixed = lr_unit(config, state.params), objective.held(config, state)
+    fixed = Constants(lr_unit(config, state.params), iteration, objective.held(config, state))
     scores = credits(config, data, iteration)
-    ours = objective.objective(config, policy, data, config.n_tasks, kind, unit, iteration, fixed, scores)
+    ours = objective.objective(config, policy, data, config.n_tasks, kind, fixed, scores)
     at = apart(objective.trained(config, state))
-    slow = SlowObjective(config, policy, data, fixed | at, unit, iteration, clip, inner_kl, ratio)
+    slow = SlowObjective(config, policy, data, fixed.held | at, fixed.unit, iteration, clip, inner_kl, ratio)
     value, gradient = value_and_gradient([ours], at)
-    assert value == pytest.approx(float(slow(fixed | at)), rel=1e-9, abs=1e-12)
+    assert value == pytest.approx(float(slow(fixed.held | at)), rel=1e-9, abs=1e-12)
     assert value == pytest.approx(float(ours(at, False).loss), rel=1e-9, abs=1e-12)
     along = directions(at)
-    want = [(slow(fixed | shifted(at, d, 1e-5)) - slow(fixed | shifted(at, d, -1e-5))) / 2e-5 for d in along]
+    ends = [[slow(fixed.held | shifted(at, d, h)) for h in (1e-5, -1e-5)] for d in along]
+    want = [(plus - minus) / 2e-5 for plus, minus in ends]
     return torch.stack([flatten(gradient) @ flatten(d) for d in along]), torch.stack(want)
 
 
@@ -165,7 +166,7 @@ def gradient_of(iteration: int = 0, kind: Outer = PLAIN, parts: int = 1, **setti
     chunks = [slice(i * n, (i + 1) * n) for i in range(parts)]
     objectives = [
         objective.objective(
-            config, policy, [b[c] for b in data], 4, kind, 1.0, iteration, scores=[x[c] for x in scores]
+            config, policy, [b[c] for b in data], 4, kind, Constants(iteration=iteration), scores=[x[c] for x in scores]
         )
         for c in chunks
     ]

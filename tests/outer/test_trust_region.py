@@ -123,10 +123,10 @@ def meta_objective(family, by_hand: bool = False, **settings) -> tuple[Objective
     g = torch.Generator().manual_seed(4)
     learned = {name: value + 0.3 * torch.randn(value.shape, generator=g) for name, value in state.learned.items()}
     params = {name: value.double() for name, value in (state.params | learned).items()}
-    held = {name: params.pop(name) for name in outer.held(config, state)}
-    here = outer.objective(config, policy, data, 3, held=held)(params, False)
+    fixed = outer.Constants(held={name: params.pop(name) for name in outer.held(config, state)})
+    here = outer.objective(config, policy, data, 3, constants=fixed)(params, False)
     data[-1] = replace(data[-1], rollout=replace(data[-1].rollout, dist=type(here.dist)(*here.dist)))
-    return outer.objective(config, policy, data, 3, outer.Outer(by_hand=by_hand), held=held), params
+    return outer.objective(config, policy, data, 3, outer.Outer(by_hand=by_hand), fixed), params
 
 
 families = pytest.mark.parametrize("family", [Drift(), TwoArms(), Locks()], ids=["gaussian", "categorical", "several"])
