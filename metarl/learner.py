@@ -41,7 +41,7 @@ from metarl.report.evaluation import (
     checked_step_sizes,
     evaluation_seed,
 )
-from metarl.report.step_sizes import TASKS, Choice, choose
+from metarl.report.step_sizes import TASKS, Choice, Kept, choose, choose_once
 from metarl.rollout.sampler import EnvSampler, Sampler
 from metarl.rollout.setup import Setup
 from metarl.splits import TEST, VALIDATION
@@ -143,7 +143,7 @@ class MetaLearner:
         self.state = checkpoint.in_own_memory(self.state)
         self.sampler = Sampler(self.family, self.device, workers)
         self._best_score: float | None = None
-        self._choice: tuple[Any, dict[tuple[int, int], Choice]] = (None, {})
+        self._choices = Kept()  # of step sizes
         self._run_dir: Path | None = None  # the run that this learner is the state of
         self._latest_is_damaged = False  # in that run, so that this is its previous state
         self._started_from: dict[str, Any] | None = None  # the learner that this one started from, described
@@ -251,7 +251,7 @@ class MetaLearner:
         keep_freed_memory()
         remember(origin_of(self.family))
         remember(source.origin_of(self._module))
-        sizes = self._step_sizes(None, eval_step_sizes or None, self._default_steps(1))
+        sizes = self._step_sizes(None, list(eval_step_sizes) or None, self._default_steps(1))
         learn(self, KIND, options, partial(self._evaluated, n_tasks=options.eval_tasks, sizes=sizes))
         return self
 
@@ -327,7 +327,8 @@ class MetaLearner:
         found = self._evaluate(self.state, self.sampler, tasks, episodes, sizes, seed)
         returns = found.returns.mean(2).cpu().double().numpy()
         rates = None if found.success_rates is None else found.success_rates.cpu().double().numpy()
-        return Evaluation(returns, sizes, episodes, tasks, seed, found if details else None, rates, choice, split)
+        return Evaluation(returns, sizes, {"episodes": episodes}, tasks, seed, found if details else None, rates,
+                          choice, split, unit=self.config.unit)  # fmt: skip
 
     @known_arguments
     @torch_defaults
@@ -393,26 +394,19 @@ class MetaLearner:
         self, usual: tuple[float | None, ...], given: Sequence[float] | None, episodes: int
     ) -> tuple[tuple[float | None, ...], Choice | None]:
         """`usual`, with the sizes of steps that training does not have chosen on validation tasks, unless `given`."""
-        if given is not None or self.config.unit != INNER_STEP:
+        if given is not None or self.config.unit != INNER_STEP or len(usual) <= self.config.sized_steps:
             return usual, None
-        known = self.config.sized_steps
-        if len(usual) <= known:
-            return usual, None
-        state, kept = self._choice
-        if state is self.state and (episodes, len(usual)) in kept:
-            choice = kept[episodes, len(usual)]
-            return choice.sizes, choice
         seed = evaluation_seed(self.seed, STEP_SIZES)
         tasks = self.sampler.tasks(TASKS, seed, 0, VALIDATION)
 
-        def play(sizes: tuple[float, ...]) -> Any:
-            return self._evaluate(self.state, self.sampler, tasks, episodes, sizes, seed)
+        def play(sizes: tuple[float, ...]) -> tuple[float, int]:
+            found = self._evaluate(self.state, self.sampler, tasks, episodes, sizes, seed)
+            return float(found.returns[:, -1].mean()), sum(rollout.steps for rollout in found.rollouts)
 
-        sizes = [size for size in usual if size is not None]
-        choice = choose(play, sizes, known, num_tasks(tasks))
-        if state is not self.state:
-            kept = {}
-        self._choice = (self.state, {**kept, (episodes, len(usual)): choice})
+        def make() -> Choice:
+            return choose(play, [size for size in usual if size is not None], self.config.sized_steps, num_tasks(tasks))
+
+        choice, self._choices = choose_once(self._choices, self.state, (episodes, len(usual)), make)
         return choice.sizes, choice
 
     def _default_steps(self, least: int, otherwise: int | None = None) -> int:

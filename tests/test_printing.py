@@ -23,7 +23,9 @@ def is_readable(text: str) -> bool:
 
 
 def curve(returns: np.ndarray, **more: object) -> Evaluation:
-    return Evaluation(returns, (0.5,) * (returns.shape[1] - 1), 4, {"goal": np.zeros((len(returns), 2))}, 0, **more)
+    return Evaluation(
+        returns, (0.5,) * (returns.shape[1] - 1), {"episodes": 4}, {"goal": np.zeros((len(returns), 2))}, 0, **more
+    )
 
 
 def test_an_evaluation_is_its_table():
@@ -53,8 +55,8 @@ def test_of_a_long_trial_some_episodes_are_shown():
 
 
 def test_success_rates_are_shown():
-    assert "success [95%]" in repr(curve(np.zeros((2, 2)), success_rates=np.ones((2, 2))))
-    assert "100%" in repr(curve(np.zeros((2, 2)), success_rates=np.ones((2, 2))))
+    assert "success [95%]" in repr(curve(np.zeros((2, 2)), rates=np.ones((2, 2))))
+    assert "100%" in repr(curve(np.zeros((2, 2)), rates=np.ones((2, 2))))
     assert "success" not in repr(curve(np.zeros((2, 2))))
 
 

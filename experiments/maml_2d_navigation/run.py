@@ -25,7 +25,8 @@ import torch
 import metarl
 from metarl.checkpoint import atomic_write, read_json, write_json
 from metarl.report import figures
-from metarl.report.evaluation import Evaluation, interquartile_mean
+from metarl.report.evaluation import Evaluation
+from metarl.report.statistics import interquartile_mean
 from metarl.training.train import versions
 
 HERE = Path(__file__).resolve().parent

@@ -1,23 +1,27 @@
-"""How well adaptation works: the adaptation curve on tasks of a split, with its uncertainty over tasks."""
+"""How well adaptation works: the adaptation curve on tasks of a split, with its uncertainty over tasks.
+
+One result for everything that adapts: gradient methods and RL2, whose tasks have returns, and few-shot learning, whose
+tasks have losses (`metarl.report.measures`).
+"""
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.stats
 from rich.table import Table
 
 from metarl.arguments import positive_sizes, whole
 from metarl.checkpoint import atomic_write, write_json
 from metarl.printing import TextTable, as_text
 from metarl.recurrent.trials import shown_episodes
+from metarl.report.measures import RETURN, Measure
+from metarl.report.statistics import bootstrap_interval, interquartile_mean
 from metarl.report.step_sizes import Choice
 from metarl.splits import TEST
-from metarl.tasks import Tasks
 
 FINAL, PERIODIC, STEP_SIZES = 1, 2, 3
 """Purposes of an evaluation: the final one; the periodic ones of training, which choose the best state; and the choice
@@ -33,113 +37,187 @@ def evaluation_seed(seed: int, purpose: int) -> int:
 
 @dataclass(frozen=True)
 class Row:
-    """The return after `step` inner steps, over tasks."""
+    """The return or loss after `step` units of adaptation, over tasks, with 95% intervals."""
 
     step: int
     mean: float
     mean_low: float
     mean_high: float
-    iqm: float
-    iqm_low: float
-    iqm_high: float
-    success: float | None = None
-    """Mean success rate over tasks; None where the environments report no success."""
-    success_low: float | None = None
-    success_high: float | None = None
+    iqm: float | None = None
+    """The interquartile mean; None where the measure has none."""
+    iqm_low: float | None = None
+    iqm_high: float | None = None
+    rate: float | None = None
+    """Mean success rate or accuracy over tasks; None where there is none."""
+    rate_low: float | None = None
+    rate_high: float | None = None
 
 
 @dataclass(frozen=True, repr=False)
 class Evaluation:
-    """Returns of adapting to K tasks by S inner steps."""
+    """Adapting to K tasks by S steps.
 
-    returns: np.ndarray
-    """[K, S + 1]: mean undiscounted return over each task's episodes after 0, 1, ..., S inner steps."""
+    The numbers have the names of what is measured as well: `returns`, `success_rates` and `episodes`, or `losses`,
+    `accuracies`, `shots` and `queries`.
+    """
+
+    values: np.ndarray
+    """[K, S + 1]: each task's mean undiscounted return, or mean loss on its query set, after 0, 1, ..., S steps."""
     step_sizes: tuple[float | None, ...]
-    """The S inner step sizes; None for steps that have none (further episodes of a trial)."""
-    episodes: int
-    """Episodes per task before and after every step; of RL2: trials per task."""
-    tasks: Tasks
+    """The S inner step sizes, without learned factors; None for steps that have none (further episodes of a trial)."""
+    amounts: Mapping[str, int]
+    """The data of each task: `episodes` before and after every step (of RL2: trials), or `shots` and `queries`."""
+    tasks: Mapping[str, np.ndarray]
+    """What tells the tasks apart, each [K, ...]; empty where a family of sets does not say it."""
     seed: int
     details: Any = None
     """What the algorithm's `evaluate` returned (all rollouts and parameters), if it was asked for."""
-    success_rates: np.ndarray | None = None
-    """[K, S + 1]: share of each task's episodes in which some step was a success, where environments report it."""
+    rates: np.ndarray | None = None
+    """[K, S + 1]: share of each task's episodes with a success, or of its query set that is predicted right; None where
+    nothing reports it."""
     choice: Choice | None = None
     """How the sizes of steps beyond those of training were chosen; None where all were given or are training's."""
     split: str = TEST
     """The split that the tasks were drawn from; `"given"` if they were given."""
+    measure: Measure = RETURN
+    unit: str = "inner step"
+    """What a step is: "inner step", or "episode" of a trial."""
 
     def __repr__(self) -> str:
-        return as_text(self.table(steps=shown_episodes(self.returns.shape[1])))
+        return as_text(self.table(steps=shown_episodes(self.values.shape[1])))
 
     @property
     def mean(self) -> np.ndarray:
-        """Mean return over tasks after each number of steps, [S + 1]."""
-        return self.returns.mean(0)
+        """Mean return or loss over tasks after each number of steps, [S + 1]."""
+        return self.values.mean(0)
+
+    @property
+    def returns(self) -> np.ndarray:
+        """`values`, where they are returns."""
+        self._check("return", "returns")
+        return self.values
+
+    @property
+    def success_rates(self) -> np.ndarray | None:
+        """`rates`, beside returns."""
+        self._check("return", "success_rates")
+        return self.rates
+
+    @property
+    def episodes(self) -> int:
+        """Episodes per task before and after every step; of RL2: trials per task."""
+        self._check("return", "episodes")
+        return self.amounts["episodes"]
+
+    @property
+    def losses(self) -> np.ndarray:
+        """`values`, where they are losses."""
+        self._check("loss", "losses")
+        return self.values
+
+    @property
+    def accuracies(self) -> np.ndarray | None:
+        """`rates`, beside losses."""
+        self._check("loss", "accuracies")
+        return self.rates
+
+    @property
+    def loss(self) -> np.ndarray:
+        """Mean loss over tasks after each number of steps, [S + 1]."""
+        self._check("loss", "loss")
+        return self.mean
+
+    @property
+    def accuracy(self) -> np.ndarray | None:
+        """Mean accuracy over tasks after each number of steps, [S + 1]."""
+        return None if self.accuracies is None else self.accuracies.mean(0)
+
+    @property
+    def shots(self) -> int:
+        """Examples in a support set, of each class where there are classes."""
+        self._check("loss", "shots")
+        return self.amounts["shots"]
+
+    @property
+    def queries(self) -> int:
+        """Examples in a query set, likewise."""
+        self._check("loss", "queries")
+        return self.amounts["queries"]
+
+    @property
+    def parameters(self) -> Mapping[str, np.ndarray]:
+        """`tasks`, of few-shot learning."""
+        self._check("loss", "parameters")
+        return self.tasks
+
+    def _check(self, measure: str, name: str) -> None:
+        if self.measure.name != measure:
+            raise AttributeError(f"this evaluation is of {self.measure.values} and has no {name}: values, rates and "
+                                 f"tasks are there in any")  # fmt: skip
 
     def rows(self, steps: Iterable[int] | None = None) -> list[Row]:
         """Mean and interquartile mean over tasks, each with a 95% bootstrap interval (percentiles, 10,000 draws), after
         these numbers of steps (by default all)."""
-        rates = [None] * len(self.returns[0]) if self.success_rates is None else list(self.success_rates.T)
-        steps = range(self.returns.shape[1]) if steps is None else steps
-        return [_row(step, self.returns[:, step], rates[step]) for step in steps]
+        steps = range(self.values.shape[1]) if steps is None else steps
+        rates = self.rates
+        return [_row(k, self.values[:, k], None if rates is None else rates[:, k], self.measure) for k in steps]
 
     def table(self, title: str = "", steps: Iterable[int] | None = None) -> Table:
         """`rows` for a terminal, and for `print`."""
-        table = TextTable(title=title or f"{len(self.returns)} {self.split} tasks, {self.episodes} episodes each")
+        amounts = ", ".join(f"{n} {name}" for name, n in self.amounts.items())
+        table = TextTable(title=title or f"{len(self.values)} {self.split} tasks, {amounts} each")
         table.caption = None if self.choice is None else self.choice.text()
-        last = [] if self.success_rates is None else ["success [95%]"]
-        for name in ("steps", "size", "mean [95% interval]", "interquartile mean [95%]", *last):
+        columns = ["steps", "size", f"{self.measure.column} [95% interval]"]
+        columns += ["interquartile mean [95%]"] if self.measure.interquartile else []
+        columns += [] if self.rates is None else [f"{self.measure.rate} [95%]"]
+        for name in columns:
             table.add_column(name, justify="right")
         for row in self.rows(steps):
-            size = self.step_sizes[row.step - 1] if row.step else None
-            shown = "" if size is None else f"{size:g}"
-            rate = [f"{row.success:.0%} \\[{row.success_low:.0%}, {row.success_high:.0%}]"] if last else []
-            table.add_row(str(row.step), shown, f"{row.mean:.2f} \\[{row.mean_low:.2f}, {row.mean_high:.2f}]",
-                          f"{row.iqm:.2f} \\[{row.iqm_low:.2f}, {row.iqm_high:.2f}]", *rate)  # fmt: skip
+            cells = [_mean(row, self.measure)]
+            if row.iqm is not None:
+                cells.append(_cell(row.iqm, row.iqm_low, row.iqm_high, f".{self.measure.digits}f"))
+            table.add_row(str(row.step), _size(self, row.step), *cells, *_rate(row, self.measure))
         return table
 
-    def save(self, directory: Path) -> list[Path]:
-        """Write `adaptation.csv` (one row per number of steps) and `adaptation.json` (also every task's returns
-        and, where environments report it, success rates). Of any split but the test split they are called
-        `adaptation-SPLIT`, so that no evaluation replaces one of another split."""
-        rows = [{name: x for name, x in asdict(row).items() if x is not None} for row in self.rows()]
+    def save(self, directory: Path | str) -> list[Path]:
+        """Write a CSV file (one row per number of steps) and a JSON file (also every task's numbers): `adaptation.csv`
+        of returns, `few_shot.csv` of losses. Of any split but the test split they are called `adaptation-SPLIT`, so
+        that no evaluation replaces one of another split."""
+        rows = [_named(row, self.measure) for row in self.rows()]
         text = io.StringIO()
         writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        csv_path, json_path = (Path(directory) / file_name("adaptation", self.split, end) for end in ("csv", "json"))
+        stem = Path(directory) / self.measure.file
+        csv_path, json_path = (stem.with_name(file_name(stem.name, self.split, end)) for end in ("csv", "json"))
         atomic_write(csv_path, text.getvalue().encode())
-        no_nan = [{name: None if value != value else value for name, value in row.items()} for row in rows]
         write_json(json_path, {
-            "split": self.split, "rows": no_nan,
-            "step_sizes": list(self.step_sizes), "episodes": self.episodes, "seed": self.seed,
+            "split": self.split, "rows": _finite(rows), "unit": self.unit,
+            "higher_is_better": self.measure.higher_is_better,
+            "step_sizes": list(self.step_sizes), **self.amounts, "seed": self.seed,
             "step_sizes_chosen": None if self.choice is None else self.choice.as_data(),
-            "tasks": {name: value.tolist() for name, value in self.tasks.items()},
-            "returns": self.returns.tolist(),
-            **({} if self.success_rates is None else {"success_rates": self.success_rates.tolist()}),
+            self.measure.tasks: {name: np.asarray(value).tolist() for name, value in self.tasks.items()},
+            self.measure.values: _finite(self.values.tolist()),
+            **({} if self.rates is None else {self.measure.rates: _finite(self.rates.tolist())}),
         })  # fmt: skip
         return [csv_path, json_path]
 
 
 def side_by_side(evaluations: Sequence[Evaluation], title: str = "") -> Table:
-    """The mean returns of evaluations on several splits as one table, and success rates where they are reported."""
-    table = TextTable(title=title or f"{len(evaluations[0].returns)} tasks of each split")
+    """The means of evaluations on several splits as one table, and success rates or accuracies where there are any."""
+    table = TextTable(title=title or f"{len(evaluations[0].values)} tasks of each split")
     choices = {one.choice.text(): None for one in evaluations if one.choice is not None}
     table.caption = "; ".join(choices) or None
     for name in ("steps", "size"):
         table.add_column(name, justify="right")
     for one in evaluations:
         table.add_column(f"{one.split} [95% interval]", justify="right")
-        if one.success_rates is not None:
-            table.add_column(f"{one.split}, success [95%]", justify="right")
+        if one.rates is not None:
+            table.add_column(f"{one.split}, {one.measure.rate} [95%]", justify="right")
     for rows in zip(*(one.rows() for one in evaluations), strict=True):
-        size = evaluations[0].step_sizes[rows[0].step - 1] if rows[0].step else None
-        cells = ["" if size is None else f"{size:g}"]
-        for row in rows:
-            cells.append(f"{row.mean:.2f} \\[{row.mean_low:.2f}, {row.mean_high:.2f}]")
-            if row.success is not None:
-                cells.append(f"{row.success:.0%} \\[{row.success_low:.0%}, {row.success_high:.0%}]")
+        cells = [_size(evaluations[0], rows[0].step)]
+        for one, row in zip(evaluations, rows, strict=True):
+            cells += [_mean(row, one.measure), *_rate(row, one.measure)]
         table.add_row(str(rows[0].step), *cells)
     return table
 
@@ -149,28 +227,50 @@ def file_name(name: str, split: str, ending: str) -> str:
     return f"{name}.{ending}" if split == TEST else f"{name}-{split}.{ending}"
 
 
-def interquartile_mean(x: np.ndarray, axis: int = -1) -> np.ndarray:
-    """The mean of the middle half (Agarwal et al. 2021, https://arxiv.org/abs/2108.13264)."""
-    return scipy.stats.trim_mean(x, 0.25, axis=axis)
+def _row(step: int, x: np.ndarray, rate: np.ndarray | None, measure: Measure) -> Row:
+    middle: tuple[float | None, ...] = (None, None, None)
+    if measure.interquartile:
+        middle = (float(interquartile_mean(x)), *bootstrap_interval(x, interquartile_mean))
+    rates = () if rate is None else (float(rate.mean()), *bootstrap_interval(rate))
+    return Row(step, float(x.mean()), *bootstrap_interval(x), *middle, *rates)
 
 
-def bootstrap_interval(x: np.ndarray, statistic: Any = np.mean) -> tuple[float, float]:
-    """The 95% interval of a statistic of x [n] (percentiles, 10,000 draws, always the same).
-
-    NaN for a single x, and where one is not finite."""
-    if len(x) < 2 or not np.isfinite(x).all():
-        return float("nan"), float("nan")
-    if np.ptp(x) == 0:
-        return float(x[0]), float(x[0])
-    found = scipy.stats.bootstrap((x,), statistic, n_resamples=10_000, method="percentile", batch=1000,
-                                  rng=np.random.default_rng(0)).confidence_interval  # fmt: skip
-    return float(found.low), float(found.high)
+def _named(row: Row, measure: Measure) -> dict[str, Any]:
+    """A row by the names that its columns have in files, without what there is not."""
+    names = {"mean": measure.column, "rate": measure.rate}
+    found = {}
+    for name, value in asdict(row).items():
+        first, _, rest = name.partition("_")
+        if value is not None:
+            found["_".join(filter(None, (names.get(first, first), rest)))] = value
+    return found
 
 
-def _row(step: int, x: np.ndarray, rate: np.ndarray | None) -> Row:
-    middle = float(interquartile_mean(x)), *bootstrap_interval(x, interquartile_mean)
-    success = () if rate is None else (float(rate.mean()), *bootstrap_interval(rate))
-    return Row(step, float(x.mean()), *bootstrap_interval(x), *middle, *success)
+def _cell(value: float | None, low: float | None, high: float | None, form: str) -> str:
+    return f"{value:{form}} \\[{low:{form}}, {high:{form}}]"
+
+
+def _mean(row: Row, measure: Measure) -> str:
+    return _cell(row.mean, row.mean_low, row.mean_high, f".{measure.digits}f")
+
+
+def _rate(row: Row, measure: Measure) -> list[str]:
+    form = f".{measure.rate_digits}%"
+    return [] if row.rate is None else [_cell(row.rate, row.rate_low, row.rate_high, form)]
+
+
+def _size(evaluation: Evaluation, step: int) -> str:
+    size = evaluation.step_sizes[step - 1] if step else None
+    return "" if size is None else f"{size:g}"
+
+
+def _finite(value: Any) -> Any:
+    """Data without NaN and infinity, which JSON does not have."""
+    if isinstance(value, dict):
+        return {name: _finite(x) for name, x in value.items()}
+    if isinstance(value, list):
+        return [_finite(x) for x in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def checked_step_sizes(

@@ -7,14 +7,17 @@ print(learner.evaluate(steps=10).loss)
 Imports `training`, `report`, `inner` and what is below them.
 """
 
+from metarl.report.evaluation import Evaluation
 from metarl.supervised.classes import FewShotClasses, digits
-from metarl.supervised.evaluation import FewShotEvaluation
 from metarl.supervised.learner import FewShotLearner, FewShotPredictor
 from metarl.supervised.letters import glyphs
 from metarl.supervised.maml import Config
 from metarl.supervised.methods import method
 from metarl.supervised.sets import SetFamily, Sets, check_family
 from metarl.supervised.sinusoid import Sinusoid
+
+FewShotEvaluation = Evaluation
+"""What `evaluate` returns, in few-shot learning as in reinforcement learning."""
 
 __all__ = [
     "Config", "FewShotClasses", "FewShotEvaluation", "FewShotLearner", "FewShotPredictor", "SetFamily", "Sets",

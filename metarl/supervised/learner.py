@@ -18,11 +18,21 @@ from metarl.parallel import resolve_device
 from metarl.params import Params
 from metarl.policies.stacked_module import second_derivatives_of
 from metarl.printing import curve_text
-from metarl.report.evaluation import FINAL, GIVEN, PERIODIC, checked_step_sizes, evaluation_seed
+from metarl.report.evaluation import (
+    FINAL,
+    GIVEN,
+    PERIODIC,
+    STEP_SIZES,
+    Evaluation,
+    checked_step_sizes,
+    evaluation_seed,
+)
+from metarl.report.measures import LOSS
+from metarl.report.step_sizes import Choice, Kept, choose, choose_once
 from metarl.splits import TEST, VALIDATION, sample_split
 from metarl.suggestions import config_from, known_arguments
 from metarl.supervised import maml
-from metarl.supervised.evaluation import FewShotEvaluation
+from metarl.supervised.losses import ACCURACIES
 from metarl.supervised.maml import Config, State
 from metarl.supervised.networks import MLPNetwork, ModuleNetwork, Network
 from metarl.supervised.sets import SetFamily, Sets, as_tensor, check_family, check_sets
@@ -34,6 +44,8 @@ from metarl.training.saved import portable, restore
 
 _CHUNK = 100
 """Test tasks that are adapted side by side."""
+_TRIED_ON = 100
+"""Validation tasks that step sizes are chosen on."""
 
 
 def _loss_and_speed(stats: Stats) -> str:
@@ -124,6 +136,7 @@ class FewShotLearner:
         else:
             self.network = ModuleNetwork(network, shape, family.outputs)
         self.state = checkpoint.in_own_memory(maml.init(self.config, self.network, self.seed, self.device))
+        self._choices = Kept()  # of step sizes
         self._best_score: float | None = None
         self._run_dir: Path | None = None  # the run that this learner is the state of
         self._latest_is_damaged = False  # in that run, so that this is its previous state
@@ -187,8 +200,8 @@ class FewShotLearner:
         stats = {f"eval/step_{k}": float(x) for k, x in enumerate(losses.mean(0))}
         if accuracies is not None:
             stats |= {f"eval/accuracy_{k}": float(x) for k, x in enumerate(accuracies.mean(0))}
-        return stats | {"eval/score": -stats[f"eval/step_{len(sizes)}"] if accuracies is None
-                        else stats[f"eval/accuracy_{len(sizes)}"]}  # fmt: skip
+        last, higher_is_better = _judged(losses, accuracies)
+        return stats | {"eval/score": last if higher_is_better else -last}
 
     # -----------------------------------------------------------------------------------------------------------------
     # Evaluation and adaptation
@@ -199,13 +212,14 @@ class FewShotLearner:
         self, n_tasks: int = 600, *, steps: int | None = None, step_sizes: Sequence[float] | None = None,
         shots: int | None = None, queries: int | None = None, sets: Sets | None = None, seed: int | None = None,
         split: str | None = None,
-    ) -> FewShotEvaluation:  # fmt: skip
+    ) -> Evaluation:  # fmt: skip
         """The curve on test tasks: loss (and accuracy) on query sets after 0, 1, ..., `steps` inner steps.
 
         Args:
             n_tasks: how many tasks to draw.
             steps: inner steps, by default as many as in training.
-            step_sizes: one size for every step (then `steps` is not needed); by default the training's for all.
+            step_sizes: one size for every step (then `steps` is not needed); by default the training's and, for steps
+                beyond those of training, what does best on validation tasks.
             shots, queries: examples in the sets, by default as in training.
             sets: evaluate on these instead of drawing any.
             seed: of the tasks; by default one that follows from the run's seed.
@@ -225,8 +239,10 @@ class FewShotLearner:
         if sets is None:
             sets = self._draw(n_tasks, seed, split, shots, queries)
         check_sets(self.family, sets)
+        sizes, choice = self._chosen_sizes(sizes, step_sizes, shots, queries)
         losses, accuracies = self._evaluate(self.state, sets, sizes)
-        return FewShotEvaluation(losses, accuracies, sizes, shots, queries, seed, sets.parameters, split)
+        return Evaluation(losses, sizes, {"shots": shots, "queries": queries}, sets.parameters, seed, None, accuracies,
+                          choice, split, LOSS)  # fmt: skip
 
     @known_arguments
     @torch_defaults
@@ -239,7 +255,8 @@ class FewShotLearner:
             support_x: [N, *x_shape], arrays or tensors.
             support_y: [N, A] values, or [N] class numbers from 0 on.
             steps: inner steps, by default as many as in training (at least 1).
-            step_sizes: one size for every step; by default the training's for all.
+            step_sizes: one size for every step; by default the training's and, for steps beyond those of training,
+                what does best on validation tasks with the training's number of examples, as in `evaluate`.
 
         Raises:
             ValueError: data that is not what the family's is like.
@@ -248,6 +265,7 @@ class FewShotLearner:
         x, y = as_tensor(support_x)[None], as_tensor(support_y)[None]
         sets = Sets(x, y, x, y)
         check_sets(self.family, sets)
+        sizes, _ = self._chosen_sizes(sizes, step_sizes, self.config.shots, self.config.queries)
         found = maml.evaluate(self.config, self.family, self.network, self.state, sets.to(self.device), sizes)
         params = {name: value[0] for name, value in found.params.items()}
         return FewShotPredictor(self.family, self.network, params, found.losses[0].cpu().numpy())
@@ -265,6 +283,26 @@ class FewShotLearner:
         losses = torch.cat([part.losses for part in parts]).cpu().double().numpy()
         rates = [part.accuracies for part in parts if part.accuracies is not None]
         return losses, torch.cat(rates).cpu().double().numpy() if rates else None
+
+    def _chosen_sizes(
+        self, usual: tuple[float, ...], given: Sequence[float] | None, shots: int, queries: int
+    ) -> tuple[tuple[float, ...], Choice | None]:
+        """`usual`, with the sizes of steps that training does not have chosen on validation tasks, unless `given`."""
+        known = self.config.inner_steps
+        if given is not None or len(usual) <= known:
+            return usual, None
+
+        def make() -> Choice:
+            sets = self._draw(_TRIED_ON, evaluation_seed(self.seed, STEP_SIZES), VALIDATION, shots, queries)
+            rates = self.family.loss in ACCURACIES
+
+            def play(sizes: tuple[float, ...]) -> tuple[float, int]:
+                return _judged(*self._evaluate(self.state, sets, sizes))[0], 0
+
+            return choose(play, usual, known, sets.n_tasks, LOSS.rate if rates else LOSS.name, higher_is_better=rates)
+
+        choice, self._choices = choose_once(self._choices, self.state, (shots, queries, len(usual)), make)
+        return choice.sizes, choice
 
     def _step_sizes(self, steps: int | None, sizes: Sequence[float] | None, otherwise: int) -> tuple[float, ...]:
         """The sizes of `steps` inner steps, `otherwise` if neither is given."""
@@ -327,6 +365,12 @@ class FewShotLearner:
 def make_config(values: Mapping[str, Any]) -> Config:
     """`Config` from a mapping. Raises ValueError for an unknown key, naming the nearest known one."""
     return config_from(Config, values, "few-shot learning")
+
+
+def _judged(losses: np.ndarray, accuracies: np.ndarray | None) -> tuple[float, bool]:
+    """What an adaptation to tasks is judged by, after its last step: the mean accuracy, or the mean loss where there is
+    none; and whether higher is better."""
+    return (float(losses[:, -1].mean()), False) if accuracies is None else (float(accuracies[:, -1].mean()), True)
 
 
 def _unadapted(learner: FewShotLearner) -> FewShotPredictor:

@@ -7,22 +7,27 @@ from typing import Any
 import numpy as np
 import pytest
 from rich.console import Console
-from tiny_runs import contents, tiny
+from tiny_runs import contents, point, tiny
 
+from metarl import MetaLearner
 from metarl.report.evaluation import (
     FINAL,
     PERIODIC,
     Evaluation,
-    bootstrap_interval,
     checked_step_sizes,
     evaluation_seed,
-    interquartile_mean,
+    side_by_side,
 )
+from metarl.report.measures import LOSS
+from metarl.report.statistics import bootstrap_interval, interquartile_mean
+from metarl.supervised import FewShotEvaluation, FewShotLearner, Sinusoid
 
 
 def evaluation(returns: Any, step_sizes: tuple[float, ...] = (0.5,), **more: Any) -> Evaluation:
     returns = np.asarray(returns, float)
-    return Evaluation(returns, step_sizes, 4, {"goal": np.arange(2.0 * len(returns)).reshape(-1, 2)}, 3, **more)
+    return Evaluation(
+        returns, step_sizes, {"episodes": 4}, {"goal": np.arange(2.0 * len(returns)).reshape(-1, 2)}, 3, **more
+    )
 
 
 NORMAL = np.random.default_rng(0).normal(5.0, 2.0, (400, 1))
@@ -249,3 +254,92 @@ def test_steps_sizes_or_neither_can_be_given(steps, sizes, found):
 def test_steps_that_make_no_sense_are_refused(steps, sizes, message):
     with pytest.raises(ValueError, match=message):
         checked_step_sizes(steps, sizes, halves, otherwise=2)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One result for returns and for losses
+
+
+def losses(values: Any, accuracies: Any = None, **more: Any) -> Evaluation:
+    values = np.asarray(values, float)
+    sizes, amounts, tasks = (
+        (0.5,) * (values.shape[1] - 1),
+        {"shots": 2, "queries": 9},
+        {"phase": np.arange(len(values))},
+    )
+    return Evaluation(values, sizes, amounts, tasks, 3, rates=accuracies, measure=LOSS, **more)
+
+
+RIGHT = np.array([[0.2, 0.9], [0.4, 0.7]])
+
+
+def test_policies_trials_and_few_shot_learners_give_the_same_type():
+    rl2 = MetaLearner("rl2", point(), n_tasks=2, hidden=4, minibatches=1, trial_episodes=2, device="cpu")
+    few = FewShotLearner(Sinusoid(), n_tasks=2, hidden=(4,), device="cpu")
+    found = [one.evaluate(3, steps=1) for one in (tiny(), rl2, few)]
+    assert {type(one) for one in found} == {Evaluation} == {FewShotEvaluation}
+    assert [one.unit for one in found] == ["inner step", "episode", "inner step"]
+    assert [one.measure.higher_is_better for one in found] == [True, True, False]
+    assert [one.values.shape for one in found] == [(3, 2)] * 3 and [one.seed for one in found] == [found[0].seed] * 3
+    assert rl2.evaluate(3, steps=0).unit == "episode"  # though there is no step that lacks a size
+
+
+def test_the_numbers_have_the_names_of_what_is_measured():
+    found = losses([[4.0, 1.0], [6.0, 2.0]], RIGHT)
+    assert found.losses is found.values and found.accuracies is found.rates and found.parameters is found.tasks
+    assert found.loss.tolist() == found.mean.tolist() == [5.0, 1.5]
+    assert found.accuracy.tolist() == pytest.approx([0.3, 0.8]) and (found.shots, found.queries) == (2, 9)
+    other = evaluation([[4.0, 1.0]], rates=RIGHT[:1])
+    assert other.returns is other.values and other.success_rates is other.rates and other.episodes == 4
+
+
+@pytest.mark.parametrize("name", ["losses", "accuracies", "loss", "accuracy", "shots", "queries", "parameters"])
+def test_returns_have_no_name_of_losses(name):
+    with pytest.raises(AttributeError, match=r"is of returns and has no (losses|accuracies|loss|shots|queries|param)"):
+        getattr(evaluation([[1.0, 2.0]]), name)
+
+
+@pytest.mark.parametrize("name", ["returns", "success_rates", "episodes"])
+def test_losses_have_no_name_of_returns(name):
+    with pytest.raises(AttributeError, match=f"is of losses and has no {name}"):
+        getattr(losses([[1.0, 2.0]]), name)
+
+
+def test_the_table_of_losses_has_their_columns_and_no_interquartile_mean():
+    found = losses([[4.0, 1.0], [4.0, 1.0]], np.array([[0.25, 0.875], [0.25, 0.875]]))
+    assert shown(found).splitlines()[0].strip() == "2 test tasks, 2 shots, 9 queries each"
+    columns = {column.header: list(column.cells) for column in found.table().columns}
+    assert columns == {
+        "steps": ["0", "1"], "size": ["", "0.5"],
+        "loss [95% interval]": [r"4.000 \[4.000, 4.000]", r"1.000 \[1.000, 1.000]"],
+        "accuracy [95%]": [r"25.0% \[25.0%, 25.0%]", r"87.5% \[87.5%, 87.5%]"],
+    }  # fmt: skip
+    assert "accuracy [95%]" not in [column.header for column in losses([[4.0, 1.0]]).table().columns]
+
+
+def test_files_of_losses_have_the_names_that_they_always_had(tmp_path):
+    found = losses([[4.0, 1.0], [6.0, np.inf]], RIGHT)
+    csv_path, json_path = found.save(tmp_path)
+    assert [csv_path.name, json_path.name] == ["few_shot.csv", "few_shot.json"]
+    header, first, last = csv_path.read_text().splitlines()
+    assert header == "step,loss,loss_low,loss_high,accuracy,accuracy_low,accuracy_high"
+    assert first.startswith("0,5.0,4.0,6.0,0.3") and last.startswith("1,inf,nan,nan,0.8")
+    data = json.loads(json_path.read_text())
+    assert data["losses"] == [[4.0, 1.0], [6.0, None]] and data["accuracies"] == RIGHT.tolist()
+    assert (data["shots"], data["queries"], data["parameters"]) == (2, 9, {"phase": [0, 1]})
+    assert (data["higher_is_better"], data["unit"]) == (False, "inner step") and data["rows"][1]["loss"] is None
+
+
+def test_those_of_another_split_are_named_after_it(tmp_path):
+    for found in (losses([[1.0]], split="ood"), evaluation([[1.0]], (), split="ood")):
+        found.save(tmp_path)
+    names = ["adaptation-ood.csv", "adaptation-ood.json", "few_shot-ood.csv", "few_shot-ood.json"]
+    assert sorted(contents(tmp_path)) == names
+
+
+def test_losses_of_several_splits_stand_side_by_side():
+    table = side_by_side([losses([[4.0, 1.0]] * 2, RIGHT), losses([[5.0, 2.0]] * 2, split="ood")])
+    assert {column.header: list(column.cells)[1] for column in table.columns} == {
+        "steps": "1", "size": "0.5", "test [95% interval]": r"1.000 \[1.000, 1.000]",
+        "test, accuracy [95%]": r"80.0% \[70.0%, 90.0%]", "ood [95% interval]": r"2.000 \[2.000, 2.000]",
+    }  # fmt: skip

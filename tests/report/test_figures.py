@@ -12,6 +12,9 @@ from tiny_runs import point, tiny
 from metarl.report import figures
 from metarl.report.evaluation import Evaluation
 from metarl.report.figures import MissingExtraError
+from metarl.report.measures import LOSS
+from metarl.supervised import FewShotLearner, Sinusoid
+from metarl.training.directory import RunDirectory
 
 matplotlib = pytest.importorskip("matplotlib")
 METRICS = [{"iteration": i, "return/step_0": -2.0 - i, "return/step_1": -1.0 * i} for i in (1, 2, 3)]
@@ -19,7 +22,9 @@ METRICS = [{"iteration": i, "return/step_0": -2.0 - i, "return/step_1": -1.0 * i
 
 def evaluation(returns: Any) -> Evaluation:
     returns = np.asarray(returns, float)
-    return Evaluation(returns, (0.5,) * (returns.shape[1] - 1), 4, {"goal": np.zeros((len(returns), 2))}, 0)
+    return Evaluation(
+        returns, (0.5,) * (returns.shape[1] - 1), {"episodes": 4}, {"goal": np.zeros((len(returns), 2))}, 0
+    )
 
 
 def axes(columns: int = 1) -> Any:
@@ -99,11 +104,11 @@ def test_the_adaptation_curve_shows_the_mean_and_not_the_interquartile_mean():
 
 def test_the_success_curve_shows_success_rates():
     found, ax = evaluation([[1, 2], [3, 4], [5, 6], [7, 8]]), axes()
-    object.__setattr__(found, "success_rates", np.array([[0.0, 0.5], [0.25, 0.5], [0.25, 1.0], [0.5, 1.0]]))
+    object.__setattr__(found, "rates", np.array([[0.0, 0.5], [0.25, 0.5], [0.25, 1.0], [0.5, 1.0]]))
     figures.adaptation_curve(ax, {"x": found}, "success")
     assert ax.lines[0].get_ydata().tolist() == [0.25, 0.75]
     band = ax.collections[0].get_paths()[0].vertices
-    assert {tuple(v) for v in band} == {(r.step, y) for r in found.rows() for y in (r.success_low, r.success_high)}
+    assert {tuple(v) for v in band} == {(r.step, y) for r in found.rows() for y in (r.rate_low, r.rate_high)}
 
 
 def test_every_compared_curve_is_named_and_every_step_has_a_tick():
@@ -171,3 +176,41 @@ def test_pyplot_is_not_touched(monkeypatch, tmp_path):
         figures.save_figure(figures.evaluation_figure(point(), found, METRICS), tmp_path / "x.png")
     assert dict(matplotlib.rcParams) == settings
     assert (pyplot.get_fignums() if pyplot else []) == open_figures
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Few-shot learning
+
+
+def losses(accuracies: Any = None) -> Evaluation:
+    return Evaluation(np.array([[4.0, 1.0], [6.0, 2.0]]), (0.5,), {"shots": 2, "queries": 3}, {}, 0, rates=accuracies,
+                      measure=LOSS)  # fmt: skip
+
+
+RIGHT = np.array([[0.2, 0.9], [0.4, 0.7]])
+FEW_SHOT_METRICS = [{"iteration": i, "loss/query": 3.0 / i, "eval/step_0": None} for i in (1, 2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "metrics", "labels"),
+    [(None, (), ["mean loss"]), (RIGHT, (), ["mean loss", "accuracy"]),
+     (RIGHT, FEW_SHOT_METRICS, ["mean loss", "mean loss", "accuracy"])],
+)  # fmt: skip
+def test_losses_and_accuracies_have_their_panels(accuracies, metrics, labels):
+    figure = figures.evaluation_figure(Sinusoid(), losses(accuracies), metrics)
+    assert [ax.get_ylabel() for ax in figure.axes] == labels
+    if metrics:
+        (line,) = figure.axes[0].lines
+        assert line.get_xydata().tolist() == [[1, 3.0], [2, 1.5], [3, 1.0]] and line.get_label() == "after adaptation"
+    if accuracies is not None:
+        assert figure.axes[-1].lines[0].get_ydata().tolist() == pytest.approx([0.3, 0.8])
+    assert figure.axes[-1].get_xlabel() == "inner steps"
+
+
+def test_a_few_shot_run_is_drawn_as_it_is(tmp_path):
+    learner = FewShotLearner(Sinusoid(), n_tasks=2, hidden=(4,), device="cpu").learn(2, run_dir=tmp_path)
+    found = learner.evaluate(3, steps=2)
+    figure = figures.evaluation_figure(learner.family, found, RunDirectory(tmp_path).metrics())
+    assert len(figure.axes) == 2 and figure.axes[1].lines[0].get_ydata().tolist() == found.loss.tolist()
+    both = figures.comparison_figure([found, learner.evaluate(3, steps=2, split="validation")])
+    assert [text.get_text() for text in both.axes[0].get_legend().get_texts()] == ["test tasks", "validation tasks"]

@@ -1,7 +1,6 @@
 """Steps beyond those of training: their sizes are chosen on validation tasks, not on those that are reported."""
 
 import json
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,40 +12,37 @@ from metarl.report.step_sizes import FACTORS, TASKS, choose
 from metarl.rollout.finite import NotFiniteError
 
 
-def valley(sizes: tuple[float, ...]) -> Any:
+def valley(sizes: tuple[float, ...]) -> tuple[float, int]:
     """Adaptation of one number to 1: a step takes it by its size towards 1.6, so that steps of 1 overshoot."""
-    x, returns = 0.0, [-1.0]
+    x = 0.0
     for size in sizes:
         x += size * (1.6 - x)
-        returns.append(-abs(x - 1))
-    return SimpleNamespace(
-        returns=np.tile(np.array(returns)[None, :, None], (2, 1, 3)), rollouts=[SimpleNamespace(steps=5)] * len(returns)
-    )
+    return -abs(x - 1), 5 * (len(sizes) + 1)
 
 
 def test_each_further_size_is_the_best_after_those_before_it():
     choice = choose(valley, [0.5, 0.5, 0.5], 1, 2)
     # 0.8 after the first; then 1.2, 1.0, 0.9, 0.85 with the four sizes; then anything takes it away from 1.
     assert choice.sizes == (0.5, 0.25, 0.0625)
-    assert [list(step) for step in choice.returns] == [[0.5 * factor for factor in FACTORS]] * 2
-    assert choice.returns[0][0.5] == pytest.approx(-0.2) and choice.returns[0][0.25] == pytest.approx(0.0)
+    assert [list(step) for step in choice.tried] == [[0.5 * factor for factor in FACTORS]] * 2
+    assert choice.tried[0][0.5] == pytest.approx(-0.2) and choice.tried[0][0.25] == pytest.approx(0.0)
 
 
 def test_of_equally_good_sizes_the_smallest_is_taken():
-    def flat(sizes: tuple[float, ...]) -> Any:
-        return SimpleNamespace(returns=np.zeros((2, len(sizes) + 1, 3)), rollouts=[])
+    def flat(sizes: tuple[float, ...]) -> tuple[float, int]:
+        return 0.0, 0
 
     assert choose(flat, [0.5, 0.5], 1, 2).sizes == (0.5, 0.5 * min(FACTORS))
 
 
 def test_a_size_too_long_to_compute_with_is_the_worst_and_ends_nothing():
-    def overflows(sizes: tuple[float, ...]) -> Any:
+    def overflows(sizes: tuple[float, ...]) -> tuple[float, int]:
         if sizes[-1] > 0.2:
             raise NotFiniteError("parameters too large have overflowed")
         return valley(sizes)
 
     choice = choose(overflows, [0.5, 0.5], 1, 2)
-    assert choice.sizes == (0.5, 0.125) and choice.returns[0][0.5] == -np.inf
+    assert choice.sizes == (0.5, 0.125) and choice.tried[0][0.5] == -np.inf
     assert json.dumps(choice.as_data(), allow_nan=False).count("null") == 2
 
 
@@ -81,7 +77,7 @@ def test_given_sizes_are_taken_as_they_are():
 
 def test_of_joint_training_the_first_size_is_chosen_too():
     found = learner(inner_steps=0).evaluate(n_tasks=3, steps=1)
-    assert found.choice is not None and len(found.choice.returns) == 1
+    assert found.choice is not None and len(found.choice.tried) == 1
 
 
 def test_the_choice_is_made_on_other_tasks_than_those_reported():
@@ -125,7 +121,7 @@ def test_another_state_is_chosen_for_anew():
     before = made.evaluate(n_tasks=2, steps=2).choice
     made.learn(1, eval_every=0)
     after = made.evaluate(n_tasks=2, steps=2).choice
-    assert before is not None and after is not None and before.returns != after.returns
+    assert before is not None and after is not None and before.tried != after.tried
 
 
 def test_the_table_and_the_file_say_that_sizes_were_chosen_and_on_what(tmp_path):
@@ -135,7 +131,7 @@ def test_the_table_and_the_file_say_that_sizes_were_chosen_and_on_what(tmp_path)
     found.save(tmp_path)
     data = json.loads((tmp_path / "adaptation.json").read_text())
     assert data["step_sizes_chosen"]["tasks"] == 20
-    assert data["step_sizes_chosen"]["tried"] == [{"size": s, "return": r} for s, r in found.choice.returns[0].items()]
+    assert data["step_sizes_chosen"]["tried"] == [{"size": s, "return": r} for s, r in found.choice.tried[0].items()]
 
 
 def test_later_steps_as_long_as_the_first_overshoot_and_those_of_the_default_do_not():

@@ -188,14 +188,14 @@ RATES = np.array([[0.0, 0.25], [0.5, 1.0], [0.0, 1.0], [0.5, 1.0]])
 
 def evaluation(rates: np.ndarray | None = RATES) -> Evaluation:
     returns = np.array([[1.0, 2.0], [1.5, 2.5], [0.5, 3.0], [1.0, 7.0]])
-    return Evaluation(returns, (0.5,), 4, {"steps": np.arange(4)}, 0, None, rates)
+    return Evaluation(returns, (0.5,), {"episodes": 4}, {"steps": np.arange(4)}, 0, None, rates)
 
 
 def test_rows_have_the_mean_rate_and_its_interval():
     first, last = evaluation().rows()
-    assert (first.success, last.success) == (0.25, 0.8125)
-    assert 0 <= first.success_low < 0.25 < first.success_high <= 0.5
-    assert evaluation(None).rows()[0].success is None
+    assert (first.rate, last.rate) == (0.25, 0.8125)
+    assert 0 <= first.rate_low < 0.25 < first.rate_high <= 0.5
+    assert evaluation(None).rows()[0].rate is None
 
 
 def cells(found: Evaluation) -> list[list[str]]:
@@ -207,7 +207,7 @@ def cells(found: Evaluation) -> list[list[str]]:
 
 def test_the_table_has_a_column_for_them():
     row = evaluation().rows()[1]
-    assert cells(evaluation())[1][4] == f"81% [{row.success_low:.0%}, {row.success_high:.0%}]"
+    assert cells(evaluation())[1][4] == f"81% [{row.rate_low:.0%}, {row.rate_high:.0%}]"
     assert len(cells(evaluation(None))[1]) == 4
 
 

@@ -138,7 +138,7 @@ def test_a_seed_and_the_settings_determine_the_run(seed):
 def test_an_evaluation_is_that_of_its_sets_one_task_after_the_other():
     learner = tiny().learn(3)
     sets = Sinusoid().sample(130, np.random.default_rng(4), "test", 4, 5)  # more than are adapted side by side
-    found = learner.evaluate(sets=sets, steps=2)
+    found = learner.evaluate(sets=sets, step_sizes=[0.3, 0.3])
     assert found.losses.shape == (130, 3)
     for k in (0, 99, 100, 129):
         alone = maml.evaluate(learner.config, learner.family, learner.network, learner.state, sets[k : k + 1],
@@ -169,9 +169,9 @@ def test_rows_have_the_interval_of_the_mean(tmp_path):
     found = tiny(blobs()).evaluate(40, steps=2)
     assert [row.step for row in found.rows()] == [0, 1, 2]
     for row, losses, rates in zip(found.rows(), found.losses.T, found.accuracies.T, strict=True):
-        assert row.loss == pytest.approx(losses.mean()) and row.accuracy == pytest.approx(rates.mean())
-        for x, mean, low, high in ((losses, row.loss, row.loss_low, row.loss_high),
-                                   (rates, row.accuracy, row.accuracy_low, row.accuracy_high)):  # fmt: skip
+        assert row.mean == pytest.approx(losses.mean()) and row.rate == pytest.approx(rates.mean())
+        for x, mean, low, high in ((losses, row.mean, row.mean_low, row.mean_high),
+                                   (rates, row.rate, row.rate_low, row.rate_high)):  # fmt: skip
             width = 2 * 1.96 * x.std() / np.sqrt(40)  # zero for the accuracy of a network that sees no difference
             assert low <= mean <= high and high - low == pytest.approx(width, rel=0.2, abs=1e-6)
     assert found.accuracies[:, 2].std() > 0
@@ -182,7 +182,7 @@ def test_rows_have_the_interval_of_the_mean(tmp_path):
 
 def test_the_table_shows_every_step_with_its_own_size():
     found = dataclasses.replace(
-        tiny().evaluate(2, step_sizes=(0.25, 0.125)), losses=np.array([[1.0, 0.5, 0.25], [1.0, 0.5, 0.25]])
+        tiny().evaluate(2, step_sizes=(0.25, 0.125)), values=np.array([[1.0, 0.5, 0.25], [1.0, 0.5, 0.25]])
     )
     columns = [list(column.cells) for column in found.table().columns]
     assert columns == [["0", "1", "2"], ["", "0.25", "0.125"],
@@ -190,10 +190,10 @@ def test_the_table_shows_every_step_with_its_own_size():
 
 
 def test_losses_that_are_not_finite_can_be_saved(tmp_path):
-    found = dataclasses.replace(tiny().evaluate(3, steps=1), losses=np.array([[1.0, np.inf], [2.0, np.nan]]))
+    found = dataclasses.replace(tiny().evaluate(3, steps=1), values=np.array([[1.0, np.inf], [2.0, np.nan]]))
     _, path = found.save(tmp_path)
     assert json.loads(path.read_text())["losses"] == [[1.0, None], [2.0, None]]
-    assert np.isnan(found.rows()[1].loss_high)
+    assert np.isnan(found.rows()[1].mean_high)
 
 
 @pytest.mark.parametrize(
