@@ -1,6 +1,6 @@
-"""Groups of settings that several algorithms share. An algorithm's `Config` takes the groups it needs and adds its own.
+"""Groups of settings shared by several algorithms. An algorithm's `Config` takes the groups it needs and adds its own.
 
-Every field has a default and a meaning; nonsense is refused with the value in the message.
+Every field has a default and a documented meaning; invalid values are rejected with the value in the message.
 """
 
 import copy
@@ -41,40 +41,40 @@ NETWORKS = ("auto", "mlp", "cnn")
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """What is rolled out, and how rewards are credited to actions."""
+    """How much experience is collected, and how rewards are credited to actions."""
 
     n_tasks: int = 20
     """K: tasks per meta-iteration."""
     episodes: int = 20
-    """E: episodes per task, before and again after every inner step."""
+    """E: episodes per task, collected before the first inner step and again after each one."""
     gamma: float = 0.99
     """Discount."""
     gae_lambda: float = 1.0
-    """Lambda of generalised advantage estimation; 1 is the discounted return minus the baseline."""
+    """Lambda of generalised advantage estimation; 1 gives the discounted return minus the baseline."""
     baseline: Literal["linear", "value", "time", "none"] = "linear"
-    """What returns are compared with. "linear": a ridge regression on observation and time, fitted to each task's own
-    episodes. "value": a value network for all tasks, one for every stage of adaptation, trained from iteration to
-    iteration; it replaces the fit where that takes up noise, with few episodes or long observations. "time": the mean
-    over the task's episodes at the same step. "none": nothing; normalising then takes off the task's mean alone."""
+    """The baseline subtracted from returns. "linear": a ridge regression on observation and time, fitted to each task's
+    own episodes. "value": a value network shared by all tasks, one per stage of adaptation, trained across iterations;
+    use it where a per-task fit overfits (few episodes, high-dimensional observations). "time": the mean over the task's
+    episodes at the same time step. "none": no baseline; normalisation still subtracts the task's mean advantage."""
     value_hidden: tuple[int, ...] = (64, 64)
     """Units in the hidden layers of the value network."""
     value_lr: float = 3e-3
     """Adam's step size for the value network."""
     value_steps: int = 40
-    """Adam steps of the value network in every iteration, each on up to 4096 time steps."""
+    """Adam steps for the value network per iteration, each on a minibatch of up to 4096 time steps."""
     reward_baseline: float | None = None
-    """Compare every reward with this number, and not returns with a baseline that is fitted to the task's own; the
-    advantages are then not normalised. A fit takes away what the rewards say of a task as a whole, and from a task's
-    only episode everything."""
+    """Subtract this number from every reward instead of subtracting a baseline from returns; advantages are then not
+    normalised. A fitted baseline removes what the rewards say about the task as a whole, and with one episode per task
+    it removes everything."""
     loss_per: Literal["step", "episode"] = "step"
-    """What the inner and outer losses are means over. "step": a task's own steps; a step size then means the same in
-    tasks with long and with short episodes. Where episodes end early, how many steps there are depends on the actions,
-    and the mean over them is biased, typically by a tenth with one episode and by a two-hundredth with 20. "episode":
-    the sum over each episode's steps divided by the horizon, without that bias. The same if no episode ends early."""
+    """What the inner and outer losses average over. "step": the task's valid steps, so that a step size means the same
+    for long and short episodes. Where episodes end early the number of steps depends on the actions, which biases the
+    gradient: typically by 10% with one episode and by 0.5% with 20. "episode": the sum over each episode's steps
+    divided by the horizon, which is unbiased. Both are the same if no episode ends early."""
     normalize_obs: bool = False
-    """Give the policy observations with mean 0 and standard deviation 1 (cut off at 10), by running statistics of the
-    training data before this meta-iteration: for vectors whose entries have different scales. The first iteration rolls
-    the untrained policy out once more for its first statistics."""
+    """Normalise observations to mean 0 and standard deviation 1 (clipped at 10) using running statistics of earlier
+    training data; for vectors whose entries have different scales. The first iteration collects one extra rollout of
+    the untrained policy to initialise the statistics."""
 
     def __post_init__(self) -> None:
         check_whole(self, n_tasks=1, episodes=1, value_steps=1)
@@ -95,69 +95,71 @@ class SamplingSettings:
 
 @dataclass(frozen=True)
 class InnerSettings:
-    """The inner loop: by which gradient, what adapts, how far."""
+    """The inner loop: which gradient is used, what adapts, and how far."""
 
     inner_steps: int = 1
-    """Inner gradient steps in training; 0 trains one policy on all tasks jointly."""
+    """Inner gradient steps during training; 0 trains one policy on all tasks jointly."""
     inner_lr: float = 0.5
-    """Step size of the inner loop. With a Gaussian policy it acts in proportion to 1 / init_std^2."""
+    """Step size of the inner loop. With a Gaussian policy its effect is proportional to 1 / init_std^2."""
     lr_schedule: tuple[float, ...] = ()
-    """Factors on `inner_lr`, one for every inner step; the last one holds for all later steps. Empty: all 1."""
+    """Factors on `inner_lr`, one per inner step; the last one applies to all later steps. Empty: all 1."""
     lr_in_std: bool = False
-    """Measure the inner step sizes in units of the meta-policy's present standard deviation (the geometric mean over
-    actions). The policy gradient grows as the standard deviation shrinks in training; with this the step does not."""
+    """Measure inner step sizes in units of the meta-policy's current standard deviation (geometric mean over action
+    dimensions). The policy gradient grows as the standard deviation shrinks during training; this keeps the step size
+    from growing with it."""
     learned_lr: LearnedLr = "none"
-    """What the outer loop learns of the inner step sizes, as factors that start at 1: nothing, one factor ("scalar"),
-    one for every tensor and step ("per_layer_and_step", MAML++), one for every number ("per_parameter", Meta-SGD)."""
+    """Which factors on the inner step sizes the outer loop learns, all starting at 1: none, a single one ("scalar"),
+    one per tensor and inner step ("per_layer_and_step", MAML++), or one per parameter ("per_parameter", Meta-SGD)."""
     learned_mask: bool = False
-    """Learn which numbers adapt: each has a mask of its own, open at first (sparse MAML, von Oswald et al. 2021)."""
+    """Learn which parameters adapt: each has a binary mask, initially open (sparse MAML, von Oswald et al. 2021)."""
     learned_std: bool = True
-    """Learn a Gaussian policy's standard deviation before adaptation. False keeps it at `init_std` for good: the outer
-    loop makes it small to act well, and with it goes what the first episodes can tell about the task. Pays together
-    with `learned_noise`."""
+    """Let the outer loop train a Gaussian policy's pre-adaptation standard deviation. False keeps it at `init_std`: the
+    outer loop tends to shrink it in order to act well, which also shrinks what the first episodes reveal about the
+    task. Most useful together with `learned_noise`."""
     learned_noise: bool = False
-    """Learn by how much a Gaussian policy's standard deviation changes after each inner step of training: the first
-    episodes may explore, and the adapted policy act with less noise."""
+    """Learn a change of a Gaussian policy's standard deviation after each inner step, so that the first episodes can
+    explore and the adapted policy can act with less noise."""
     learned_discount: bool = False
-    """Learn the discount of the inner loop's advantages by the meta-gradient (Xu et al. 2018); it starts at `gamma`."""
+    """Learn the discount of the inner loop's advantages by meta-gradient (Xu et al. 2018), starting at `gamma`."""
     learned_lambda: bool = False
-    """Learn the lambda of the inner loop's advantages likewise; it starts at `gae_lambda`."""
+    """Likewise for the lambda of the inner loop's advantages, starting at `gae_lambda`."""
     inner_gradient: Literal["policy_gradient", "lvc", "dice", "loaded_dice"] = "policy_gradient"
-    """What the outer loop differentiates of the inner gradient. "policy_gradient": the gradient of log pi * A, as in
-    MAML. "lvc": of the importance-weighted return (low-variance curvature, Rothfuss et al. 2019, section 5): the same
-    step, but its derivative also sees that other parameters would have sampled other episodes. "dice" (Foerster et al.
-    2018) is unbiased at any order, at a higher variance, and takes rewards as they are: `gae_lambda` is then of the
-    outer loop alone. "loaded_dice" (Farquhar et al. 2019) takes advantages and lies between the two."""
+    """The inner gradient estimator, which determines what the outer loop differentiates. "policy_gradient": the
+    gradient of log pi * A, as in MAML. "lvc": that of the importance-weighted return (low-variance curvature, Rothfuss
+    et al. 2019, section 5): the same step, but its derivative accounts for the fact that other parameters would have
+    sampled other episodes. "dice" (Foerster et al. 2018) is unbiased at every order but has a higher variance; it uses
+    raw rewards, so `gae_lambda` then affects the outer loop only. "loaded_dice" (Farquhar et al. 2019) uses advantages
+    and lies between the two."""
     dice_lambda: float = 1.0
-    """Lambda of "loaded_dice": 0 has the derivative of LVC, 1 is unbiased."""
+    """Lambda of "loaded_dice": 0 has the same derivative as LVC, 1 is unbiased."""
     inner_optimizer: Literal["sgd", "momentum", "adam", "natural"] = "sgd"
-    """What the inner step makes of the gradient. "momentum" and "adam" carry statistics from one inner step to the
-    next, all differentiated; "natural" multiplies by the inverse Fisher matrix of each task's policy: for policies of
-    a few hundred parameters."""
+    """The optimiser of the inner step. "momentum" and "adam" carry statistics from one inner step to the next, and are
+    differentiated through; "natural" multiplies the gradient by the inverse Fisher matrix of each task's policy, which
+    is practical for policies with a few hundred parameters."""
     inner_momentum: float = 0.9
-    """Factor of "momentum"."""
+    """Momentum coefficient of "momentum"."""
     inner_adam_eps: float = 1e-5
-    """Added to the root of the second moment by "adam": gradients far below it take steps in proportion to themselves,
-    those above it steps of one size. The meta-gradient through a number whose gradient is zero grows as 1 / this."""
+    """Added by "adam" to the root of the second moment: gradients far below it take proportional steps, those above it
+    take steps of a fixed size. The meta-gradient through a parameter whose gradient is zero grows as 1 / this value."""
     natural_damping: float = 0.1
-    """Multiple of the identity added to the Fisher matrix of "natural"."""
+    """Multiple of the identity added to the Fisher matrix by "natural"."""
     adapts: Literal["all", "head", "context"] = "all"
-    """What the inner loop moves: all of the policy; the last layer (ANIL); the context vector alone (CAVIA)."""
+    """What the inner loop adapts: the whole policy, its last layer (ANIL), or only the context vector (CAVIA)."""
     adapt_std: bool = False
-    """Whether the inner step moves a Gaussian policy's standard deviation too. It multiplies the noise of the next
-    step's gradient: on 2D navigation adaptation over several steps became unstable with it."""
+    """Also adapt a Gaussian policy's standard deviation in the inner loop. A smaller one amplifies the noise of the
+    next step's gradient: on 2D navigation this made adaptation over several steps unstable."""
     first_order: bool = False
-    """Leave the inner gradient out when differentiating (first-order MAML)."""
+    """Do not differentiate through the inner gradient (first-order MAML)."""
     first_order_until: int = 0
-    """Do so for this many iterations at first (derivative-order annealing of MAML++)."""
+    """Use first-order meta-gradients for this many initial iterations (derivative-order annealing of MAML++)."""
     multi_step_until: int = 0
-    """Weigh the losses after all inner steps equally at first, and within this many iterations only the last one
-    (multi-step loss of MAML++)."""
+    """Weight the losses after all inner steps equally at first, shifting within this many iterations to the last one
+    alone (multi-step loss of MAML++)."""
     exploration: float = 0.0
-    """Weight of E-MAML's term, which credits the pre-adaptation policy with what its episodes led to. With 1, and the
-    inner gradient "policy_gradient", the meta-gradient is that of the expected return after adaptation on the episodes
-    that one gets (formulation I of Rothfuss et al. 2019); the term is mostly noise, which a smaller weight lowers. It
-    compares tasks, so it needs at least two. See docs/algorithms/gradients.md."""
+    """Weight of E-MAML's term, which credits the pre-adaptation policy with the returns its episodes led to. With
+    weight 1 and the inner gradient "policy_gradient", the meta-gradient is that of the expected return after adaptation
+    (formulation I of Rothfuss et al. 2019). The term is noisy; a smaller weight reduces that. It compares tasks, so it
+    needs at least two. See docs/algorithms/gradients.md."""
 
     def __post_init__(self) -> None:
         check_choice(self, inner_gradient=INNER_GRADIENTS, inner_optimizer=INNER_OPTIMIZERS, adapts=ADAPTS)
@@ -171,16 +173,17 @@ class InnerSettings:
 
     @property
     def unit(self) -> str:
-        """What one unit of adaptation is: a step with a size."""
+        """The unit of adaptation: an inner step, which has a size."""
         return "inner step"
 
     @property
     def sized_steps(self) -> int:
-        """How many inner steps have sizes that the settings fix; those of later ones are chosen."""
+        """How many inner steps have their sizes fixed by the settings; those of later steps are chosen on
+        validation."""
         return max(self.inner_steps, len(self.lr_schedule))
 
     def training_step_sizes(self, steps: int | None = None) -> tuple[float, ...]:
-        """The sizes of the first `steps` inner steps (by default as many as in training), without learned factors."""
+        """The sizes of the first `steps` inner steps (default: as many as in training), without learned factors."""
         factors = self.lr_schedule or (1.0,)
         n = self.inner_steps if steps is None else steps
         return tuple(self.inner_lr * factors[min(i, len(factors) - 1)] for i in range(n))
@@ -218,24 +221,25 @@ class PolicySettings:
     """The policy's network. Actions are in policy units: 1 is half the range of a bounded action."""
 
     network: Literal["auto", "mlp", "cnn"] = "auto"
-    """The policy's network: "cnn" has convolutions before the hidden layers and needs image observations (a Box of
-    uint8 in [0, 255], height x width x channels); "auto" is "cnn" where they are images, else "mlp"."""
+    """The policy's network: "cnn" puts convolutions before the hidden layers and needs image observations (a Box of
+    uint8 in [0, 255], height x width x channels); "auto" chooses "cnn" for images and "mlp" otherwise."""
     channels: tuple[int, ...] = ()
-    """Channels of the convolutions (3 x 3, stride 2) of a "cnn". Empty: 16 in as many as bring the image to 4 x 4 or
-    less."""
+    """Output channels of the convolutions (3 x 3, stride 2) of a "cnn". Empty: 16 channels each, in as many layers as
+    reduce the image to at most 4 x 4."""
     hidden: tuple[int, ...] = (64, 64)
     """Units in the hidden layers of the policy."""
     activation: str = "tanh"
     """Activation of the hidden layers: tanh, relu or elu."""
     context: int = 0
-    """Numbers in a context vector that is an input to the first layer beside the observation, zero at first. Where all
-    parameters adapt it is a bias transformation (Finn et al. 2017b, https://arxiv.org/abs/1709.04905, section 4.3)."""
+    """Size of a context vector that is fed to the first layer along with the observation, initially zero. If all
+    parameters adapt, it is a bias transformation (Finn et al. 2017b, https://arxiv.org/abs/1709.04905, section 4.3)."""
     init_std: float = 1.0
     """Initial standard deviation of a Gaussian policy."""
     min_std: float = 1e-3
-    """Floor of that standard deviation. Its derivative passes straight through: a policy on the floor can leave it."""
+    """Lower bound of that standard deviation. Gradients pass straight through it, so a policy at the bound can leave
+    it."""
     input_gain: float = 1.0
-    """Factor on the initial weights of the policy's first layer: above 1 where observations are small numbers."""
+    """Factor on the initial weights of the policy's first layer; use a value above 1 if observations are small."""
     output_gain: float = 0.01
     """Factor on the initial weights of the policy's last layer."""
 
@@ -249,7 +253,7 @@ class PolicySettings:
                 raise ValueError(f"{name}={getattr(self, name)} has no meaning for network={wrong!r}")
 
     def policy(self, spaces: Spaces, module: nn.Module | None = None) -> MLPPolicy | CNNPolicy | ModulePolicy:
-        """The policy that these settings describe, around the user's own module, where there is one."""
+        """The policy that these settings describe, built around the user's own module if there is one."""
         if module is not None:
             if self.context:
                 raise ValueError(f"context={self.context} is an input of the package's own network; with policy= "
@@ -269,18 +273,19 @@ class PolicySettings:
 
 @dataclass(frozen=True)
 class AdamSettings:
-    """An outer loop of Adam steps."""
+    """The outer loop's Adam optimiser."""
 
     outer_lr: float = 1e-3
     """Adam's step size for the policy."""
     learned_outer_lr: float = 1e-2
-    """Adam's step size for what is learned about the inner loop (factors of step sizes, masks, discount, lambda)."""
+    """Adam's step size for what is learned about the inner loop (step-size factors, masks, discount, lambda)."""
     anneal_over: int = 0
-    """Bring both down to `anneal_to` times themselves over this many iterations, by a cosine (MAML++); 0: constant."""
+    """Anneal both step sizes to `anneal_to` times their initial value over this many iterations, by a cosine schedule
+    (MAML++); 0 keeps them constant."""
     anneal_to: float = 0.01
-    """What they end at, as a factor."""
+    """Final factor of that schedule."""
     max_grad_norm: float = 0.0
-    """Largest norm of the meta-gradient, which is scaled down to it; 0: any."""
+    """Clip the norm of the meta-gradient to this value; 0 disables clipping."""
 
     def __post_init__(self) -> None:
         check_positive(self, "outer_lr", "learned_outer_lr")
@@ -291,7 +296,7 @@ class AdamSettings:
 
 @dataclass(frozen=True)
 class GradientSettings(PolicySettings, InnerSettings, SamplingSettings):
-    """The settings that all gradient-based meta-learners share."""
+    """The settings shared by all gradient-based meta-learners."""
 
     def __post_init__(self) -> None:
         check_types(self)
