@@ -29,6 +29,7 @@ from metarl.arguments import listed, whole, yes_or_no
 from metarl.families import find_parameters
 from metarl.families.find_parameters import ATTRIBUTE, CONFIGURE, KEYWORD, OPTION, PLACES
 from metarl.families.priors import Choices, Prior, in_common, prior, together
+from metarl.families.task_values import as_before, own_copy, same_value
 from metarl.families.visible import visible as make_visible
 from metarl.policies.spaces import spaces_of
 from metarl.splits import SPLITS, TEST, TRAIN, VALIDATION, check_split, split_rng
@@ -189,17 +190,17 @@ class GymnasiumFamily:
         return TaskEnv(env, self._attributes(env, values), options, build if self.fresh else None)
 
     def _built(self, values: dict[str, Any], render_mode: str | None) -> gym.Env:
-        keywords = {name: x for name, x in values.items() if self.where[name] == KEYWORD}
+        keywords = {name: own_copy(x) for name, x in values.items() if self.where[name] == KEYWORD}
         env = self._with_wrappers(TimeLimit(self._plain(keywords, render_mode), self.horizon))
         for name, value in self._attributes(env, values).items():
-            setattr(env.unwrapped, name, copy.copy(value))
+            setattr(env.unwrapped, name, own_copy(value))
         if self.configure is not None:
-            self.configure(env.unwrapped, values)
+            self.configure(env.unwrapped, own_copy(values))
         return env
 
     def _attributes(self, env: gym.Env, values: dict[str, Any]) -> dict[str, Any]:
         own = (name for name in values if self.where[name] == ATTRIBUTE)
-        return {name: _as_before(env.unwrapped, name, values[name]) for name in own}
+        return {name: as_before(env.unwrapped, name, values[name]) for name in own}
 
     def wrap(self, env: gym.Env) -> gym.Env:
         """A plain environment, as `gymnasium.make` gives it, as this family's policies see theirs."""
@@ -286,10 +287,10 @@ class GymnasiumFamily:
         if not hasattr(env.unwrapped, name):
             known = find_parameters.attributes(env)
             raise ValueError(f"{self._env_id} has no attribute {name!r}{did_you_mean(name, known)}")
-        value = _as_before(env.unwrapped, name, self._values(self._example_task())[name])
+        value = as_before(env.unwrapped, name, self._values(self._example_task())[name])
         setattr(env.unwrapped, name, value)
         env.reset(seed=0)
-        if not np.array_equal(getattr(env.unwrapped, name), value):
+        if not same_value(getattr(env.unwrapped, name), value):
             raise ValueError(
                 f"reset of {self._env_id} replaces the attribute {name!r}, so a task cannot set it; vary what reset "
                 "computes it from"
@@ -323,7 +324,7 @@ class GymnasiumFamily:
         for name, value in task.items():
             first = self.priors[name][0]
             if isinstance(first, Choices):
-                out[name] = first.among[int(value)]
+                out[name] = own_copy(first.among[int(value)])
             else:
                 out[name] = value.copy() if np.ndim(value) else np.asarray(value).item()
         return out
@@ -402,8 +403,8 @@ class TaskEnv(gym.Wrapper):
             self.env = self._rebuild()
         self._used = True
         for name, value in self._attributes.items():
-            setattr(self.unwrapped, name, copy.copy(value))  # an array may be changed in place by steps
-        options = {**self._options, **(options or {})} if self._options else options
+            setattr(self.unwrapped, name, own_copy(value))
+        options = {**own_copy(self._options), **(options or {})} if self._options else options
         return self.env.reset(seed=None if seed is None else seed % SEEDS, options=options)
 
 
@@ -418,14 +419,6 @@ def _can_be_flattened(space: gym.Space) -> bool:
         return bool(space.is_np_flattenable)
     except NotImplementedError:  # a package's own kind of space
         return False
-
-
-def _as_before(env: Any, name: str, value: Any) -> Any:
-    """`value` in the form that the attribute has now: array, tuple or list."""
-    now = getattr(env, name)
-    if isinstance(now, np.ndarray):
-        return np.asarray(value, now.dtype).reshape(now.shape if np.size(value) == now.size else np.shape(value))
-    return type(now)(value.tolist()) if isinstance(now, tuple | list) and isinstance(value, np.ndarray) else value
 
 
 def _instead_of(env: Any) -> str:

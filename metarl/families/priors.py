@@ -69,6 +69,10 @@ def _prior(value: Any) -> Prior:
         low, high = sorted(value)
         raise ValueError(f"{value!r} may mean a range or two values: write Box({low}, {high}) for all between them, "
                          f"[{value[0]}, {value[1]}] for one of the two")  # fmt: skip
+    if isinstance(value, tuple) and len(value) == 2 and _are_bounds(*value):
+        low, high = (np.asarray(x).tolist() for x in value)
+        raise ValueError(f"{value!r} may mean a range or two values: write Box(np.array({low}), np.array({high}), "
+                         f"dtype=np.float32) for all between them, [{low}, {high}] for one of the two")  # fmt: skip
     if isinstance(value, np.ndarray) or (isinstance(value, Sequence) and not isinstance(value, str)):
         return _finite(list(value))
     if callable(value):
@@ -80,6 +84,17 @@ def _prior(value: Any) -> Prior:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+
+
+def _are_bounds(low: Any, high: Any) -> bool:
+    """Whether two arrays, or lists of numbers, could be the ends of a range."""
+    if not all(isinstance(x, np.ndarray | list | tuple) for x in (low, high)):
+        return False
+    try:
+        low, high = np.asarray(low), np.asarray(high)
+    except ValueError:  # of different lengths
+        return False
+    return low.shape == high.shape and all(x.dtype.kind in "iuf" for x in (low, high))
 
 
 def _uniform(space: Space) -> "Uniform":
