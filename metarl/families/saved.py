@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 
 from metarl.checkpoint import CheckpointError
 from metarl.families import files
@@ -42,6 +43,11 @@ def signature(family: TaskFamily) -> dict[str, Any]:
     except TypeError:
         made = None  # such a family has to be passed to `load`
     spaces = {name: str(getattr(family, name)) for name in ("observation_space", "action_space", "task_space")}
+    space = family.observation_space
+    if family.id.startswith(f"{VISIBLE}:") and isinstance(space, gym.spaces.Box):  # written so before float64 was kept
+        with np.errstate(over="ignore"):
+            low, high = space.low.astype(np.float32), space.high.astype(np.float32)
+        spaces["observation_space"] = str(gym.spaces.Box(low, high, dtype=np.float32))
     return {"id": family.id, "made": made, "horizon": family.horizon, **spaces}
 
 

@@ -28,7 +28,8 @@ def visible(family: TaskFamily) -> "VisibleFamily":
 
     A number with bounds is scaled so that [-1, 1] is its range, one without both bounds stays as it is; a choice
     becomes a one-hot vector, and an image (uint8) is flattened and scaled to [0, 1]. The parameters follow in the
-    order of `task_space`.
+    order of `task_space`. The vector is of float64 where the observations are (or are long integers), so that
+    `normalize_obs` subtracts the mean before anything is rounded to float32.
 
     Raises:
         ValueError: the family is visible already, or its observations or parameters are neither numbers nor choices.
@@ -53,7 +54,7 @@ class VisibleFamily:
         self._tasks = TaskVectors(family.task_space)
         parts = [self._observation, *self._tasks.parts.values()]
         low, high = (np.concatenate([getattr(part, end) for part in parts]) for end in ("low", "high"))
-        self.observation_space: gym.Space = Box(low, high, dtype=np.float32)
+        self.observation_space: gym.Space = Box(low, high, dtype=self._observation.dtype)
         self.shared_splits = getattr(family, "shared_splits", False)
         for name in ("splits", "task_limits"):
             if hasattr(family, name):
@@ -81,8 +82,8 @@ class VisibleFamily:
         """Observations of N environments and what is appended to each, arrays or tensors -> [N, O] of the same kind."""
         flat = self._observation.encode(observations)
         if isinstance(flat, Tensor):
-            return torch.cat([flat, described], -1)
-        return np.concatenate([flat, described], -1)
+            return torch.cat([flat, described.to(flat.dtype)], -1)
+        return np.concatenate([flat, described.astype(flat.dtype)], -1)
 
     def wrap(self, env: gym.Env) -> gym.Env:
         """Only environments of this family say which task they are."""

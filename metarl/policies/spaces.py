@@ -99,8 +99,7 @@ class Spaces:
     @functools.cached_property
     def raw_dtype(self) -> torch.dtype:
         """The type that holds raw observations without loss: float64 for boxes of float64 or of long integers."""
-        wide = isinstance(self.observation, Box) and self.observation.dtype in (np.float64, np.int32, np.int64)
-        return torch.float64 if wide else torch.float32
+        return torch.float64 if wide(self.observation) else torch.float32
 
     def encode(self, obs: Any, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Tensor:
         """Raw observations of N environments -> [N, O], float32 unless `dtype` (`raw_dtype`, say) is another.
@@ -149,6 +148,11 @@ class Spaces:
         centre = torch.where(bounded, (low + high) / 2, 0.0).nan_to_num()
         scale = torch.where(bounded, (high - low) / 2, 1.0)
         return centre, scale, low, high
+
+
+def wide(space: Any) -> bool:
+    """Whether float32 cannot hold every value of a space."""
+    return isinstance(space, Box) and space.dtype in (np.float64, np.int32, np.int64)
 
 
 def has_range(box: Box) -> np.ndarray:
@@ -226,8 +230,8 @@ def spaces_of(source: Any) -> Spaces:
         raise ValueError(f"{name} has the action space {action}; a Box of actions must hold floats")
     for what, space in (("observation", observation), ("action", action)):
         if 0 in (space.shape or ()):
-            raise ValueError(f"{name} has the {what} space {space}, which holds no number, and a policy needs one. "
-                             f"Give it a {what} space of shape (1,), a constant if need be, in a wrapper")  # fmt: skip
+            raise ValueError(f"{name} has the {what} space {space}, which holds no number, and a policy needs one. In "
+                             f"a wrapper, make the {what} space one of shape (1,), a constant if need be")  # fmt: skip
     return Spaces(observation, action)
 
 

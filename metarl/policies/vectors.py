@@ -8,7 +8,7 @@ import torch
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 from torch import Tensor
 
-from metarl.policies.spaces import HUGE
+from metarl.policies.spaces import HUGE, wide
 from metarl.tasks import Tasks
 
 
@@ -29,7 +29,7 @@ class TaskVectors:
 
 
 class _Part:
-    """One space as a stretch of a float32 vector."""
+    """One space as a stretch of a vector: of float32, or of float64 for an observation that needs it."""
 
     def __init__(self, what: str, space: gym.Space, scaled: bool):
         self.space = space
@@ -44,10 +44,13 @@ class _Part:
             self._scale = np.where(half > 0, half, 1.0)  # a parameter with one possible value becomes 0
             self._divisor = 255.0 if not scaled and space.dtype == np.uint8 else 1.0  # images, to [0, 1]
             self._scale *= self._divisor
-            self.low, self.high = (((x - self._centre) / self._scale).astype(np.float32) for x in (low, high))
+            self.dtype: type[np.floating] = np.float64 if wide(space) and not scaled else np.float32
+            with np.errstate(over="ignore"):  # float64's largest number, which is no bound
+                self.low, self.high = (((x - self._centre) / self._scale).astype(self.dtype) for x in (low, high))
             self._sizes: tuple[int, ...] = ()
         elif isinstance(space, Discrete | MultiDiscrete):
             self._sizes = (int(space.n),) if isinstance(space, Discrete) else tuple(space.nvec.reshape(-1).tolist())
+            self.dtype = np.float32
             self._start = np.asarray(space.start, np.int64).reshape(-1)
             self.low, self.high = np.zeros(sum(self._sizes), np.float32), np.ones(sum(self._sizes), np.float32)
         else:
@@ -57,7 +60,7 @@ class _Part:
         self.size = len(self.low)
 
     def encode(self, values: Any) -> Any:
-        """Values of N environments, [N, *space.shape], array or tensor -> float32 [N, size] of the same kind."""
+        """Values of N environments, [N, *space.shape], array or tensor -> [N, size] of the same kind."""
         if isinstance(values, Tensor):
             return self._encode_tensor(values)
         if self._sizes:
@@ -65,11 +68,12 @@ class _Part:
             hot = [np.eye(n, dtype=np.float32)[index[:, i]] for i, n in enumerate(self._sizes)]
             return np.concatenate(hot, -1)
         flat = np.asarray(values, np.float64).reshape(len(values), -1)
-        return ((flat - self._centre) / self._scale).astype(np.float32)
+        return ((flat - self._centre) / self._scale).astype(self.dtype)
 
     def _encode_tensor(self, values: Tensor) -> Tensor:
         if self._sizes:
             index = values.reshape(len(values), -1).long() - torch.as_tensor(self._start, device=values.device)
             hot = [torch.nn.functional.one_hot(index[:, i], n) for i, n in enumerate(self._sizes)]
             return torch.cat(hot, -1).float()
-        return values.reshape(len(values), -1).float() / self._divisor  # only observations come as tensors
+        kind = torch.float64 if self.dtype == np.float64 else torch.float32
+        return values.reshape(len(values), -1).to(kind) / self._divisor  # only observations come as tensors

@@ -1,6 +1,7 @@
 """Families whose tasks can be seen: every backend alike, and what seeing is worth."""
 
 import pickle
+import warnings
 
 import gymnasium as gym
 import numpy as np
@@ -12,6 +13,8 @@ from tiny_runs import same_params, tiny
 
 import metarl
 from metarl import MetaLearner, check_family, visible
+from metarl.families.saved import signature
+from metarl.policies import normalize
 from metarl.policies.vectors import TaskVectors
 from metarl.tasks import num_tasks
 from metarl.vector.backends import make_vector
@@ -182,3 +185,46 @@ def test_bounds_that_are_none_do_not_scale_a_parameter_to_nothing(most):
     vectors = TaskVectors(gym.spaces.Dict(space))
     shown = vectors.encode({"x": np.array([1.0, -2.0], np.float32), "y": np.array([1.0, 3.0], np.float32)})
     np.testing.assert_allclose(shown, [[1.0, -0.5], [-2.0, 0.5]])
+
+
+class Clock(gym.Env):
+    """Observes seconds since 1970, within half a minute; `huge` is how somebody wrote that there is no bound."""
+
+    huge = float(np.finfo(np.float64).max)
+    observation_space = Box(-huge, huge, (1,), np.float64)
+    action_space = Box(-1.0, 1.0, (1,), np.float32)
+
+    def __init__(self, gain: float = 1.0):
+        self.gain = gain
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self._now(), {}
+
+    def step(self, action):
+        return self._now(), self.gain * float(action[0]), False, False, {}
+
+    def _now(self):
+        return 1.7e9 + self.np_random.uniform(-30.0, 30.0, 1)
+
+
+def test_large_offsets_reach_the_statistics_before_they_are_rounded():
+    family = metarl.from_gymnasium(Clock, {"gain": Box(0.5, 2.0)}, horizon=20)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)  # of an overflow
+        shown = visible(family)
+    assert shown.observation_space.dtype == np.float64 and check_family(shown) == []
+    learner = MetaLearner("maml_trpo", shown, device="cpu", normalize_obs=True, n_tasks=3, episodes=3, hidden=(4,))
+    learner.learn(1, eval_every=0)
+    variance = learner.state.obs_stats["m2"] / learner.state.obs_stats["count"]
+    assert variance[0].sqrt() == pytest.approx(60 / 12**0.5, rel=0.1)  # in float32 1.7e9 has steps of 128
+    obs = torch.tensor([[1.7e9 - 20.0, 0.0], [1.7e9 + 20.0, 0.0]], dtype=torch.float64)
+    apart = normalize.scaler(learner.state.obs_stats)(obs)[:, 0].diff().abs()
+    assert apart.item() == pytest.approx(40 / variance[0].sqrt().item(), rel=1e-3)
+
+
+def test_the_signature_is_that_of_files_with_float32_observations():
+    family = metarl.from_gymnasium(Clock, {"gain": Box(0.5, 2.0)}, horizon=20, visible=True)
+    told = signature(family)["observation_space"]
+    assert told == "Box([-inf  -1.], [inf  1.], (2,), float32)"
+    assert signature(metarl.make("visible:PointNavigation-v0"))["observation_space"].endswith("(4,), float32)")
