@@ -133,6 +133,9 @@ def validate_task(family: TaskFamily, task: Mapping[str, Any], outside: bool = F
     """
     spaces = family.task_space.spaces
     if not isinstance(task, Mapping):
+        if callable(getattr(task, "step", None)):
+            raise ValueError(f"{task!r} is neither a task of {family.id} nor a gymnasium.Env: write a class that "
+                             "inherits from gymnasium.Env around it")  # fmt: skip
         raise ValueError(f"a task of {family.id} is a dict with the keys {list(spaces)}, like "
                          f"{{{next(iter(spaces), '')!r}: ...}}, got {task!r}")  # fmt: skip
     for name in task:

@@ -112,6 +112,10 @@ def _check_members(family: Any) -> Iterator[Finding]:
             yield Finding(f"has no {member!r}", name, f"give it {meaning}")
         elif not isinstance(value, kind):
             yield Finding(f"{member!r} is {value!r}", name, f"make it {meaning}")
+        elif member in ("observation_space", "action_space") and 0 in (value.shape or ()):
+            yield Finding(
+                f"{member!r} is {value!r}, which holds no number", name, "make it a Box of shape (1,) at least"
+            )
     horizon = getattr(family, "horizon", 1)
     if isinstance(horizon, (int, np.integer)) and horizon < 1:
         yield Finding(f"'horizon' is {horizon}", name, "make it at least 1")

@@ -212,6 +212,9 @@ class GymnasiumFamily:
             if not isinstance(env, gym.Env):
                 raise ValueError(f"wrappers: {wrapper!r} returned {_kind(env)}, not a gymnasium.Env")
         if isinstance(env.observation_space, Dict | Tuple):
+            if not env.observation_space.spaces:
+                raise ValueError(f"{self.id} has the observation space {env.observation_space}, which holds no number, "
+                                 "and a policy needs one: observe a constant if need be, in wrappers")  # fmt: skip
             if not _can_be_flattened(env.observation_space):
                 raise ValueError(
                     f"{self.id} has the observation space {env.observation_space}, which cannot be flattened; take a "

@@ -8,7 +8,7 @@ from gymnasium.vector import VectorEnv
 
 from metarl.tasks import TaskFamily, Tasks
 from metarl.vector.contract import CPU, Assignment, read_reset, seed_list, set_spaces
-from metarl.vector.transition import Reader, reraise
+from metarl.vector.transition import Reader, check_env, reraise
 from metarl.vector.worker import stack_observations
 
 
@@ -85,7 +85,7 @@ class LoopVectorEnv(VectorEnv):
 
     def _made(self, i: int) -> gym.Env:
         try:
-            return self.family.make(self._tasks.task(i))
+            return check_env(self.family.id, self.family.make(self._tasks.task(i)))
         except Exception as error:
             self._fail(error, "make", i, task_refused=True)
 

@@ -109,6 +109,18 @@ class Reader:
         return check_info(self.name, info)
 
 
+def check_env(name: str, env: Any) -> gym.Env:
+    """What `make` of the family `name` returned.
+
+    Raises:
+        TransitionError: no environment.
+    """
+    if not isinstance(env, gym.Env):
+        raise TransitionError(f"make of {name} returned {_short(env)} of {type(env)}, which is no gymnasium.Env: write "
+                              "a class that inherits from gymnasium.Env around it")  # fmt: skip
+    return env
+
+
 def check_info(name: str, info: Any) -> bool | None:
     """Whether the `info` of a step of the environment `name` reports a success; None where it reports nothing.
 

@@ -27,7 +27,7 @@ import numpy as np
 from metarl import source_files
 from metarl.tasks import task_at
 from metarl.vector.survival import die_with, end_group
-from metarl.vector.transition import Reader, hint
+from metarl.vector.transition import Reader, check_env, hint
 
 START, RESET, OBSERVATION_TYPE, ACTION_TYPE, STEP, CLOSE = (bytes([code]) for code in b"SROAsC")
 DONE, FAILED = b".", b"!"
@@ -146,7 +146,7 @@ class _Worker:
 
     def made(self, tasks: Any, episodes: int, i: int) -> gym.Env:
         self.shared.at[self.index] = MAKE_PHASE * self.shared.n + i
-        return self.family.make(task_at(tasks, i // episodes))
+        return check_env(self.family.id, self.family.make(task_at(tasks, i // episodes)))
 
     def first_obs(self, j: int, seeds: list[int | None]) -> np.ndarray:
         i = self.numbers[j]
