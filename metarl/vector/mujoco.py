@@ -218,7 +218,7 @@ class MujocoVectorEnv(VectorEnv):
         tasks, mask = read_reset(options, self.n_tasks, self.num_envs, self._begun)
         seeds = drawn_seeds(self, seed)
         rows = np.arange(self.num_envs) if mask is None else np.flatnonzero(mask)
-        if tasks is not None:
+        if tasks is not None and not (mask is None and self._tasks.keeps(tasks)):
             self._tasks.give(tasks, mask)
             self._set_tasks(tasks, rows)
         starts = [self.family.initial(seeding.np_random(seeds[i])[0]) for i in rows]

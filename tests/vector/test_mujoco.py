@@ -87,6 +87,28 @@ def test_seeds_decide_and_do_not_depend_on_the_batch(cheetah, tasks):
     np.testing.assert_array_equal(many[1][:, 2:4], alone[1])
 
 
+def test_rollouts_in_the_same_tasks_copy_no_model(monkeypatch):
+    family = metarl.make("HopperRandParams-v0", horizon=20)
+    copied = []
+    task_model = family.task_model
+    monkeypatch.setattr(family, "task_model", lambda task: copied.append(1) or task_model(task), raising=False)
+    env = backend.MujocoVectorEnv(family, K, E, threads=1)
+    tasks = family.sample(K, np.random.default_rng(0))
+    moves, counts, played = actions(10, size=3), [], []
+    for given in (tasks, tasks, dict(tasks)):
+        copied.clear()
+        played.append(play(env, given, moves))
+        counts.append(len(copied))
+    assert counts == [K, 0, K]
+    for other in played[1:]:
+        for a, b in zip(played[0], other, strict=True):
+            np.testing.assert_array_equal(a, b)
+    tasks["mass"][:] *= 1.2  # changed in place: other tasks, other bodies
+    assert not np.array_equal(play(env, tasks, moves)[0], played[0][0]) and len(copied) == 2 * K
+    env.reset(seed=0, options={"tasks": tasks, "reset_mask": np.array([True] + [False] * 5)})
+    assert len(copied) == 2 * K + 1
+
+
 @pytest.mark.parametrize("id", ["HalfCheetahVel-v0", "AntDir-v0"])
 def test_a_reset_leaves_nothing_of_the_episode_before(id):
     family = metarl.make(id)
