@@ -15,9 +15,11 @@ from broken_families import (
     with_members,
     with_vector,
 )
+from gymnasium.spaces import Box
 from gymnasium.vector import VectorEnv
 
 import metarl
+from metarl import from_gymnasium
 from metarl.families.check import FamilyError, Finding, check_family
 from metarl.vector.loop import LoopVectorEnv
 
@@ -94,3 +96,43 @@ def test_too_few_tasks_to_compare_are_refused():
 def test_the_broken_vector_environments_are_vector_environments():
     """The contract is Gymnasium's: make_vector of the healthy family gives its class."""
     assert isinstance(metarl.make_vector(with_vector(), 2, 2), VectorEnv)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Parameters that change nothing
+
+
+CONTROLS = {
+    "power": Box(0.0005, 0.003),
+    "goal_velocity": Box(0.0, 0.05),
+    "goal_position": Box(0.3, 0.55),
+    "max_speed": Box(0.03, 0.1),
+    "min_position": Box(-1.5, -1.0),
+}
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_no_parameter_of_the_continuous_mountain_car_is_reported(name):
+    assert check_family(from_gymnasium("MountainCarContinuous-v0", {name: CONTROLS[name]})) == []
+
+
+def test_a_parameter_that_acts_where_no_action_leads_is_only_warned_of():
+    with pytest.warns(UserWarning, match="parameter 'goal_position': changes nothing"):
+        check_family(from_gymnasium("MountainCar-v0", {"goal_position": Box(0.3, 0.55)}))
+
+
+@pytest.mark.parametrize("name", ["mass", "inertia", "damping", "friction"])
+def test_an_array_of_a_simulated_body_that_is_left_out_is_found(name, monkeypatch):
+    pytest.importorskip("mujoco")
+    family = metarl.make("Walker2dRandParams-v0", horizon=50)
+    assert check_family(family, n_tasks=5, raise_problems=False) == []
+    change = family.change_model
+    monkeypatch.setattr(family, "change_model", lambda model, task: change(model, task | {name: 1.0}), raising=False)
+    (finding,) = check_family(family, n_tasks=5, raise_problems=False)
+    assert finding.certain and finding.where == f"parameter {name!r}" and "changes nothing" in finding.problem
+
+
+@pytest.mark.parametrize("id", ["HalfCheetahDir-v0", "AntGoal-v0", "HumanoidDir-v0", "ReacherGoal-v0", "SwimmerVel-v0"])
+def test_what_only_the_reward_of_a_robot_depends_on_is_not_reported(id):
+    pytest.importorskip("mujoco")
+    assert check_family(metarl.make(id, horizon=20), n_tasks=5) == []
