@@ -139,7 +139,10 @@ def check_info(name: str, info: Any) -> bool | None:
 def check_pair(name: str, returned: Any) -> None:
     """Raise TransitionError unless `reset` of the environment `name` returned (obs, info)."""
     pair = isinstance(returned, _SEQUENCE) and len(returned) == 2
-    if not pair or not (returned[1] is None or isinstance(returned[1], Mapping)):
+    if pair and returned[1] is None:
+        raise TransitionError(f"{name} returned the info None from reset: return a dict, {{}} where there is nothing "
+                              "to say")  # fmt: skip
+    if not pair or not isinstance(returned[1], Mapping):
         raise TransitionError(
             f"{name} returned {_short(returned)} from reset, which must return two values, (obs, info), where "
             "info is a dict: return obs, {}"

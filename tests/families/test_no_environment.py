@@ -7,13 +7,10 @@ from gymnasium.spaces import Box
 from probes import PointGoal
 from tiny_runs import TINY, tiny
 
-import metarl
 from metarl import MetaLearner, check_family, from_gymnasium
 from metarl.families.check import FamilyError
 from metarl.vector.loop import LoopVectorEnv
 from metarl.vector.process import ProcessVectorEnv, WorkerError
-
-GRAVITY = {"g": Box(5.0, 15.0)}
 
 
 class Driver:
@@ -32,11 +29,9 @@ class OldDriver(Driver):
 
 
 class Plain(gym.Env):
-    """Pays `gain`; returns an observation that lies in its space, and what `info` and `five` say."""
+    """Pays `gain`."""
 
     observation_space, action_space = Box(-1.0, 1.0, (1,), np.float32), Box(-1.0, 1.0, (1,), np.float32)
-    info: object = {}
-    five = True
 
     def __init__(self, gain: float = 1.0):
         self.gain = gain
@@ -46,16 +41,7 @@ class Plain(gym.Env):
         return np.zeros(self.observation_space.shape, np.float32), {}
 
     def step(self, action):
-        obs = np.zeros(self.observation_space.shape, np.float32)
-        return (obs, self.gain, False, False, self.info) if self.five else (obs, self.gain, False, {})
-
-
-class NoInfo(Plain):
-    info = None
-
-
-class FourValues(Plain):
-    five = False
+        return np.zeros(self.observation_space.shape, np.float32), self.gain, False, False, {}
 
 
 class Blind(Plain):
@@ -75,38 +61,6 @@ class Drivers(PointGoal):
 
     def make(self, task):
         return Driver()
-
-
-def make_pendulum():
-    return gym.make("Pendulum-v1")
-
-
-OBJECTS = {
-    "made by id": (make_pendulum, "its id, 'Pendulum-v1', its class, PendulumEnv, or a function that makes one"),
-    "made by hand": (Plain, "pass its class, Plain, or a function that makes one"),
-    "vector": (lambda: gym.make_vec("CartPole-v1", num_envs=2), "makes the single environment"),
-    "spec": (lambda: gym.spec("Pendulum-v1"), "pass its id, 'Pendulum-v1'"),
-    "driver": (Driver, "pass an id, a class or a function that makes environments"),
-    "none": (lambda: None, "pass an id, a class or a function"),
-}
-
-
-@pytest.mark.parametrize("horizon", [None, 5])
-@pytest.mark.parametrize("name", OBJECTS)
-def test_an_object_is_answered_with_what_to_pass(name, horizon):
-    made, message = OBJECTS[name]
-    with pytest.raises(ValueError, match=f"a family makes many environments.*{message}"):
-        from_gymnasium(made(), GRAVITY, horizon=horizon)
-
-
-@pytest.mark.parametrize("id", ["highway-v0", "ALE/Pong-v5"])
-def test_an_id_of_a_package_that_is_not_imported_says_how_to_name_it(id):
-    remedy = f'import the package that registers it first, or name both, "package:{id}".*command line gym:package:{id}'
-    for call in (lambda: from_gymnasium(id, GRAVITY), lambda: metarl.make(f"gym:{id}", parameters=GRAVITY)):
-        with pytest.raises(ValueError, match=f"{id} is no registered Gymnasium environment.*{remedy}"):
-            call()
-    with pytest.raises(ValueError, match="json is imported and does not register it"):
-        from_gymnasium(f"json:{id}", GRAVITY)
 
 
 MAKERS = {
@@ -165,20 +119,3 @@ def test_a_family_of_ones_own_without_a_number_to_see_is_refused():
         MetaLearner("maml_trpo", Unseen(), device="cpu", **TINY)
     (finding,) = check_family(Unseen(), raise_problems=False)
     assert "'observation_space' is Box([], [], (0,), float32), which holds no number" in finding.problem
-
-
-@pytest.mark.parametrize(
-    ("kind", "message"),
-    [(NoInfo, "returned the info None from step: return a dict"),
-     (FourValues, "expected 5, got 4")],
-)  # fmt: skip
-def test_what_step_must_return_is_said_by_the_check_and_by_training(kind, message):
-    family = from_gymnasium(kind, {"gain": Box(0.5, 1.0)}, horizon=3)
-    with pytest.raises(FamilyError, match=message):
-        check_family(family)
-    with pytest.raises(
-        (ValueError, RuntimeError), match=f"{message}.*step 0 of episode 0|step 0 of episode 0.*{message}"
-    ):
-        MetaLearner("maml_trpo", family, device="cpu", workers=0, **TINY).learn(1, eval_every=0)
-    with pytest.raises(RuntimeError, match=f"(?s)step 0 of episode .*{message}"):
-        MetaLearner("maml_trpo", family, device="cpu", workers=1, **TINY).learn(1, eval_every=0)

@@ -11,6 +11,7 @@ from gymnasium.spaces import Box, Discrete
 from probes import random_params
 from tiny_runs import learner_of, tiny
 
+import metarl
 from metarl import from_gymnasium, random
 from metarl.algorithms.maml_trpo import Config
 from metarl.policies.spaces import Spaces, spaces_of
@@ -130,6 +131,19 @@ def test_reset_returns_two_values(first):
         rolled(family_of(first=first), "loop")
     with pytest.raises(ValueError, match=r"from reset, which must return two values, \(obs, info\)"):
         adapted("maml_trpo", first=first)
+
+
+@pytest.mark.parametrize("engine", ["loop", "process"])
+def test_reset_returns_an_info(engine):
+    family = family_of(first=(np.zeros(2, np.float32), None))
+    with pytest.raises(
+        (ValueError, WorkerError), match=r"returned the info None from reset: return a dict, \{\} where"
+    ):
+        rolled(family, engine)
+    with pytest.raises(ValueError, match="returned the info None from reset"):
+        adapted("maml_trpo", first=(np.zeros(2, np.float32), None))
+    with pytest.raises(ValueError, match="returned the info None from reset"):
+        metarl.check_family(family)
 
 
 FINE = [
