@@ -78,7 +78,7 @@ def load_family(
         family = _given(path, given)
     found = signature(family)
     differing = [key for key in saved if key != "made" and saved[key] != found[key]]
-    if "id" in differing and without_package(saved["id"]) == without_package(found["id"]):
+    if "id" in differing and same_id(saved["id"], found["id"]):
         differing.remove("id")
     if differing == ["task_space"] and given is not None and _same_parameters(saved, found):
         if not scaled and not family.id.startswith(f"{VISIBLE}:"):
@@ -111,8 +111,8 @@ def _same_parameters(saved: Mapping[str, Any], found: Mapping[str, Any]) -> bool
 
 def same_signature(a: dict[str, Any], b: dict[str, Any]) -> bool:
     """Whether two signatures are of the same family, as far as they say it."""
-    one, other = ({**x, "made": None, "id": without_package(x.get("id", ""))} for x in (a, b))
-    return one == other and same_made(a.get("made"), b.get("made"))
+    one, other = ({**x, "made": None, "id": ""} for x in (a, b))
+    return one == other and same_id(a.get("id", ""), b.get("id", "")) and same_made(a.get("made"), b.get("made"))
 
 
 def same_made(a: dict[str, Any] | None, b: dict[str, Any] | None) -> bool:
@@ -123,10 +123,15 @@ def same_made(a: dict[str, Any] | None, b: dict[str, Any] | None) -> bool:
     if "sha256" in a and "sha256" in b:
         return a["kwargs"] == b["kwargs"]
     one, other = (
-        {**x, "id": without_package(x["id"]), "kwargs": {n: value for n, value in x["kwargs"].items() if n != "id"}}
-        for x in (a, b)
+        {**x, "id": "", "kwargs": {n: value for n, value in x["kwargs"].items() if n != "id"}} for x in (a, b)
     )
-    return one == other  # the family's own id is compared beside this
+    return one == other and same_id(a["id"], b["id"])  # the family's own id is compared beside this
+
+
+def same_id(a: str, b: str) -> bool:
+    """Whether two ids name the same environment: of two packages not even one of the same name."""
+    short = without_package(a), without_package(b)
+    return a == b or (short[0] == short[1] and (a == short[0] or b == short[1]))
 
 
 def without_package(id: str) -> str:
@@ -137,7 +142,7 @@ def without_package(id: str) -> str:
 
 def _names(given: str, id: str) -> bool:
     """Whether the family that the user names is the one that a file names."""
-    return without_package(given) == without_package(id) or files.same_object(given, id)
+    return same_id(given, id) or files.same_object(given, id)
 
 
 def _given(path: Path, given: str | TaskFamily) -> TaskFamily:
@@ -160,7 +165,7 @@ def _from_header(path: Path, saved: dict[str, Any], named: str | None, trust: bo
                               f"{saved['id']!r}: pass the same one as family=; on the command line --family "
                               "FILE.py:NAME, an object in a Python file that is or makes the family")  # fmt: skip
     id, kwargs = saved["made"]["id"], saved["made"]["kwargs"]
-    if named is not None and without_package(named) == without_package(id):
+    if named is not None and same_id(named, id):
         id = named  # the user's word says which package may be imported
     if not trust:
         if named is None and (package := unnamed_package(id)) is not None:

@@ -185,6 +185,17 @@ def test_a_run_from_before_the_header_had_the_package_goes_on(tmp_path, mark, re
         gym.registry.pop("Own-v0", None)
 
 
+@pytest.mark.parametrize(
+    ("a", "b", "same"),
+    [("gym:X-v0", "gym:X-v0", True), ("gym:a:X-v0", "gym:X-v0", True), ("gym:X-v0", "gym:a:X-v0", True),
+     ("visible:gym:a:X-v0", "visible:gym:X-v0", True), ("gym:a:X-v0", "gym:b:X-v0", False),
+     ("gym:a:X-v0", "gym:a:X-v1", False), ("visible:gym:X-v0", "gym:X-v0", False), ("X-v0", "gym:X-v0", False)],
+)  # fmt: skip
+def test_ids_are_the_same_with_and_without_their_package_but_not_with_another(a, b, same):
+    made = {"id": a, "kwargs": {}}, {"id": b, "kwargs": {}}
+    assert saved.same_id(a, b) is saved.same_made(*made) is saved._names(a, b) is same
+
+
 def test_gymnasiums_ids_and_those_of_the_main_script_have_no_package(monkeypatch):
     assert metarl.from_gymnasium("Pendulum-v1", {"g": [9.0, 10.0]}).spec.id == "gym:Pendulum-v1"
 
