@@ -56,11 +56,11 @@ class SamplingSettings:
     own episodes. "value": a value network shared by all tasks, one per stage of adaptation, trained across iterations;
     use it where a per-task fit overfits (few episodes, high-dimensional observations). "time": the mean over the task's
     episodes at the same time step. "none": no baseline; normalisation still subtracts the task's mean advantage."""
-    value_hidden: tuple[int, ...] = (64, 64)
+    value_hidden: tuple[int, ...] = (32, 32)
     """Units in the hidden layers of the value network."""
     value_lr: float = 3e-3
     """Adam's step size for the value network."""
-    value_steps: int = 40
+    value_steps: int = 20
     """Adam steps for the value network per iteration, each on a minibatch of up to 4096 time steps."""
     reward_baseline: float | None = None
     """Subtract this number from every reward instead of subtracting a baseline from returns; advantages are then not

@@ -8,7 +8,7 @@ Its parameters are data like those of a policy: stage s (before inner step s, th
 s of every tensor. S stages, I inputs, N valid steps.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ from metarl.rollout.rollout import Rollout
 MINIBATCH = 4096
 """Steps that one step of Adam is taken on, at most."""
 _ADAM = "adam/"
+_SCALES = ("count", "mean", "m2")  # of the inputs, as `metarl.policies.normalize` has them
 
 
 def start(spaces: Spaces, stages: int, hidden: Sequence[int], generator: torch.Generator) -> Params:
@@ -49,7 +50,8 @@ def values(params: Params, rollout: Rollout, gamma: float, stage: int) -> Tensor
     """The value of every step, float64 [K, T, E]; of stages later than those of training by the last one's network."""
     own, (K, T, E) = _of_stage(params, stage), rollout.mask.shape
     chunks = task_chunks(K, T * E, rollout.mask.device)
-    out = thread_map(lambda chunk: _forward(own, inputs_of(rollout[chunk]).flatten(0, 1)), chunks)
+    net, scaled = _network(own), _scaler(own)
+    out = thread_map(lambda chunk: _forward(net, scaled(inputs_of(rollout[chunk]).flatten(0, 1))), chunks)
     return usual_returns(rollout, gamma) + own["shift"] + own["unit"] * torch.cat(out).reshape(K, T, E)
 
 
@@ -74,7 +76,7 @@ def _of_stage(params: Params, stage: int) -> Params:
 def _fitted(own: Params, rollouts: Sequence[Rollout], gamma: float, lr: float, steps: int, seed: int) -> Params:
     x, y = (torch.cat(both) for both in zip(*(_data(rollout, gamma) for rollout in rollouts), strict=True))
     own = _rescaled(own | _statistics(own, x), y)
-    target = ((y - own["shift"]) / own["unit"]).float()
+    x, target = _scaler(own)(x), ((y - own["shift"]) / own["unit"]).float()
     generator = torch.Generator().manual_seed(seed)
     net = _network(own)
     memory = {name.removeprefix(_ADAM): value for name, value in own.items() if name.startswith(_ADAM)}
@@ -85,7 +87,7 @@ def _fitted(own: Params, rollouts: Sequence[Rollout], gamma: float, lr: float, s
         some, order = order[:MINIBATCH].to(x.device), order[MINIBATCH:]
         leaves = {name: value.detach().requires_grad_() for name, value in net.items()}
         with torch.enable_grad():
-            value = _forward(own | leaves, x[some])
+            value = _forward(leaves, x[some])
             loss = losses.squared_error(value[None, None], target[some][None, None], torch.ones_like(value)[None, None])
             grads = dict(zip(leaves, torch.autograd.grad(loss.sum(), list(leaves.values())), strict=True))
         direction, memory = optimizers.adam(grads, memory)
@@ -103,7 +105,7 @@ def _data(rollout: Rollout, gamma: float) -> tuple[Tensor, Tensor]:
 
 def _statistics(own: Params, x: Tensor) -> Params:
     """Those of the inputs with x [N, I] added."""
-    stats = {name: own[name] for name in ("count", "mean", "m2")}
+    stats = {name: own[name] for name in _SCALES}
     return normalize.update(stats, x[None, :, None], torch.ones_like(x[None, :, None, 0]))
 
 
@@ -124,8 +126,12 @@ def _network(own: Params) -> Params:
     return {name: value for name, value in own.items() if name[0] in "wb" and name[1:].isdigit()}
 
 
-def _forward(own: Params, x: Tensor) -> Tensor:
-    """x [N, I] -> [N], in the network's units."""
-    stats = {name: own[name] for name in ("count", "mean", "m2")}
-    stacked = {name: value[None] for name, value in _network(own).items()}
-    return stacked_mlp.forward(stacked, normalize.scaler(stats, x.device)(x)[None], "tanh").out[0, :, 0]
+def _scaler(own: Params) -> Callable[[Tensor], Tensor]:
+    """Inputs [N, I] -> the same with mean 0 and standard deviation 1."""
+    return normalize.scaler({name: own[name] for name in _SCALES}, own["mean"].device)
+
+
+def _forward(net: Params, x: Tensor) -> Tensor:
+    """x [N, I], scaled -> [N], in the network's units."""
+    stacked = {name: value[None] for name, value in net.items()}
+    return stacked_mlp.forward(stacked, x[None], "tanh").out[0, :, 0]
