@@ -188,7 +188,7 @@ class Remembering:
         return {"x": ((self.policy.input_dim,), torch.float32), "value": ((), torch.float32)}
 
     def start(self, n_tasks: int, episodes: int) -> Memory:
-        return self.policy.blank(n_tasks, episodes, device=self.params["w_in"].device)
+        return self.policy.blank(n_tasks, episodes, device=next(iter(self.params.values())).device)
 
     def act(self, memory: Memory, obs: Tensor, first: bool) -> Acted:
         x = self.policy.inputs(obs, memory, float(first))
