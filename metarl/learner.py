@@ -256,7 +256,7 @@ class MetaLearner:
         return self
 
     def _step(self, state: Any) -> tuple[Any, Stats]:
-        with second_derivatives_of(getattr(self.policy, "module", None)):
+        with second_derivatives_of(getattr(self.policy, "module", self.policy)):
             output = self._module.iteration(Setup(self.config, self.sampler, self.policy, self.seed), state)
         new, stats = checked_step(self._module, output)
         seconds = max(stats["time/rollout"] + stats["time/update"], 1e-9)

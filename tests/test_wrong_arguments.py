@@ -4,6 +4,7 @@ import copy
 import pickle
 import re
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +13,13 @@ from gymnasium.spaces import Box
 from supervised_twins import SMALL
 from tiny_runs import tiny
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 import metarl
-from metarl import AdaptedPolicy, MetaLearner, RecurrentPolicy, from_gymnasium
+from metarl import AdaptedPolicy, MetaLearner, RecurrentPolicy, from_gymnasium, register_policy
 from metarl.families.registry import registered
+from metarl.policies.mlp import MLPPolicy
+from metarl.policies.spaces import spaces_of
 from metarl.supervised import FewShotLearner, Sinusoid
 
 FAMILIES = sorted(name for name in registered() if "MetaWorld" not in name)
@@ -99,6 +103,106 @@ def test_a_module_without_a_second_derivative_is_named():
         assert learner.learn(1, eval_every=0).state.iteration == 1
     with pytest.raises(ValueError, match="the module Bag has no second derivative"):
         FewShotLearner(Sinusoid(), network=Bag(1, 1), device="cpu", inner_steps=1, n_tasks=2).learn(1)
+
+
+class Square(torch.autograd.Function):
+    """x^2, whose author promises no more than the first derivative. `vmap` takes it, and drops the promise."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x * x
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return 2 * x * grad
+
+
+class Twice(Square):
+    """The same with a second derivative."""
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return 2 * x * grad
+
+
+class Squares(nn.Module):
+    def __init__(self, function: Any = Square, inputs: int = 2, outputs: int = 2):
+        super().__init__()
+        self.function, self.into, self.out = function, nn.Linear(inputs, 4), nn.Linear(4, outputs)
+
+    def forward(self, x):
+        return self.out(self.function.apply(self.into(x)) if self.function else self.into(x) ** 2)
+
+
+class Looped(Squares):
+    """One that vmap refuses."""
+
+    def forward(self, x):
+        return super().forward(x) if x.sum() < 1e9 else x
+
+
+@register_policy
+class SquaresPolicy(MLPPolicy):
+    """A policy of somebody's own with such a function in it."""
+
+    def distribution(self, params, obs):
+        return super().distribution({name: Square.apply(x) for name, x in params.items()}, obs)
+
+
+def trained_with(algorithm: str, policy: Any, **settings: Any) -> torch.Tensor:
+    family = metarl.make("PointNavigation-v0", horizon=3)
+    learner = MetaLearner(algorithm, family, policy=policy, n_tasks=2, episodes=2, device="cpu", **settings)
+    return torch.cat([x.flatten() for x in learner.learn(1, eval_every=0).state.params.values()])
+
+
+SECOND_ORDER = ("maml_trpo", "maml_ppo", "maml_vpg", "promp", "meta_sgd", "e_maml", "fomaml")  # fomaml: TRPO's step
+
+
+@pytest.mark.filterwarnings("ignore:torch.func.vmap refuses")
+@pytest.mark.parametrize("algorithm", SECOND_ORDER)
+@pytest.mark.parametrize("kind", [Squares, Looped])
+def test_a_function_marked_as_once_differentiable_is_no_part_of_a_second_derivative(algorithm, kind):
+    with pytest.raises(ValueError, match=rf"the module {kind.__name__} has no second derivative.*differentiate twice"):
+        trained_with(algorithm, kind())
+
+
+def test_what_is_marked_so_is_named_and_a_policy_or_network_with_it_too():
+    with pytest.raises(ValueError, match=r"cannot differentiate twice Square, marked with @once_differentiable\)"):
+        trained_with("maml_vpg", Squares())
+    policy = SquaresPolicy(spaces_of(metarl.make("PointNavigation-v0")), hidden=(4,))
+    for algorithm, settings in (("maml_vpg", {}), ("maml_trpo", {}), ("maml_trpo", {"first_order": True})):
+        with pytest.raises(ValueError, match=r"the policy SquaresPolicy has no second derivative.*differentiate twice"):
+            trained_with(algorithm, policy, **settings)
+    trained_with("maml_vpg", policy, first_order=True)
+    with pytest.raises(ValueError, match="the module Squares has no second derivative"):
+        FewShotLearner(Sinusoid(), network=Squares(Square, 1, 1), device="cpu", inner_steps=1, n_tasks=2).learn(1)
+
+
+@pytest.mark.parametrize(("algorithm", "settings"), [("reptile", {}), ("maml_vpg", {"first_order": True})])
+def test_first_order_learners_take_it_and_learn_the_same(algorithm, settings):
+    torch.manual_seed(0)
+    module = Squares(None)
+    marked = Squares(Square)
+    marked.load_state_dict(module.state_dict())
+    one, other = (trained_with(algorithm, network, **settings) for network in (module, marked))
+    torch.testing.assert_close(one, other)
+
+
+def test_the_control_without_the_mark_has_its_second_derivative():
+    torch.manual_seed(0)
+    module, twice = Squares(None), Squares(Twice)
+    twice.load_state_dict(module.state_dict())
+    one, other = (trained_with("maml_vpg", network) for network in (module, twice))
+    torch.testing.assert_close(one, other)
 
 
 def test_other_errors_of_a_module_stay_as_they_are():

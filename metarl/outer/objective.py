@@ -22,6 +22,7 @@ from metarl.outer.unrolled_jacobian import InnerSteps, unrolled_jacobian
 from metarl.params import Params, expand
 from metarl.policies.base import Policy
 from metarl.policies.mlp import MLPPolicy
+from metarl.policies.once import check_twice
 
 PolicyLoss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """(log_prob, old_log_prob, advantage, mask), each [K, T, E] -> [K], like `metarl.formulas.losses.surrogate`."""
@@ -116,6 +117,8 @@ def objective(
     weight = last.rollout.mask / last.rollout.mask.sum((1, 2), keepdim=True) / n_tasks
     per_episode = config.loss_per == "episode"
     by_hand = outer.by_hand and _known_by_hand(config, policy, len(train), weights, outer)
+    ours = type(policy).__module__.startswith("metarl.")  # modules are checked when they are made
+    second_order = bool(train) and not config.first_order and not ours
 
     def post_loss(batch: Batch, dist: Distribution) -> Tensor:
         log_prob = distributions.log_prob(dist, batch.rollout.act)
@@ -161,6 +164,8 @@ def objective(
             if i + 1 < len(train) and weights[i]:
                 loss = loss + weights[i] * post_loss(data[i + 1], policy.distribution(params, data[i + 1].rollout.obs))
         dist = policy.distribution(params, last.rollout.obs)
+        if second_order and differentiable:
+            check_twice(dist)
         return Surrogate(loss + weights[-1] * post_loss(last, dist), _mean_kl(last, dist, n_tasks), dist, weight)
 
     return evaluate_at

@@ -13,6 +13,7 @@ from torch import Tensor
 from metarl.formulas.distributions import Distribution, fisher_product
 from metarl.parallel import thread_map
 from metarl.params import Params
+from metarl.policies.once import check_twice
 from metarl.rollout.finite import SMALLER_STEPS, NotFiniteError
 
 
@@ -97,7 +98,11 @@ def autograd_jacobian(outputs: Sequence[Tensor], leaves: Sequence[Tensor]) -> Ja
 
     J^T u is linear in u, so its graph is built once and J v is its derivative in u (the double-vjp trick): no product
     runs the network forward again.
+
+    Raises:
+        RuntimeError: no second derivative, which that trick takes.
     """
+    check_twice(outputs)
     u = [torch.zeros_like(x, requires_grad=True) for x in outputs]
     jt_u = _flat(torch.autograd.grad(outputs, leaves, u, create_graph=True, materialize_grads=True))
     return Jacobian(

@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from metarl.params import Params
+from metarl.policies.once import differentiable_once, marked_once
 
 PREFIX = "module."
 """What the names of a module's parameters begin with among other parameters."""
@@ -25,16 +26,17 @@ _NO_SECOND_DERIVATIVE = re.compile(r"derivative for .* is not implemented|differ
 
 
 @contextlib.contextmanager
-def second_derivatives_of(module: nn.Module | None) -> Iterator[None]:
-    """Where torch cannot differentiate twice within it, a ValueError names the `module`, if there is one."""
+def second_derivatives_of(network: Any) -> Iterator[None]:
+    """Where torch cannot differentiate twice within it, a ValueError names the `network`, a module or a policy."""
     try:
         yield
     except RuntimeError as error:
-        if module is None or not _NO_SECOND_DERIVATIVE.search(str(error)):
+        if not _NO_SECOND_DERIVATIVE.search(str(error)):
             raise
         reason = " ".join(str(error).splitlines()[0].split()).rstrip(".")
+        what = "module" if isinstance(network, nn.Module) else "policy"
         raise ValueError(
-            f"the module {type(module).__name__} has no second derivative, which the outer step takes (torch: "
+            f"the {what} {type(network).__name__} has no second derivative, which the outer step takes (torch: "
             f"{reason}). Write that part with operations that have one, or use first_order=True with an outer step by "
             "Adam, as in maml_vpg or maml_ppo (TRPO's own step takes second derivatives too)"
         ) from error
@@ -65,6 +67,8 @@ class StackedModule:
 
     attention: bool = field(init=False)
     """Whether attention layers were found."""
+    once: str = field(init=False, default="")
+    """The name of an autograd function in it that has a first derivative only, if one was found."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "module", _copied(self.module))
@@ -87,6 +91,7 @@ class StackedModule:
             warnings.warn(f"torch.func.vmap refuses this module, so its tasks run one by one: {error}", stacklevel=4)
             object.__setattr__(self, "batched", False)
         self._check_derivative(probe)
+        object.__setattr__(self, "once", self._differentiable_once(probe))
         if any(isinstance(m, nn.modules.dropout._DropoutNd) and m.training and m.p for m in self.module.modules()):
             warnings.warn("the module has dropout in training mode: every call draws other outputs, from a generator "
                           "that is not the run's, so runs cannot be repeated and an action's probability differs "
@@ -117,6 +122,13 @@ class StackedModule:
             raise ValueError("the module's output does not depend on its parameters by a differentiable path: leave "
                              "detach() and no_grad() out of it")  # fmt: skip
 
+    def _differentiable_once(self, probe: Tensor) -> str:
+        """The autograd function of the module that has no second derivative (see `metarl.policies.once`)."""
+        params = {name: value.detach().clone().requires_grad_() for name, value in self._params().items()}
+        with torch.enable_grad():
+            out = self._call(params, probe)
+        return marked_once([out])
+
     def init(self) -> Params:
         """The module's own present parameters, without a task axis."""
         return {name: value.detach().clone() for name, value in self._params().items()}
@@ -124,7 +136,8 @@ class StackedModule:
     def forward(self, params: Params, x: Tensor) -> Tensor:
         """params [K, ...] (others than the module's are left out), x [K, N, *in_shape] -> [K, N, A]."""
         own = {name: value for name, value in params.items() if name.startswith(PREFIX)}
-        return self._forward_vmap(own, x) if self.batched else self._forward_loop(own, x)
+        out = self._forward_vmap(own, x) if self.batched else self._forward_loop(own, x)
+        return differentiable_once(out, self.once) if self.once else out
 
     def _params(self) -> Params:
         return {f"{PREFIX}{name}": value for name, value in self.module.named_parameters()}

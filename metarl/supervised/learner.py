@@ -190,7 +190,8 @@ class FewShotLearner:
         return self
 
     def _step(self, state: State) -> tuple[State, Stats]:
-        with second_derivatives_of(self.network.stacked.module if isinstance(self.network, ModuleNetwork) else None):
+        network = self.network.stacked.module if isinstance(self.network, ModuleNetwork) else self.network
+        with second_derivatives_of(network):
             return maml.iteration(self.config, self.family, self.network, state, self.seed)
 
     def _evaluated(self, state: State, n_tasks: int, sizes: Sequence[float]) -> Stats:
