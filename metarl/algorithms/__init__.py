@@ -1,6 +1,6 @@
-"""One file per algorithm, each a module with the five names of `contract`; others are found through entry points.
+"""The algorithms, one file each, with the five names of `contract`; others are found through entry points.
 
-Imports `inner`, `outer`, `recurrent` and what is below them.
+Imports `inner`, `outer`, `recurrent` and the rooms below them.
 """
 
 import importlib
@@ -17,7 +17,7 @@ ENTRY_POINT_GROUP = "metarl.algorithms"
 
 
 def announced() -> dict[str, importlib.metadata.EntryPoint]:
-    """Algorithms that installed packages announce, by name. Nothing is imported."""
+    """Algorithms registered by installed packages, by name. Nothing is imported."""
     return {point.name: point for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)}
 
 
@@ -25,10 +25,12 @@ def get(name: str, trust: bool = True) -> ModuleType:
     """The algorithm's module.
 
     Args:
-        trust: import the package that announces it, if it is not imported yet. What a file says is not trusted.
+        trust: import the package that registers it if it has not been imported yet. Pass False for a name read from a
+            file.
 
     Raises:
-        ValueError: there is none, with the nearest name; or its package is neither imported nor trusted.
+        ValueError: no algorithm has that name (the message suggests the nearest one), or its package is neither
+            imported nor trusted.
     """
     if name in ALGORITHMS:
         return importlib.import_module(f"metarl.algorithms.{name}")
@@ -38,13 +40,13 @@ def get(name: str, trust: bool = True) -> ModuleType:
         raise ValueError(f"no algorithm is called {name!r}{hint or algorithm_hint(name, (*ALGORITHMS, *points))}")
     package = points[name].module.partition(".")[0]
     if not trust and package not in sys.modules:
-        raise ValueError(f"the algorithm {name!r} is of the package {package!r}, which is not imported: import it "
+        raise ValueError(f"the algorithm {name!r} is in the package {package!r}, which is not imported: import it "
                          "first, or pass trust=True (--trust)")  # fmt: skip
     return points[name].load()
 
 
 def descriptions() -> dict[str, str]:
-    """Every known algorithm: name -> one line about it."""
+    """One line about every known algorithm, by name."""
     out = {}
     for name in (*ALGORITHMS, *sorted(announced())):
         try:
@@ -56,5 +58,5 @@ def descriptions() -> dict[str, str]:
 
 
 def name_of(module: Any) -> str:
-    """Under which an algorithm is logged and saved: the last part of its module's name."""
+    """The name under which an algorithm is logged and saved: the last part of its module's name."""
     return str(module.__name__).rpartition(".")[2]

@@ -1,7 +1,7 @@
 """ANIL (almost no inner loop): only the policy's last layer adapts.
 
-Raghu et al. 2020, https://arxiv.org/abs/1909.09157, section 4. MAML-TRPO whose inner loop moves the policy's last layer
-only; the layers below are features that the outer loop learns for all tasks. The iteration is that of `maml_trpo`.
+Raghu et al. 2020, https://arxiv.org/abs/1909.09157, section 4. MAML-TRPO whose inner loop adapts only the policy's last
+layer; the outer loop trains the layers below it as features shared by all tasks. Uses the iteration of `maml_trpo`.
 """
 
 from dataclasses import dataclass
@@ -18,4 +18,4 @@ class Config(maml_trpo.Config):
     """Settings of ANIL."""
 
     adapts: Literal["all", "head", "context"] = "head"
-    """What the inner loop moves: ANIL's is the last layer."""
+    """What the inner loop adapts: the last layer, in ANIL."""

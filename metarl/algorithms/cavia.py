@@ -1,8 +1,8 @@
 """CAVIA (fast context adaptation via meta-learning): only a context vector adapts.
 
-Zintgraf et al. 2019, https://arxiv.org/abs/1810.03642, section 3. MAML-TRPO whose inner loop moves a context vector
-only, an input to the first layer that starts at zero for every task; the network is shared. What a task is, is a few
-numbers. The iteration is that of `maml_trpo`.
+Zintgraf et al. 2019, https://arxiv.org/abs/1810.03642, section 3. MAML-TRPO whose inner loop adapts only a context
+vector, an additional input to the first layer that starts at zero for every task. The network's weights are shared, so
+that a task is represented by a few numbers. Uses the iteration of `maml_trpo`.
 """
 
 from dataclasses import dataclass
@@ -19,6 +19,6 @@ class Config(maml_trpo.Config):
     """Settings of CAVIA."""
 
     context: int = 5
-    """Numbers in the context vector."""
+    """Size of the context vector."""
     adapts: Literal["all", "head", "context"] = "context"
-    """What the inner loop moves: CAVIA's is the context vector."""
+    """What the inner loop adapts: the context vector, in CAVIA."""

@@ -1,4 +1,4 @@
-"""What a module has to have to be an algorithm: five names, written down as protocols.
+"""The contract of an algorithm module, written down as protocols. It has five names:
 
     Config      a frozen dataclass of settings, every field with a default
     State       a dataclass of data: what one iteration hands to the next
@@ -6,7 +6,7 @@
     iteration   (setup, state) -> (State, statistics)
     evaluate    (setup, state, tasks, episodes, step_sizes) -> Result
 
-Nothing else is looked at. `metarl.check_algorithm` says what a module lacks; docs/your_own_algorithm.md has examples.
+Nothing else is used. `metarl.check_algorithm` reports what a module lacks; docs/your_own_algorithm.md has examples.
 """
 
 from collections.abc import Sequence
@@ -25,11 +25,11 @@ from metarl.tasks import TaskFamily, Tasks
 
 INNER_STEP, EPISODE = "inner step", "episode"
 STATISTICS = ("return/step_0", "time/rollout", "time/update")
-"""Keys that every iteration's statistics have; `return/step_k` is the mean return after k units of adaptation."""
+"""Keys required in every iteration's statistics; `return/step_k` is the mean return after k units of adaptation."""
 
 
 class Config(Protocol):
-    """Settings. A frozen dataclass: fields are numbers, words, yes or no, and tuples of these."""
+    """Settings. A frozen dataclass whose fields are numbers, strings, booleans, or tuples of these."""
 
     n_tasks: int
     """K: tasks per meta-iteration."""
@@ -41,42 +41,44 @@ class Config(Protocol):
 
     @property
     def inner_steps(self) -> int:
-        """Units of adaptation in training."""
+        """Units of adaptation during training."""
         ...
 
     @property
     def unit(self) -> str:
-        """What one unit of adaptation is: "inner step", which has a size, or "episode", which has none."""
+        """The unit of adaptation: "inner step", which has a size, or "episode", which has none."""
         ...
 
     def policy(self, spaces: Spaces, module: nn.Module | None = None) -> Any:
-        """The policy's description (see `metarl.policies.base`); around the user's own module, where there is one."""
+        """The policy's description (see `metarl.policies.base`), built around the user's own module if there is one."""
         ...
 
     def training_step_sizes(self, steps: int | None = None) -> tuple[float, ...]:
-        """The sizes of the first `steps` inner steps (by default of all in training). Only of "inner step"."""
+        """The sizes of the first `steps` inner steps (default: as many as in training). Needed only if `unit` is "inner
+        step"."""
         ...
 
     @property
     def sized_steps(self) -> int:
-        """How many steps have sizes that the settings fix; those of later ones are chosen on validation tasks."""
+        """How many steps have their sizes fixed by the settings; those of later steps are chosen on validation
+        tasks."""
         ...
 
 
 class State(Protocol):
-    """What one iteration hands to the next. A dataclass whose fields are data: tensors, numbers, words, None, and
-    lists, tuples, dicts and dataclasses of data, in any nesting. It saves and loads as it is."""
+    """What one iteration passes to the next. A dataclass whose fields are data: tensors, numbers, strings, None, and
+    lists, tuples, dicts and dataclasses of data, nested in any way. It is saved and loaded as it is."""
 
     params: Params
-    """The policy's parameters, where adaptation starts."""
+    """The policy's parameters before adaptation."""
     iteration: int
-    """Meta-iterations done."""
+    """Meta-iterations completed."""
     env_steps: int
     """Environment steps taken in them."""
     obs_stats: ObsStats
-    """Statistics by which observations are normalised; empty where they are not."""
+    """Statistics used to normalise observations; empty if they are not normalised."""
     WARM_START: ClassVar[tuple[str, ...]]
-    """The fields that `MetaLearner.start_from` takes over from another learner; the others start anew."""
+    """The fields that `MetaLearner.start_from` takes over from another learner; the others are initialised anew."""
 
 
 class Result(Protocol):
@@ -89,7 +91,7 @@ class Result(Protocol):
 
     @property
     def success_rates(self) -> Tensor | None:
-        """[K, S + 1]: share of episodes with a success; None where no environment reports it."""
+        """[K, S + 1]: fraction of episodes with a success; None if no environment reports success."""
         ...
 
     @property
@@ -99,11 +101,11 @@ class Result(Protocol):
 
     @property
     def score(self) -> float:
-        """By which the best state of a run is chosen; higher is better."""
+        """The criterion for the best state of a run; higher is better."""
         ...
 
     def policy_for(self, task: int) -> AdaptedPolicy | RecurrentPolicy:
-        """What came of the adaptation to one of the tasks, on the CPU."""
+        """The policy adapted to one of the tasks, on the CPU."""
         ...
 
 
@@ -115,13 +117,15 @@ class Algorithm(Protocol):
     State: type[Any]
 
     def init(self, config: Any, policy: Any, family: TaskFamily, seed: int, device: torch.device | str = "cpu") -> Any:
-        """The state before the first iteration, from `seed` alone. Raises ValueError for a policy it cannot train."""
+        """The state before the first iteration, determined by `seed`. Raises ValueError for a policy it cannot
+        train."""
         ...
 
     def iteration(self, setup: Setup[Any], state: Any) -> tuple[Any, dict[str, Any]]:
-        """One meta-iteration, from `setup` and `state` alone -> the next state, and statistics (docs/logging.md)."""
+        """One meta-iteration, a function of `setup` and `state` only -> the next state and statistics
+        (docs/logging.md)."""
         ...
 
     def evaluate(self, setup: Setup[Any], state: Any, tasks: Tasks, episodes: int, step_sizes: Sequence[Any]) -> Result:
-        """Adapt to `tasks`, by one unit for each of `step_sizes` (None where units have no size)."""
+        """Adapt to `tasks`, one unit for each entry of `step_sizes` (None if units have no size)."""
         ...

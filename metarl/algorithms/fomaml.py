@@ -1,8 +1,8 @@
-"""First-order MAML: the outer loop takes the inner steps for constants.
+"""First-order MAML: the outer loop treats the inner steps as constants.
 
 Finn, Abbeel, Levine 2017, https://arxiv.org/abs/1703.03400, section 5.2; Nichol et al. 2018,
-https://arxiv.org/abs/1803.02999, section 5. MAML-TRPO whose outer loop takes the inner steps for constants: the
-meta-gradient is the adapted policies' gradient where adaptation ended. The iteration is that of `maml_trpo`.
+https://arxiv.org/abs/1803.02999, section 5. MAML-TRPO whose outer loop treats the inner steps as constants: the
+meta-gradient is the policy gradient evaluated at the adapted parameters. Uses the iteration of `maml_trpo`.
 """
 
 from dataclasses import dataclass
@@ -18,4 +18,4 @@ class Config(maml_trpo.Config):
     """Settings of first-order MAML."""
 
     first_order: bool = True
-    """Leave the inner gradient out when differentiating."""
+    """Do not differentiate through the inner gradient."""

@@ -1,9 +1,10 @@
-"""MAML++: learned step sizes per layer and step, and a gentle start, for policies.
+"""MAML++ for policies: step sizes learned per layer and step, and schedules that stabilise early training.
 
-Antoniou, Edwards, Storkey 2019, https://arxiv.org/abs/1810.09502, section 4. Its parts, each also a setting of the
-other gradient-based learners: a learned step size for every layer and step; the losses after all inner steps at first,
-annealed to the last; first-order derivatives at first; a cosine-annealed outer step. The outer step is PPO's with Adam,
-and the iteration that of `maml_ppo`. (Its batch-norm parts have no place in networks without batch norm.)
+Antoniou, Edwards, Storkey 2019, https://arxiv.org/abs/1810.09502, section 4. Its components, each of which is also a
+setting of the other gradient-based learners: a learned step size per layer and inner step; an outer loss over all inner
+steps that is annealed to the last one; first-order derivatives early in training; a cosine-annealed outer step size.
+The outer step is PPO with Adam, and the iteration that of `maml_ppo`. (The components that concern batch norm do not
+apply: the networks have none.)
 """
 
 from dataclasses import dataclass
@@ -20,12 +21,14 @@ class Config(maml_ppo.Config):
     """Settings of MAML++."""
 
     inner_steps: int = 2
-    """Inner gradient steps in training, each on fresh episodes."""
+    """Inner gradient steps during training, each on new episodes."""
     learned_lr: LearnedLr = "per_layer_and_step"
-    """What the outer loop learns of the inner step sizes, as factors on `inner_lr` that start at 1."""
+    """Which factors on `inner_lr` the outer loop learns; they start at 1."""
     multi_step_until: int = 50
-    """Weigh the losses after all inner steps equally at first, and within this many iterations only the last one."""
+    """Weight the losses after all inner steps equally at first, shifting within this many iterations to the last one
+    alone."""
     first_order_until: int = 20
-    """Leave the inner gradient out when differentiating for this many iterations (derivative-order annealing)."""
+    """Use first-order meta-gradients for this many initial iterations (derivative-order annealing)."""
     anneal_over: int = 500
-    """Bring the outer step sizes down to `anneal_to` times themselves over this many iterations, by a cosine."""
+    """Anneal the outer step sizes to `anneal_to` times their initial value over this many iterations, by a cosine
+    schedule."""

@@ -1,12 +1,12 @@
-"""MAML with a PPO outer step: some epochs of Adam on the adapted policies' clipped surrogate.
+"""MAML with a PPO outer step: several Adam steps on the adapted policies' clipped surrogate.
 
-Schulman et al. 2017, https://arxiv.org/abs/1707.06347, eq. 7, in place of MAML's outer step.
+The clipped surrogate of Schulman et al. 2017, https://arxiv.org/abs/1707.06347, eq. 7, replaces MAML's outer loss.
 
 One iteration, top to bottom:
     tasks                     K tasks from the training split
     data_0 .. data_{S-1}      roll out, step each task's parameters on its own data, repeat
     data_S                    roll out the adapted policies
-    outer step                some steps of Adam on the clipped surrogate, through the S inner steps on the same data
+    outer step                several Adam steps on the clipped surrogate, through the S inner steps on the same data
 """
 
 import time
@@ -34,9 +34,10 @@ class Config(AdamSettings, GradientSettings):
     """Settings of MAML-PPO."""
 
     epochs: int = 5
-    """Adam steps on the data of an iteration, each on all of it."""
+    """Adam steps per meta-iteration, each on all of its data."""
     clip: float = 0.3
-    """By how much an adapted policy's probability ratio may leave 1 before it brings no more gain."""
+    """Clip range of the surrogate: an adapted policy's probability ratios further than this from 1 bring no further
+    gain."""
 
     def __post_init__(self) -> None:
         GradientSettings.__post_init__(self)
@@ -47,7 +48,7 @@ class Config(AdamSettings, GradientSettings):
 
 @threads_over_tasks
 def iteration(setup: Setup[Config], state: State) -> tuple[State, dict[str, Any]]:
-    """One meta-iteration, from `setup` and `state` alone. -> the next state and statistics (see docs/logging.md)."""
+    """One meta-iteration, a function of `setup` and `state` only -> the next state and statistics (docs/logging.md)."""
     config, policy = setup.config, setup.policy
     start, state = time.perf_counter(), surveyed(setup, state)
     found = experience(setup, state)

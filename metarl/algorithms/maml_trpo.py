@@ -1,4 +1,4 @@
-"""MAML with a TRPO outer step: robust, and the slowest per iteration.
+"""MAML with a TRPO outer step: robust, but the slowest per iteration.
 
 Finn, Abbeel, Levine 2017, https://arxiv.org/abs/1703.03400, section 4.2.
 
@@ -32,21 +32,23 @@ class Config(GradientSettings):
     """Settings of MAML-TRPO."""
 
     max_kl: float = 0.01
-    """Largest KL divergence of one meta-update, averaged over states and tasks."""
+    """Upper bound on the KL divergence of a meta-update, averaged over states and tasks."""
     damping: float = 1e-5
-    """Multiple of the identity that is added to the Fisher matrix."""
+    """Multiple of the identity added to the Fisher matrix."""
     cg_iterations: int = 5
-    """Conjugate-gradient iterations: Fisher products per meta-update, at most. TRPO's published code takes 10. On 2D
-    navigation and the half cheetah 5 learn more, in less time; on random MDPs 10 do (experiments/benchmarks)."""
+    """Maximum number of conjugate-gradient iterations (Fisher-vector products) per meta-update. TRPO's published code
+    uses 10. On 2D navigation and the half cheetah 5 learn more in less time; on random MDPs 10 learn more
+    (experiments/benchmarks)."""
     max_backtracks: int = 15
-    """Candidates that the line search tries at most."""
+    """Maximum number of candidates tried by the line search."""
     backtrack: float = 0.8
-    """Factor between one candidate's step and the next one's."""
+    """Factor by which each candidate's step is shorter than the one before."""
     graph_tasks: int | None = None
-    """Cap on memory: how many tasks keep their graphs between Fisher products (None: all). Same numbers, slower."""
+    """Number of tasks whose computation graphs are kept between Fisher-vector products (None: all). A lower number
+    saves memory at the cost of time; results are the same."""
     fisher_stride: int = 1
-    """Use one in this many time steps for the Fisher products. Consecutive states have much the same to say: 3 saves
-    two fifths of the meta-update's time and bends its direction a little; gradient and line search use all steps."""
+    """Use every n-th time step only in Fisher-vector products. Consecutive states are largely redundant: 3 saves two
+    fifths of the meta-update's time and changes its direction slightly. Gradient and line search use all time steps."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,13 +60,13 @@ class Config(GradientSettings):
         whole = {"inner_gradient": ("dice", "loaded_dice"), "learned_discount": (True,), "learned_lambda": (True,)}
         for name, values in whole.items():
             if self.fisher_stride > 1 and getattr(self, name) in values:
-                raise ValueError(f"fisher_stride={self.fisher_stride} leaves time steps out, and "
+                raise ValueError(f"fisher_stride={self.fisher_stride} skips time steps, but "
                                  f"{name}={getattr(self, name)!r} needs whole episodes: leave it at 1")  # fmt: skip
 
 
 @threads_over_tasks
 def iteration(setup: Setup[Config], state: State) -> tuple[State, dict[str, Any]]:
-    """One meta-iteration, from `setup` and `state` alone. -> the next state and statistics (see docs/logging.md)."""
+    """One meta-iteration, a function of `setup` and `state` only -> the next state and statistics (docs/logging.md)."""
     config, policy = setup.config, setup.policy
     start, state = time.perf_counter(), surveyed(setup, state)
     found = experience(setup, state)

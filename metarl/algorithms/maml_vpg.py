@@ -1,4 +1,4 @@
-"""MAML with the plain policy gradient outside: one step of Adam.
+"""MAML with a vanilla policy-gradient outer step: one Adam step per iteration.
 
 Finn, Abbeel, Levine 2017, https://arxiv.org/abs/1703.03400, algorithm 3, whose outer step is gradient ascent.
 
@@ -6,7 +6,7 @@ One iteration, top to bottom:
     tasks                     K tasks from the training split
     data_0 .. data_{S-1}      roll out, step each task's parameters on its own data, repeat
     data_S                    roll out the adapted policies
-    outer step                one step of Adam on the adapted policies' policy gradient, through the S inner steps
+    outer step                one Adam step on the adapted policies' policy gradient, through the S inner steps
 """
 
 import time
@@ -39,13 +39,13 @@ class Config(AdamSettings, GradientSettings):
 
 
 def on_policy(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, mask: Tensor) -> Tensor:
-    """The policy-gradient loss; the only step is taken at the policy that acted, so there is no ratio to weigh by."""
+    """The policy-gradient loss. The only step is taken at the policy that acted, so no importance ratio is needed."""
     return losses.policy_gradient(log_prob, advantage, mask)
 
 
 @threads_over_tasks
 def iteration(setup: Setup[Config], state: State) -> tuple[State, dict[str, Any]]:
-    """One meta-iteration, from `setup` and `state` alone. -> the next state and statistics (see docs/logging.md)."""
+    """One meta-iteration, a function of `setup` and `state` only -> the next state and statistics (docs/logging.md)."""
     config, policy = setup.config, setup.policy
     start, state = time.perf_counter(), surveyed(setup, state)
     found = experience(setup, state)

@@ -1,8 +1,8 @@
 """Meta-SGD: a learned step size for every parameter.
 
 Li et al. 2017, https://arxiv.org/abs/1707.09835, algorithm 2. MAML-TRPO that learns a step size for every parameter
-together with the initialisation: how far, and whether with or against its gradient, each one moves. The iteration is
-that of `maml_trpo`.
+along with the initialisation. A learned step size may be negative, moving the parameter against its inner update. Uses
+the iteration of `maml_trpo`.
 """
 
 from dataclasses import dataclass
@@ -19,4 +19,4 @@ class Config(maml_trpo.Config):
     """Settings of Meta-SGD."""
 
     learned_lr: LearnedLr = "per_parameter"
-    """What the outer loop learns of the inner step sizes, as factors on `inner_lr` that start at 1."""
+    """Which factors on `inner_lr` the outer loop learns; they start at 1."""

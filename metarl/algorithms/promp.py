@@ -1,4 +1,4 @@
-"""ProMP: MAML-PPO with a low-variance inner gradient that stays near the data it was taken on.
+"""ProMP: MAML-PPO with the low-variance curvature estimator and a KL penalty on the pre-adaptation policies.
 
 Proximal meta-policy search, Rothfuss et al. 2019, https://arxiv.org/abs/1810.06784, section 6, eq. 12-15.
 
@@ -6,9 +6,9 @@ One iteration, top to bottom:
     tasks                     K tasks from the training split
     data_0 .. data_{S-1}      roll out, step each task's parameters on its own data, repeat
     data_S                    roll out the adapted policies
-    outer step                some steps of Adam on the clipped surrogate of the adapted policies plus a penalty on the
-                              KL divergence of the policies before each inner step from those that acted; the inner
-                              step's derivative is that of the low-variance curvature estimator
+    outer step                several Adam steps on the clipped surrogate of the adapted policies plus a penalty on
+                              the KL divergence of the policies before each inner step from those that acted; the
+                              inner step is differentiated by the low-variance curvature estimator
 """
 
 import time
@@ -36,14 +36,16 @@ class Config(AdamSettings, GradientSettings):
     """Settings of ProMP."""
 
     inner_gradient: Literal["policy_gradient", "lvc", "dice", "loaded_dice"] = "lvc"
-    """What the outer loop differentiates of the inner gradient (see `maml_trpo`); ProMP's is "lvc"."""
+    """The inner gradient estimator, which determines what the outer loop differentiates (see `metarl train maml_trpo
+    --help`): "lvc", in ProMP."""
     epochs: int = 5
-    """Adam steps on the data of an iteration, each on all of it."""
+    """Adam steps per meta-iteration, each on all of its data."""
     clip: float = 0.3
-    """By how much an adapted policy's probability ratio may leave 1 before it brings no more gain."""
+    """Clip range of the surrogate: an adapted policy's probability ratios further than this from 1 bring no further
+    gain."""
     inner_kl: float = 5e-4
-    """Weight of the KL divergence between the policies that acted before each inner step and those of the new
-    meta-parameters: the data of the inner steps must stay nearly on-policy over the epochs."""
+    """Weight of the KL divergence between the policies that acted before each inner step and those of the updated
+    meta-parameters. It keeps the inner steps' data nearly on-policy over the epochs."""
 
     def __post_init__(self) -> None:
         GradientSettings.__post_init__(self)
@@ -55,7 +57,7 @@ class Config(AdamSettings, GradientSettings):
 
 @threads_over_tasks
 def iteration(setup: Setup[Config], state: State) -> tuple[State, dict[str, Any]]:
-    """One meta-iteration, from `setup` and `state` alone. -> the next state and statistics (see docs/logging.md)."""
+    """One meta-iteration, a function of `setup` and `state` only -> the next state and statistics (docs/logging.md)."""
     config, policy = setup.config, setup.policy
     start, state = time.perf_counter(), surveyed(setup, state)
     found = experience(setup, state)

@@ -1,16 +1,16 @@
-"""Reptile: the initialisation moves towards where several inner steps end; no meta-gradient.
+"""Reptile: moves the initialisation towards the result of several inner steps, without a meta-gradient.
 
 Nichol, Achiam, Schulman 2018, https://arxiv.org/abs/1803.02999, algorithms 1 and 2.
 
 One iteration, top to bottom:
     tasks                     K tasks from the training split
     data_0 .. data_{S-1}      roll out, step each task's parameters on its own data, repeat
-    outer step                move the initialisation towards where the inner loop ended: the mean over the tasks
-                              (batched), or after one task after the other (serial)
+    outer step                move the initialisation towards the adapted parameters: once, towards their mean over the
+                              tasks (batched), or after each task in turn (serial)
 
-What does not adapt stays as it started: a Gaussian policy's standard deviation too, unless `adapt_std`.
-Nothing is differentiated but the inner losses. With one inner step it is training on all tasks jointly; what further
-steps add is the gradient of the agreement between a task's batches (section 5 of the paper).
+    Parameters that do not adapt keep their initial values; so does a Gaussian policy's standard deviation unless
+    `adapt_std` is set. Only the inner losses are differentiated. With one inner step, Reptile is joint training on all
+    tasks; further steps add a gradient that increases the agreement between a task's batches (section 5 of the paper).
 """
 
 import time
@@ -38,15 +38,16 @@ class Config(GradientSettings):
     """Settings of Reptile."""
 
     inner_steps: int = 3
-    """Inner gradient steps in training, each on fresh episodes."""
+    """Inner gradient steps during training, each on new episodes."""
     outer_lr: float = 0.5
-    """How far the initialisation moves towards the adapted parameters: 1 is all the way."""
+    """Fraction of the distance to the adapted parameters by which the initialisation moves; 1 moves it all the way."""
     serial: bool = False
-    """Move after every task instead of by the mean over all."""
+    """Move after every task instead of once, by the mean over all tasks."""
     anneal_over: int = 0
-    """Bring `outer_lr` down to `anneal_to` times itself over this many iterations, by a cosine; 0: constant."""
+    """Anneal `outer_lr` to `anneal_to` times its initial value over this many iterations, by a cosine schedule; 0 keeps
+    it constant."""
     anneal_to: float = 0.01
-    """What it ends at, as a factor."""
+    """Final factor of that schedule."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,7 +62,7 @@ class Config(GradientSettings):
 
 @threads_over_tasks
 def iteration(setup: Setup[Config], state: State) -> tuple[State, dict[str, Any]]:
-    """One meta-iteration, from `setup` and `state` alone. -> the next state and statistics (see docs/logging.md)."""
+    """One meta-iteration, a function of `setup` and `state` only -> the next state and statistics (docs/logging.md)."""
     config = setup.config
     start, state = time.perf_counter(), surveyed(setup, state)
     lr = config.outer_lr * cosine(state.iteration, config.anneal_over, config.anneal_to)

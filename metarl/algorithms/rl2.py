@@ -1,11 +1,11 @@
-"""RL² (Duan et al. 2016, https://arxiv.org/abs/1611.02779): a recurrent policy that learns to learn, with PPO outside.
+"""RL² (Duan et al. 2016, https://arxiv.org/abs/1611.02779): a recurrent policy that learns to learn, trained by PPO.
 
 One iteration, top to bottom:
     tasks                     K tasks from the training split
-    trials                    E trials of each: N episodes in the same environment, the memory lasts through all
-    advantages                GAE over the whole trial: an episode's end cuts nothing, the trial's end does
-    outer step                PPO on the trials: some epochs of minibatches of whole trials, Adam
-There is no inner step: to adapt is to remember.
+    trials                    E trials of each: N episodes in the same environment, throughout which memory is kept
+    advantages                GAE over the whole trial, cut off at the end of the trial but not of an episode
+    outer step                PPO on the trials: several epochs of minibatches of whole trials, with Adam
+    There is no inner step: the policy adapts through its memory.
 """
 
 import math
@@ -51,12 +51,12 @@ from metarl.rollout.setup import Setup
 from metarl.tasks import TaskFamily, Tasks
 
 SHUFFLE = 0x5F0FF1E
-"""The stage whose keys order the trials of the first epoch; far beyond the number of any episode."""
+"""Stage number whose random keys shuffle the trials of the first epoch; larger than any episode number."""
 ADAM_EPS = 1e-5
-"""As is usual for PPO: where a gradient has been almost zero, its noise is not blown up to a full step."""
+"""The usual value for PPO: it keeps the noise of near-zero gradients from being amplified to full steps."""
 NETWORKS = ("auto", "flat", "cnn")
 UNIT_RATE = 0.1
-"""Share of the present data in the units of the value head."""
+"""Weight of the current data in the running units of the value head."""
 
 
 @dataclass(frozen=True)
@@ -66,75 +66,79 @@ class Config:
     n_tasks: int = 100
     """K: tasks per meta-iteration."""
     trials: int = 1
-    """E: trials of each task."""
+    """E: trials per task."""
     trial_episodes: int = 2
-    """N: episodes of a trial, in training, and in evaluation unless that says otherwise."""
+    """N: episodes per trial, in training and, by default, in evaluation."""
     gamma: float = 0.99
-    """Discount of every further step of the trial, from one episode to the next too."""
+    """Discount per time step of the trial; it also applies across episode boundaries."""
     gae_lambda: float = 0.95
-    """Lambda of generalised advantage estimation, over the whole trial."""
+    """Lambda of generalised advantage estimation over the whole trial."""
     outer_lr: float = 1e-3
-    """Step size of Adam."""
+    """Adam's step size for the policy."""
     anneal_over: int = 0
-    """Bring it down to `anneal_to` times itself over this many iterations, by a cosine; 0: constant."""
+    """Anneal it to `anneal_to` times its initial value over this many iterations, by a cosine schedule; 0 keeps it
+    constant."""
     anneal_to: float = 0.01
-    """What it ends at, as a factor."""
+    """Final factor of that schedule."""
     epochs: int = 5
-    """How often each meta-iteration goes through its trials."""
+    """Passes over the trials of a meta-iteration."""
     minibatches: int = 4
-    """Steps of Adam in each epoch: into this many parts the trials are shuffled."""
+    """Minibatches of whole trials per epoch, with one Adam step each."""
     clip: float = 0.2
-    """How far PPO's surrogate rewards a change of an action's probability, as a ratio."""
+    """Clip range of PPO's surrogate: probability ratios further than this from 1 bring no further gain."""
     value_coef: float = 0.5
-    """Weight of the value head's loss, in units of the returns' standard deviation."""
+    """Weight of the value loss, which is measured in units of the returns' standard deviation."""
     entropy_coef: float = 0.01
-    """Weight of the policy's mean entropy, as a bonus."""
+    """Weight of the entropy bonus (the policy's mean entropy)."""
     anneal_entropy: bool = False
-    """Bring that weight down as the step size, over `anneal_over` iterations."""
+    """Anneal that weight by the same schedule as the step size, over `anneal_over` iterations."""
     max_grad_norm: float = 0.5
-    """Gradients are scaled down to this Euclidean norm."""
+    """Clip the Euclidean norm of each gradient to this value."""
     hidden: int = 128
-    """H: units of the GRU."""
+    """H: hidden units of the GRU."""
     init_std: float = 1.0
     """Initial standard deviation of a Gaussian policy."""
     min_std: float = 1e-3
-    """Floor of that standard deviation."""
+    """Lower bound of that standard deviation."""
     output_gain: float = 0.01
     """Factor on the initial weights of the action head."""
     last_obs: bool = False
-    """Show the policy the last observation too, so that one input tells a whole transition. The paper shows the last
-    action and reward only; to know what state a reward belongs to, the memory then has to hold that state."""
+    """Also feed the previous observation to the policy, so that each input contains a complete transition. The paper
+    feeds only the previous action and reward, so the memory has to hold the state that a reward belongs to."""
     products: bool = False
-    """Show it the products of last observation and last action too, and those times the last reward; needs `last_obs`.
-    Of one-hot vectors they say which pair of state and action it was and what it paid, which a GRU has to learn to
-    tell otherwise. (The paper leaves open how a transition is embedded.) With O and A numbers in an observation and
-    an action these are 2 O A inputs."""
+    """Also feed it the products of previous observation and previous action, and those products times the previous
+    reward; needs `last_obs`. For one-hot vectors they directly encode the state-action pair and its reward, which the
+    GRU would otherwise have to learn. (The paper does not specify how transitions are embedded.) For observations of
+    size O and actions of size A this adds 2 O A inputs."""
     head_hidden: int = 0
-    """Units of a layer between the GRU and its action and value heads; 0: the heads are linear, as in the paper."""
+    """Units of an extra layer between the GRU and its action and value heads; 0 keeps the heads linear, as in the
+    paper."""
     input_gain: float = 1.0
-    """Factor on the initial weights of the GRU's inputs: above 1 the first memories already tell combinations of inputs
-    apart, which helps where states and actions are one-hot vectors."""
+    """Factor on the initial input weights of the GRU. Above 1, even the untrained memory distinguishes combinations of
+    inputs, which helps if states and actions are one-hot vectors."""
     network: Literal["auto", "flat", "cnn"] = "auto"
-    """What is in front of the GRU: "cnn" has convolutions and needs image observations (a Box of uint8 in [0, 255],
-    height x width x channels), "flat" nothing; "auto" is "cnn" where they are images."""
+    """The encoder in front of the GRU: "cnn" is a stack of convolutions and needs image observations (a Box of uint8 in
+    [0, 255], height x width x channels); "flat" passes observations on unchanged; "auto" chooses "cnn" for images and
+    "flat" otherwise."""
     channels: tuple[int, ...] = ()
-    """Channels of the convolutions (3 x 3, stride 2). Empty: 16 in as many as bring the image to 4 x 4 or less."""
+    """Output channels of the convolutions (3 x 3, stride 2). Empty: 16 channels each, in as many layers as reduce the
+    image to at most 4 x 4."""
     memory_steps: float = 1.0
-    """Units of the GRU initially keep what they hold for different numbers of steps, from 1 to this; with 1 all of them
-    lose half of it in every step."""
+    """Longest initial memory of the GRU: its units start out retaining their content over different numbers of steps,
+    from 1 to this value. With 1, every unit initially loses half of its content per step."""
     normalize_obs: bool = False
-    """Give the policy observations with mean 0 and standard deviation 1 (cut off at 10), by running statistics of the
-    training data before this meta-iteration: for vectors whose entries have different scales. The first iteration rolls
-    the untrained policy out once more for its first statistics."""
+    """Normalise observations to mean 0 and standard deviation 1 (clipped at 10) using running statistics of earlier
+    training data; for vectors whose entries have different scales. The first iteration collects one extra rollout of
+    the untrained policy to initialise the statistics."""
 
     task_critic: bool = False
-    """Take advantages with the values of a network that is told what the task is, and what the policy remembers.
-    It is used in training only: the policy still has to find out. Without it, that tasks differ is noise in every
-    advantage."""
+    """Compute advantages with the values of a critic that sees the task's parameters and the policy's memory. The
+    critic is used in training only; the policy still has to infer the task. Without it, differences between tasks add
+    noise to every advantage."""
     critic_hidden: int = 128
-    """Units of each of its layers."""
+    """Units in each layer of the task critic."""
     critic_lr: float = 2e-3
-    """Its step size, which falls as that of the policy does."""
+    """Adam's step size for the task critic, annealed like the policy's."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -164,23 +168,23 @@ class Config:
 
     @property
     def episodes(self) -> int:
-        """What evaluation averages over unless told otherwise: trials of each task."""
+        """The default number of trials per task in an evaluation."""
         return self.trials
 
     @property
     def unit(self) -> str:
-        """What one unit of adaptation is; it has no size."""
+        """The unit of adaptation: an episode, which has no step size."""
         return "episode"
 
     @property
     def inner_steps(self) -> int:
-        """Where gradient methods count inner steps: further episodes of a trial, after the first."""
+        """The counterpart of inner steps in gradient methods: the episodes of a trial after the first."""
         return self.trial_episodes - 1
 
     def policy(self, spaces: Spaces, module: nn.Module | None = None) -> GRUPolicy:
         """The policy that these settings describe."""
         if module is not None:
-            raise ValueError(f"rl2 has a recurrent policy of its own and cannot train a {type(module).__name__}: leave "
+            raise ValueError(f"rl2 has its own recurrent policy and cannot train a {type(module).__name__}: leave "
                              "policy= out, or pass a policy with a memory")  # fmt: skip
         channels = self.channels
         if self.network == "cnn" or (self.network == "auto" and spaces.image is not None):
@@ -193,15 +197,15 @@ class Config:
 
 @dataclass(frozen=True, repr=False)
 class State:
-    """What training carries from one meta-iteration to the next."""
+    """The training state passed from one meta-iteration to the next."""
 
     params: Params
     optimizer: Params
-    """Adam's memory (see `metarl.formulas.optimizers`): running means of the gradients and of their squares, number of
-    steps."""
+    """Adam's state (see `metarl.formulas.optimizers`): running means of the gradients and of their squares, and the
+    step count."""
     value_units: Tensor
     """[2], float64: the value of a step is `value_units[0] + value_units[1] * (the value head's output)`. Both are 0
-    before the first data, whose units the head is then taken to be in."""
+    before the first data arrive, which then define the units."""
     iteration: int = 0
     env_steps: int = 0
     obs_stats: ObsStats = field(default_factory=dict)
@@ -209,16 +213,16 @@ class State:
     critic: Params = field(default_factory=dict)
     """The parameters of `metarl.recurrent.task_critic`, in the same units; empty without `task_critic`."""
     critic_optimizer: Params = field(default_factory=dict)
-    """Adam's memory of those."""
+    """Adam's state for those parameters."""
 
     WARM_START = ("params", "value_units", "obs_stats")
-    """Not the critic: it belongs to the way in which tasks are described."""
+    """The critic is not taken over: its inputs depend on how the family describes its tasks."""
 
     __repr__ = fields_text
 
     @property
     def has_units(self) -> bool:
-        """Whether any data have set `value_units`."""
+        """Whether `value_units` has been set from data."""
         return bool(self.value_units[1] > 0)
 
 
@@ -252,7 +256,7 @@ def init(config: Config, policy: GRUPolicy, family: TaskFamily, seed: int, devic
 
 @threads_over_tasks
 def iteration(setup: Setup[Config], state: State) -> tuple[State, dict[str, Any]]:
-    """One meta-iteration, from `setup` and `state` alone. -> the next state and statistics (see docs/logging.md)."""
+    """One meta-iteration, a function of `setup` and `state` only -> the next state and statistics (docs/logging.md)."""
     config, sampler, policy, seed = setup.config, setup.sampler, setup.policy, setup.seed
     start, tasks = time.perf_counter(), sampler.tasks(config.n_tasks, seed, state.iteration)
     state = surveyed(setup, state, tasks)
@@ -269,7 +273,7 @@ def iteration(setup: Setup[Config], state: State) -> tuple[State, dict[str, Any]
         if not data.value.isfinite().all():
             raise finite.NotFiniteError(
                 f"the task critic's values are not finite in iteration {state.iteration + 1}: lower critic_lr, or give "
-                "the parameters in task_space bounds, by which they are scaled"
+                "the parameters in task_space bounds, which are used to scale them"
             )
     units = value_units(config, state, data)
     old = state.value_units if state.has_units else units
@@ -313,7 +317,7 @@ def iteration(setup: Setup[Config], state: State) -> tuple[State, dict[str, Any]
 
 
 def check_state(state: State) -> None:
-    """Raise NotFiniteError for a number that is not finite, before the state is kept."""
+    """Raise NotFiniteError if any number is not finite, before the state is kept."""
     where = f"after the outer step of iteration {state.iteration}"
     finite.check_finite(state.params | state.optimizer, where, "the steps are too large, lower outer_lr")
     critic = {f"critic/{name}": x for name, x in (state.critic | state.critic_optimizer).items()}
@@ -327,8 +331,8 @@ def check_state(state: State) -> None:
 
 
 def surveyed(setup: Setup[Config], state: State, tasks: Tasks) -> State:
-    """The state to act with, as `metarl.inner.loop.surveyed`: first statistics of observations, where they are
-    normalised, come from trials of their own, which count as environment steps."""
+    """The state to act with, as in `metarl.inner.loop.surveyed`: if observations are normalised, their first statistics
+    come from separate trials, which count as environment steps."""
     if not state.obs_stats or state.obs_stats["count"] > 0:
         return state
     config = setup.config
@@ -341,10 +345,10 @@ def surveyed(setup: Setup[Config], state: State, tasks: Tasks) -> State:
 
 
 def trial_advantages(config: Config, rew: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-    """GAE over trials whose valid steps stand one after the other, all [L, B].
+    """GAE over trials whose valid steps are contiguous, all [L, B].
 
-    An episode's end is a step like any other: what is earned after it counts, discounted by the steps in between. Only
-    the trial's end has no value beyond it.
+    The end of an episode is treated like any other step: later rewards count, discounted by the steps in between. Only
+    the end of the trial has no value after it.
     """
     assert rew.dim() == 2 and rew.shape == values.shape == mask.shape, (rew.shape, values.shape, mask.shape)
     values = torch.cat([values * mask, torch.zeros_like(values[:1])])
@@ -354,8 +358,8 @@ def trial_advantages(config: Config, rew: Tensor, values: Tensor, mask: Tensor) 
 def make_batch(config: Config, data: Sequences, units: Tensor, new_units: Tensor) -> TrialBatch:
     """Advantages, and targets of the value head in `new_units`; the values of `data` are in `units`. In float64.
 
-    Where the rewards of all trials are the same in every step, an error of the values is all that there would be in
-    the advantages: they are exactly zero.
+    If the rewards of all trials are equal at every step, advantages would contain nothing but value errors: they are
+    set to exactly zero.
     """
     mask, rew = data.mask.double(), data.rew.double()
     check_fits((rew * mask).sum(0), data.rew)
@@ -375,22 +379,22 @@ def _physical(value: Tensor, units: Tensor) -> Tensor:
 
 
 def value_units(config: Config, state: State, data: Sequences) -> Tensor:
-    """Mean and standard deviation of the discounted returns, running over the meta-iterations: [2], float64.
+    """Running mean and standard deviation of the discounted returns over meta-iterations: [2], float64.
 
-    Where returns do not vary, their size takes the place of the deviation; while all have been zero, 1 does.
+    If returns do not vary, their magnitude replaces the standard deviation; if all have been zero, 1 does.
     """
     mask = data.mask.double()
     returns, count = discounted_returns(data.rew[None].double(), config.gamma)[0], mask.sum()
     mean = (returns * mask).sum() / count
     std = (((returns - mean) ** 2 * mask).sum() / count).sqrt()
-    found = torch.stack([mean, torch.where(std > 1e-6 * mean.abs(), std, mean.abs())])
+    current = torch.stack([mean, torch.where(std > 1e-6 * mean.abs(), std, mean.abs())])
     if not state.has_units:
-        return torch.where(found[1] > 0, found, found.new_tensor([0.0, 1.0]))
-    return torch.lerp(state.value_units, found, UNIT_RATE)
+        return torch.where(current[1] > 0, current, current.new_tensor([0.0, 1.0]))
+    return torch.lerp(state.value_units, current, UNIT_RATE)
 
 
 def in_units(params: Params, units: Tensor, new: Tensor) -> Params:
-    """The parameters whose value head gives in `new` units what it gave in `units`: the values stay as they are
+    """The parameters with the value head converted from `units` to `new` units, which leaves its values unchanged
     (van Hasselt et al. 2016, https://arxiv.org/abs/1602.07714, section 2)."""
     weight, bias = params["w_value"], params["b_value"]
     ratio = (units[1] / new[1]).to(weight)
@@ -403,23 +407,23 @@ def in_units(params: Params, units: Tensor, new: Tensor) -> Params:
 def minibatches(
     config: Config, n_trials: int, seed: int, iteration: int, epoch: int, device: torch.device
 ) -> Sequence[Tensor]:
-    """The trials in an order that follows from (seed, iteration, epoch) alone, in parts of nearly equal size."""
+    """The trials in an order determined by (seed, iteration, epoch), split into parts of nearly equal size."""
     key = random.episode_seeds(seed, iteration, SHUFFLE + epoch, 1, 1)[0, 0]
     order = random.words(key, 0, n_trials, random.ACTION).argsort(stable=True)
     return order.to(device).tensor_split(config.minibatches)
 
 
 def gradient(config: Config, policy: GRUPolicy, params: Params, batch: TrialBatch) -> tuple[Params, dict[str, Tensor]]:
-    """The gradient of a minibatch's loss, and the loss's parts. In chunks of trials, which are summed up in order."""
+    """The gradient of a minibatch's loss, and the loss's parts. Computed in chunks of trials, summed in order."""
 
-    def loss(own: Params, chunk: slice) -> tuple[Tensor, dict[str, Tensor]]:
-        return ppo_loss(config, policy, own, batch[chunk])
+    def loss(params: Params, chunk: slice) -> tuple[Tensor, dict[str, Tensor]]:
+        return ppo_loss(config, policy, params, batch[chunk])
 
     return summed_up(loss, params, batch.data.mask)
 
 
 def ppo_loss(config: Config, policy: GRUPolicy, params: Params, batch: TrialBatch) -> tuple[Tensor, dict[str, Tensor]]:
-    """Clipped surrogate, value loss and entropy bonus of whole trials; means over their valid steps."""
+    """Clipped surrogate, value loss and entropy bonus of whole trials, each averaged over their valid steps."""
     data, mask = batch.data, batch.data.mask[None]
     hidden = policy.unroll(params, data.x, torch.zeros_like(data.x[0, :, :1]).expand(-1, policy.hidden).contiguous())
     dist, value = policy.heads(params, hidden)
@@ -438,7 +442,7 @@ def ppo_loss(config: Config, policy: GRUPolicy, params: Params, batch: TrialBatc
 
 
 def adam_step(params: Params, grads: Params, memory: Params, lr: float) -> tuple[Params, Params]:
-    """The parameters after a step of Adam, and its memory."""
+    """The parameters after one Adam step, and Adam's new state."""
     direction, memory = optimizers.adam(grads, memory, eps=ADAM_EPS)
     return {name: value - lr * direction[name] for name, value in params.items()}, memory
 
@@ -446,7 +450,7 @@ def adam_step(params: Params, grads: Params, memory: Params, lr: float) -> tuple
 def critic_view(
     config: Config, sampler: Sampler, policy: GRUPolicy, params: Params, tasks: Tasks, data: Sequences
 ) -> CriticView:
-    """What the critic is shown of the trials `data`, in which the policy had these parameters."""
+    """The critic's view of the trials `data`, which the policy collected with these parameters."""
     vectors = TaskVectors(sampler.family.task_space)
     critic = TaskCritic(policy, vectors.size, config.critic_hidden)
     task = torch.from_numpy(vectors.encode(tasks)).to(data.x.device).repeat_interleave(config.trials, 0)
@@ -454,8 +458,8 @@ def critic_view(
 
 
 def explained_variance(batch: TrialBatch, units: Tensor, new_units: Tensor) -> float:
-    """Share of the variance of the value head's targets (in `new_units`) that the values which the advantages
-    were taken with (in `units`) explain; at most 1."""
+    """The fraction of the variance of the value targets (in `new_units`) that is explained by the values used for the
+    advantages (in `units`); at most 1."""
     on = batch.data.mask > 0
     target, value = _physical(batch.target[on].double(), new_units), _physical(batch.data.value[on].double(), units)
     return float(1 - (target - value).var(correction=0) / target.var(correction=0).clamp_min(1e-12))
@@ -467,7 +471,7 @@ def explained_variance(batch: TrialBatch, units: Tensor, new_units: Tensor) -> f
 
 @dataclass(frozen=True)
 class TrialAdaptation:
-    """Trials on given tasks: what was earned in every episode, and what is remembered at the end."""
+    """Trials on given tasks: the return of every episode, and the memory at the end."""
 
     trials: Trials
     policy: Any
@@ -475,12 +479,12 @@ class TrialAdaptation:
     obs_stats: ObsStats
 
     def policy_for(self, task: int) -> RecurrentPolicy:
-        """The policy, with what the first trial of that task left in its memory."""
-        own, stats = ({name: x.cpu() for name, x in part.items()} for part in (self.params, self.obs_stats))
+        """The policy with the memory left by the first trial of that task."""
+        params, stats = ({name: x.cpu() for name, x in part.items()} for part in (self.params, self.obs_stats))
         memory = Memory(*(value[task, 0].cpu() for value in self.memory))
         rates = None if self.success_rates is None else self.success_rates[task].cpu().numpy()
         returns = self.returns[task].mean(-1).cpu().numpy()
-        return RecurrentPolicy(self.policy, own, memory, returns, success_rates=rates, obs_stats=stats)
+        return RecurrentPolicy(self.policy, params, memory, returns, success_rates=rates, obs_stats=stats)
 
     @property
     def returns(self) -> Tensor:
@@ -489,7 +493,7 @@ class TrialAdaptation:
 
     @property
     def success_rates(self) -> Tensor | None:
-        """[K, N]: share of trials with a success in their n-th episode; None where no environment reports it."""
+        """[K, N]: fraction of trials with a success in their n-th episode; None if no environment reports success."""
         return self.trials.success_rates
 
     @property
@@ -504,7 +508,7 @@ class TrialAdaptation:
 
     @property
     def score(self) -> float:
-        """What the best state of a run is chosen by: the return of a whole trial."""
+        """The criterion for the best state of a run: the mean return of a whole trial."""
         return self.returns.sum(1).mean().item()
 
 
@@ -512,15 +516,15 @@ class TrialAdaptation:
 def evaluate(
     setup: Setup[Config], state: State, tasks: Tasks, episodes: int, step_sizes: Sequence[float | None]
 ) -> TrialAdaptation:
-    """`episodes` trials of each task, with one episode and a further one for each of `step_sizes`, which are None:
-    nothing here has a size.
+    """Run `episodes` trials per task, each of one episode plus one more for each entry of `step_sizes`. The entries
+    must be None, because episodes have no step size.
 
     Raises:
-        ValueError: a step size that is a number.
+        ValueError: a step size is a number.
     """
     if any(size is not None for size in step_sizes):
-        raise ValueError(f"rl2 adapts by remembering and has no inner step sizes, got {list(step_sizes)}; steps= says "
-                         "how many further episodes a trial has")  # fmt: skip
+        raise ValueError(f"rl2 adapts through its memory and has no inner step sizes, got {list(step_sizes)}; steps= "
+                         "sets the number of further episodes in a trial")  # fmt: skip
     n = len(step_sizes) + 1
     trials = collect_trials(
         setup.sampler, tasks, episodes, n, setup.policy, state.params, setup.seed, 0, state.obs_stats

@@ -4,7 +4,7 @@ from metarl.supervised import FewShotLearner, Sinusoid
 learner = FewShotLearner(Sinusoid(), shots=10).learn(5000, progress_bar=True)
 print(learner.evaluate(steps=10).loss)
 
-Imports `training`, `report`, `inner` and what is below them.
+Imports `training`, `report`, `inner` and the rooms below them.
 """
 
 from metarl.report.evaluation import Evaluation
@@ -17,7 +17,7 @@ from metarl.supervised.sets import SetFamily, Sets, check_family
 from metarl.supervised.sinusoid import Sinusoid
 
 FewShotEvaluation = Evaluation
-"""What `evaluate` returns, in few-shot learning as in reinforcement learning."""
+"""The result type of `evaluate`, the same as in reinforcement learning."""
 
 __all__ = [
     "Config", "FewShotClasses", "FewShotEvaluation", "FewShotLearner", "FewShotPredictor", "SetFamily", "Sets",

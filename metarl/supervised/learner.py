@@ -1,4 +1,4 @@
-"""FewShotLearner: `metarl.MetaLearner` for support and query sets."""
+"""FewShotLearner: the counterpart of `metarl.MetaLearner` for support and query sets."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -43,9 +43,9 @@ from metarl.training.learn import Options, learn
 from metarl.training.saved import portable, restore
 
 _CHUNK = 100
-"""Test tasks that are adapted side by side."""
+"""Number of test tasks adapted in one batch."""
 _TRIED_ON = 100
-"""Validation tasks that step sizes are chosen on."""
+"""Number of validation tasks on which step sizes are chosen."""
 
 
 def _loss_and_speed(stats: Stats) -> str:
@@ -66,7 +66,7 @@ KIND = Kind(
 
 @dataclass(frozen=True, repr=False)
 class FewShotPredictor:
-    """A network that was adapted to one task."""
+    """A network adapted to one task."""
 
     family: SetFamily
     network: Network
@@ -80,10 +80,10 @@ class FewShotPredictor:
 
     @torch_defaults
     def outputs(self, x: Any) -> np.ndarray:
-        """What the network gives, x [N, *x_shape] -> [N, A]: values, or logits.
+        """The network's outputs, x [N, *x_shape] -> [N, A]: values, or logits.
 
         Raises:
-            ValueError: inputs of another shape.
+            ValueError: the inputs have the wrong shape.
         """
         device = next(iter(self.params.values())).device
         inputs = as_tensor(x).to(device)
@@ -96,7 +96,7 @@ class FewShotPredictor:
 
     @torch_defaults
     def predict(self, x: Any) -> np.ndarray:
-        """Values [N, A]; for "bce" the probabilities of a yes [N, A]; for "cross_entropy" class numbers [N]."""
+        """Values [N, A]; for "bce", probabilities of 1 [N, A]; for "cross_entropy", class numbers [N]."""
         out = self.outputs(x)
         if self.family.loss == "cross_entropy":
             return out.argmax(-1)
@@ -107,17 +107,18 @@ class FewShotLearner:
     """Meta-train on few-shot tasks, evaluate, adapt, save.
 
     Args:
-        family: where the tasks come from: `Sinusoid()`, `digits()`, `glyphs()`, or any object that is a `SetFamily`.
-        network: an `nn.Module` from [N, *x_shape] to [N, outputs] to adapt instead of the MLP that the config
-            describes. It is copied, and stays as it is.
-        seed: with the config, determines every number of the run.
+        family: the source of the tasks: `Sinusoid()`, `digits()`, `glyphs()`, or any object that is a `SetFamily`.
+        network: an `nn.Module` from [N, *x_shape] to [N, outputs], used instead of the MLP that the config describes.
+            It is copied and not modified.
+        seed: together with the config, determines every number of the run.
         device: `"auto"`, `"cpu"` or `"cuda"`.
-        config: settings, fields of `metarl.supervised.Config`; those of a published method come from
-            `metarl.supervised.method`.
+        config: settings, which are fields of `metarl.supervised.Config`; `metarl.supervised.method` returns those of a
+            published method.
 
     Raises:
-        TypeError: what was given as a family is none.
-        ValueError: an unknown setting, nonsense, a family that does not draw what it says, a network that does not fit.
+        TypeError: `family` is not a family of sets.
+        ValueError: an unknown or invalid setting, a family that draws something other than it declares, or a network
+            that does not fit it.
     """
 
     @torch_defaults
@@ -168,19 +169,20 @@ class FewShotLearner:
         """Run `iterations` further meta-iterations.
 
         Args:
-            run_dir: where metrics and checkpoints go (nothing is written without it). A directory that holds
-                another run is refused; one that holds this learner's own is continued.
-            callback: called with every iteration's statistics; returning False stops the training. Or a callback of
-                stable-baselines3, or a list of both kinds (docs/stable_baselines3.md says which work).
-            progress_bar: show iteration, loss, speed and time left.
-            eval_every: iterations between evaluations on validation tasks, by which the best state is kept; one
-                follows the last; 0 disables them.
-            eval_tasks: validation tasks of such an evaluation.
-            eval_steps, eval_step_sizes: its inner steps, or one size for each; by default as in training.
-            checkpoint_every: write the latest state after this many iterations, and when training ends or breaks off.
+            run_dir: directory for metrics and checkpoints (without it, nothing is written). A directory that holds
+                another run is refused; this learner's own run is continued.
+            callback: called with the statistics of every iteration; returning False stops training. May also be a
+                stable-baselines3 callback, or a list of both kinds (docs/stable_baselines3.md says which work).
+            progress_bar: show iteration, loss, speed and remaining time.
+            eval_every: iterations between evaluations on validation tasks, which select the best state; the last
+                iteration is always followed by one; 0 disables them.
+            eval_tasks: number of validation tasks per evaluation.
+            eval_steps, eval_step_sizes: its inner steps, or one size per step; by default as in training.
+            checkpoint_every: write the latest state after this many iterations, and when training ends or is
+                interrupted.
 
         Raises:
-            ValueError: numbers that make no sense, a directory with another run, or a meta-gradient that is not finite.
+            ValueError: invalid numbers, a directory with another run, or a meta-gradient that is not finite.
         """
         eval_step_sizes = positive_sizes("eval_step_sizes", eval_step_sizes)
         sizes = self._step_sizes(eval_steps, eval_step_sizes or None, self.config.inner_steps)
@@ -214,20 +216,20 @@ class FewShotLearner:
         shots: int | None = None, queries: int | None = None, sets: Sets | None = None, seed: int | None = None,
         split: str | None = None,
     ) -> Evaluation:  # fmt: skip
-        """The curve on test tasks: loss (and accuracy) on query sets after 0, 1, ..., `steps` inner steps.
+        """The adaptation curve on test tasks: loss (and accuracy) on query sets after 0, 1, ..., `steps` inner steps.
 
         Args:
-            n_tasks: how many tasks to draw.
-            steps: inner steps, by default as many as in training.
-            step_sizes: one size for every step (then `steps` is not needed); by default the training's and, for steps
-                beyond those of training, what does best on validation tasks.
-            shots, queries: examples in the sets, by default as in training.
-            sets: evaluate on these instead of drawing any.
-            seed: of the tasks; by default one that follows from the run's seed.
-            split: which of the family's splits to draw from, by default `"test"`.
+            n_tasks: number of tasks to draw.
+            steps: inner steps; by default as many as in training.
+            step_sizes: one size per step (`steps` is then not needed). By default those used in training; the sizes of
+                further steps are chosen on validation tasks.
+            shots, queries: examples per set; by default as in training.
+            sets: evaluate on these instead of drawing tasks.
+            seed: seed of the tasks; by default derived from the run's seed.
+            split: the split to draw from, by default `"test"`.
 
         Raises:
-            ValueError: a split that the family does not have, or both `sets` and `split`.
+            ValueError: the family has no such split, or both `sets` and `split` are given.
         """
         sizes = self._step_sizes(steps, step_sizes, self.config.inner_steps)
         seed = evaluation_seed(self.seed, FINAL) if seed is None else whole("seed", seed, 0)
@@ -235,7 +237,7 @@ class FewShotLearner:
         shots = self.config.shots if shots is None else whole("shots", shots, 1)
         queries = self.config.queries if queries is None else whole("queries", queries, 1)
         if sets is not None and split is not None:
-            raise ValueError(f"split={split!r} says what to draw, and sets= that nothing is drawn: leave one out")
+            raise ValueError(f"split={split!r} has no effect with sets=, because nothing is drawn: leave one out")
         split = GIVEN if sets is not None else split or TEST
         if sets is None:
             sets = self._draw(n_tasks, seed, split, shots, queries)
@@ -250,17 +252,17 @@ class FewShotLearner:
     def adapt(
         self, support_x: Any, support_y: Any, *, steps: int | None = None, step_sizes: Sequence[float] | None = None
     ) -> FewShotPredictor:  # fmt: skip
-        """Adapt to one task; the meta-parameters stay as they are.
+        """Adapt to one task; the meta-parameters are not changed.
 
         Args:
             support_x: [N, *x_shape], arrays or tensors.
-            support_y: [N, A] values, or [N] class numbers from 0 on.
-            steps: inner steps, by default as many as in training (at least 1).
-            step_sizes: one size for every step; by default the training's and, for steps beyond those of training,
-                what does best on validation tasks with the training's number of examples, as in `evaluate`.
+            support_y: [N, A] values, or [N] class numbers starting at 0.
+            steps: inner steps; by default as many as in training (at least 1).
+            step_sizes: one size per step. By default those used in training; the sizes of further steps are chosen on
+                validation tasks with the training's number of examples, as in `evaluate`.
 
         Raises:
-            ValueError: data that is not what the family's is like.
+            ValueError: the data do not have the family's shapes or types.
         """
         sizes = self._step_sizes(steps, step_sizes, max(1, self.config.inner_steps))
         x, y = as_tensor(support_x)[None], as_tensor(support_y)[None]
@@ -288,7 +290,7 @@ class FewShotLearner:
     def _chosen_sizes(
         self, usual: tuple[float, ...], given: Sequence[float] | None, shots: int, queries: int
     ) -> tuple[tuple[float, ...], Choice | None]:
-        """`usual`, with the sizes of steps that training does not have chosen on validation tasks, unless `given`."""
+        """`usual`, with the sizes of steps beyond those of training chosen on validation tasks, unless `given`."""
         known = self.config.inner_steps
         if given is not None or len(usual) <= known:
             return usual, None
@@ -313,7 +315,7 @@ class FewShotLearner:
     # Saving and loading
 
     def describe(self) -> dict[str, Any]:
-        """Family, settings and seed as JSON-able data: what it takes to make this learner again."""
+        """Family, settings and seed as JSON-serialisable data: everything needed to recreate this learner."""
         return {
             "family": _signature(self.family),
             "config": saved.settings_as_data(self.config),
@@ -335,16 +337,16 @@ class FewShotLearner:
         cls, path: Path | str, family: SetFamily, *, network: nn.Module | None = None,
         device: str | torch.device = "auto",
     ) -> "FewShotLearner":  # fmt: skip
-        """The learner as it was saved; training goes on bit for bit.
+        """The learner as it was saved; further training continues bit for bit.
 
         Args:
-            path: a checkpoint, or a run's directory (its latest state; before its first checkpoint, what its settings
-                begin with).
-            family: one like the learner's.
-            network: needed if the learner had a module of its own.
+            path: a checkpoint, or a run directory (its latest state or, before its first checkpoint, the initial
+                state).
+            family: a family equal to the one it was trained on.
+            network: the module that the learner was created with, if any.
 
         Raises:
-            CheckpointError: a damaged file, or a checkpoint of another family or network.
+            CheckpointError: the file is damaged, or was saved with another family or network.
         """
 
         device = resolve_device(device)
@@ -369,8 +371,8 @@ def make_config(values: Mapping[str, Any]) -> Config:
 
 
 def _judged(losses: np.ndarray, accuracies: np.ndarray | None) -> tuple[float, bool]:
-    """What an adaptation to tasks is judged by, after its last step: the mean accuracy, or the mean loss where there is
-    none; and whether higher is better."""
+    """The score of an adaptation after its last step (the mean accuracy or, without one, the mean loss), and whether
+    higher is better."""
     return (float(losses[:, -1].mean()), False) if accuracies is None else (float(accuracies[:, -1].mean()), True)
 
 

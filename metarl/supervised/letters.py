@@ -1,4 +1,4 @@
-"""Few-shot classification of letters, drawn from the outlines of the fonts that come with matplotlib."""
+"""Few-shot classification of letters, rendered from the fonts that come with matplotlib."""
 
 import unicodedata
 from collections.abc import Sequence
@@ -20,44 +20,45 @@ _STYLES = {
     "STIXGeneral": ("", "Italic", "Bol", "BolIta"),
 }
 FACES = tuple(family + style for family, styles in _STYLES.items() for style in styles)
-"""The 16 type faces, by the names of their files: the examples of a letter, in this order."""
+"""The 16 typefaces, by file name. A letter has one example in each, in this order."""
 SIZE = 16
 """Height and width of an image in pixels."""
 _EM, _BASELINE = 11.5, 4.0
-"""Size of the type and height of the baseline in pixels: no letter of any face is cut off."""
+"""Font size and height of the baseline in pixels: no letter of any face is cut off."""
 LOOK_ALIKE = 0.2
-"""Two letters look alike if their images in any one face differ by less than this share of the fainter one's norm."""
+"""Two letters look alike if in any face the norm of their images' difference is less than this fraction of the smaller
+image norm."""
 
 
 def glyphs(
     ways: int = 5, test_classes: Sequence[str] | None = None, shuffled: bool = True,
     validation_classes: Sequence[str] | None = None,
 ) -> FewShotClasses:  # fmt: skip
-    """Few-shot tasks out of printed letters in 16 type faces each, images [1, 16, 16] in [0, 1], 1 where there is ink.
+    """Few-shot tasks from printed letters in 16 typefaces, images [1, 16, 16] in [0, 1], where 1 is ink.
 
-    The letters are drawn from the fonts in matplotlib's wheel (DejaVu Sans, Sans Mono and Serif, and STIXGeneral, in
-    four styles each; free to use, their licences lie beside them in `matplotlib.get_data_path()`): nothing is
-    downloaded. Size of the type and baseline are the same for all, so that c and C differ; from left to right a letter
-    stands in the middle. Of three letters two faces have the very same image.
+    The letters are rendered from the fonts in matplotlib's wheel (DejaVu Sans, Sans Mono and Serif, and STIXGeneral, in
+    four styles each; free to use, with their licences in `matplotlib.get_data_path()`): nothing is downloaded. Font
+    size and baseline are the same for all letters, so that c and C differ; letters are centred horizontally. For three
+    letters, two faces give identical images.
 
-    The classes are the 229 letters (with matplotlib 3.11) that all 16 faces have: upper and lower case, Latin with
-    the phonetic alphabet, Greek, Cyrillic. Left out are composites of a letter and an accent, and of letters that look
-    alike in any face (A, Α, А; but also l and I) all but the first in Unicode's order. Class numbers are code points:
-    `chr` of one is the letter. Held out is every fourth letter in this order, upper and lower case together: 54
-    classes; of the other 175 every fifth, likewise, is for validation: 33 classes, with 142 to train on. Relatives are
-    on both sides: H is held out, the phonetic alphabet's small ʜ is not.
+    The classes are the 229 letters (with matplotlib 3.11) that all 16 faces contain: upper and lower case, Latin
+    including the phonetic alphabet, Greek and Cyrillic. Excluded are composites of a letter and an accent, and, among
+    letters that look alike in any face (A, Α, А; but also l and I), all but the first in Unicode order. Class numbers
+    are code points: `chr` gives the letter. Every fourth letter in this order is held out for testing, upper and lower
+    case together: 54 classes. Of the other 175 every fifth, likewise, is for validation: 33 classes, which leaves 142
+    to train on. Related letters can be on both sides: H is held out, the phonetic alphabet's small ʜ is not.
 
-    Turned letters are no further classes, as turned digits are: turned by half, u is n, d is p, and the phonetic
-    alphabet is full of turned letters.
+    Unlike the digits, rotated letters are not additional classes: rotated by 180 degrees, u is n and d is p, and the
+    phonetic alphabet is full of turned letters.
 
     Args:
-        test_classes: the letters held out for testing instead.
-        validation_classes: the letters held out to choose the best state on instead; `()` holds none out, trains on all
-            that are not for testing, and draws validation tasks from those.
+        test_classes: the letters held out for testing; None for the default above.
+        validation_classes: the letters held out to choose the best state; None for the default above. `()` holds none
+            out: all letters that are not for testing are trained on, and validation tasks are drawn from them.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
-        ValueError: a letter to hold out that is none of the classes, or is held out twice.
+        ValueError: a held-out letter is not one of the classes, or is held out twice.
     """
     letters, x = _drawn()
     held_out = _every(letters, 3, 4) if test_classes is None else tuple(test_classes)
@@ -65,8 +66,8 @@ def glyphs(
     validation = _every(left, 2, 5) if validation_classes is None else tuple(validation_classes)
     for name, given in (("test_classes", held_out), ("validation_classes", validation)):
         if unknown := sorted(set(given) - set(letters)):
-            raise ValueError(f"{name} has {unknown}, which are no classes: not letters of all {len(FACES)} faces "
-                             f"without an accent, or look-alikes of another. There are {''.join(letters)}")  # fmt: skip
+            raise ValueError(f"{name} has {unknown}, which are not classes: not in all {len(FACES)} faces, accented, "
+                             f"or look-alikes of another letter. The classes are {''.join(letters)}")  # fmt: skip
     train = tuple(ord(letter) for letter in left if letter not in validation)
     settings = f"ways={ways}, test_classes={None if test_classes is None else held_out}, shuffled={shuffled}"
     if validation:
@@ -86,7 +87,7 @@ def _every(letters: Sequence[str], start: int, step: int) -> tuple[str, ...]:
 
 @cache
 def _drawn() -> tuple[tuple[str, ...], np.ndarray]:
-    """The letters without look-alikes in the order of Unicode, and their images [letters * faces, 1, SIZE, SIZE]."""
+    """The letters without look-alikes in Unicode order, and their images [letters * faces, 1, SIZE, SIZE]."""
     candidates = common_letters()
     images = np.stack([draw(face, candidates) for face in FACES], 1)
     kept = unlike(images)
@@ -105,15 +106,15 @@ def _font(face: str) -> "FT2Font":
 
 
 def common_letters() -> list[str]:
-    """The letters that all faces have, upper and lower case, in the order of Unicode, without composites: é is e and an
-    accent."""
+    """The letters that all faces contain, upper and lower case, in Unicode order, without composites such as é (e with
+    an accent)."""
     common = set.intersection(*(set(_font(face).get_charmap()) for face in FACES))
     return [letter for letter in map(chr, sorted(common))
             if unicodedata.category(letter) in ("Lu", "Ll") and not unicodedata.decomposition(letter)]  # fmt: skip
 
 
 def draw(face: str, letters: Sequence[str]) -> np.ndarray:
-    """`letters` in one face, [letters, SIZE, SIZE], from 0 (paper) to 1 (ink)."""
+    """Images of `letters` in one face, [letters, SIZE, SIZE], from 0 (paper) to 1 (ink)."""
     font = _font(face)
     from matplotlib.backends.backend_agg import RendererAgg
     from matplotlib.path import Path as Outline
@@ -137,7 +138,8 @@ def draw(face: str, letters: Sequence[str]) -> np.ndarray:
 
 
 def unlike(images: np.ndarray) -> list[int]:
-    """The places of the letters that look like none before them that was kept; images [letters, faces, ...]."""
+    """The indices of the letters that do not look like an earlier letter that was kept; images [letters, faces,
+    ...]."""
     flat = images.reshape(*images.shape[:2], -1).swapaxes(0, 1).astype(np.float64)  # [faces, letters, pixels]
     square = (flat**2).sum(-1)
     distance = square[:, :, None] + square[:, None] - 2 * flat @ flat.swapaxes(1, 2)

@@ -1,4 +1,4 @@
-"""Losses and scores of K tasks at once: means over each task's own examples, [K]."""
+"""Losses and accuracies of K tasks at once: means over each task's examples, [K]."""
 
 from collections.abc import Callable
 
@@ -18,7 +18,7 @@ def mse(out: Tensor, y: Tensor) -> Tensor:
 
 
 def bce(logits: Tensor, y: Tensor) -> Tensor:
-    """-log p(y) of independent yes-or-no outputs: logits, y [K, N, A], y in {0, 1} -> [K], mean over both axes."""
+    """-log p(y) of independent binary outputs: logits, y [K, N, A], y in {0, 1} -> [K], mean over both axes."""
     _check_values(logits, y)
     return functional.binary_cross_entropy_with_logits(logits, y, reduction="none").mean((1, 2))
 
@@ -30,13 +30,13 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def bce_accuracy(logits: Tensor, y: Tensor) -> Tensor:
-    """Share of right answers where a positive logit is a yes: logits, y [K, N, A] -> [K]."""
+    """Fraction of correct binary outputs, where a positive logit means 1: logits, y [K, N, A] -> [K]."""
     _check_values(logits, y)
     return ((logits > 0) == (y > 0.5)).to(logits.dtype).mean((1, 2))
 
 
 def class_accuracy(logits: Tensor, y: Tensor) -> Tensor:
-    """Share of examples whose class has the largest logit: logits [K, N, C], y [K, N] -> [K]."""
+    """Fraction of examples whose class has the largest logit: logits [K, N, C], y [K, N] -> [K]."""
     _check_classes(logits, y)
     return (logits.argmax(-1) == y).to(logits.dtype).mean(1)
 
@@ -44,7 +44,7 @@ def class_accuracy(logits: Tensor, y: Tensor) -> Tensor:
 LOSSES: dict[LossName, Loss] = {"mse": mse, "bce": bce, "cross_entropy": cross_entropy}
 
 ACCURACIES: dict[LossName, Loss] = {"bce": bce_accuracy, "cross_entropy": class_accuracy}
-"""There is none for "mse"."""
+"""By loss; "mse" has no accuracy."""
 
 
 def _check_values(out: Tensor, y: Tensor) -> None:

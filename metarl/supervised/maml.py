@@ -1,4 +1,4 @@
-"""MAML and its relatives on support and query sets, through the inner step that the policies take.
+"""MAML and related methods on support and query sets, using the same inner step as the policies.
 
 One iteration, top to bottom:
     sets                      K tasks from the training split, a support and a query set of each
@@ -6,8 +6,8 @@ One iteration, top to bottom:
     outer step                Adam on the query loss of theta_S, differentiated through the S steps; or (Reptile)
                               move the initialisation towards theta_S
 
-Which method it is, the settings say (see `metarl.supervised.methods` and docs/algorithms/supervised.md): MAML, FOMAML,
-Reptile, ANIL, Meta-SGD, MAML++, or with no inner step one network trained on all tasks together.
+    The settings determine the method (see `metarl.supervised.methods` and docs/algorithms/supervised.md): MAML, FOMAML,
+    Reptile, ANIL, Meta-SGD, MAML++, or, without inner steps, one network trained on all tasks jointly.
 """
 
 import math
@@ -42,55 +42,58 @@ ADAPTS = ("all", "head")
 
 @dataclass(frozen=True)
 class Config:
-    """Settings of few-shot learning. As they stand: MAML on sinusoids (Finn, Abbeel, Levine 2017, section 5.1)."""
+    """Settings of few-shot learning. The defaults are MAML on sinusoids (Finn, Abbeel, Levine 2017, section 5.1)."""
 
     n_tasks: int = 25
     """K: tasks per meta-iteration."""
     shots: int = 10
-    """Examples in a support set; where there are classes, of each class."""
+    """Examples in a support set; in classification, per class."""
     queries: int = 10
-    """Examples in a query set, likewise."""
+    """Examples in a query set; in classification, per class."""
     inner_steps: int = 1
-    """Inner gradient steps in training; 0 trains one network on all tasks' query sets together."""
+    """Inner gradient steps during training; 0 trains one network on all tasks' query sets jointly."""
     inner_lr: float = 0.01
-    """Step size of the inner loop, on a loss that is the mean over a task's examples."""
+    """Step size of the inner loop, whose loss is the mean over a task's examples."""
     learned_lr: LearnedLr = "none"
-    """What the outer loop learns of the inner step sizes, as factors that start at 1: nothing, one factor ("scalar"),
-    one for every tensor and step ("per_layer_and_step", MAML++), one for every number ("per_parameter", Meta-SGD)."""
+    """Which factors on the inner step sizes the outer loop learns, all starting at 1: none, a single one ("scalar"),
+    one per tensor and inner step ("per_layer_and_step", MAML++), or one per parameter ("per_parameter", Meta-SGD)."""
     learned_mask: bool = False
-    """Learn which numbers adapt: each has a mask of its own, open at first (sparse MAML, von Oswald et al. 2021)."""
+    """Learn which parameters adapt: each has a binary mask, initially open (sparse MAML, von Oswald et al. 2021)."""
     inner_optimizer: Literal["sgd", "momentum", "adam"] = "sgd"
-    """What the inner step makes of the gradient. "momentum" and "adam" carry statistics from one inner step to the
-    next, all differentiated."""
+    """The optimiser of the inner step. "momentum" and "adam" carry statistics from one inner step to the next, and are
+    differentiated through."""
     inner_momentum: float = 0.9
-    """Factor of "momentum"."""
+    """Momentum coefficient of "momentum"."""
     inner_adam_eps: float = 1e-5
-    """Added to the root of the second moment by "adam": gradients far below it take steps in proportion to themselves,
-    those above it steps of one size. The meta-gradient through a number whose gradient is zero grows as 1 / this."""
+    """Added by "adam" to the root of the second moment: gradients far below it take proportional steps, those above it
+    take steps of a fixed size. The meta-gradient through a parameter whose gradient is zero grows as 1 / this value."""
     adapts: Literal["all", "head"] = "all"
-    """What the inner loop moves: all of the network, or its last layer (ANIL)."""
+    """What the inner loop adapts: the whole network, or only its last layer (ANIL)."""
     first_order: bool = False
-    """Leave the inner gradient out when differentiating (first-order MAML)."""
+    """Do not differentiate through the inner gradient (first-order MAML)."""
     first_order_until: int = 0
-    """Do so for this many iterations at first (derivative-order annealing of MAML++)."""
+    """Use first-order meta-gradients for this many initial iterations (derivative-order annealing of MAML++)."""
     multi_step_until: int = 0
-    """Weigh the query losses after all inner steps equally at first, and within this many iterations only the last one
-    (multi-step loss of MAML++)."""
+    """Weight the query losses after all inner steps equally at first, shifting within this many iterations to the last
+    one alone (multi-step loss of MAML++)."""
     outer: Literal["adam", "reptile", "reptile_serial"] = "adam"
-    """The outer step: Adam on the meta-gradient; or Reptile, by the mean over the tasks or after every task. Reptile
-    draws no line between support and query: each inner step takes the next `shots` of all the examples, shuffled."""
+    """The outer step: Adam on the meta-gradient; or Reptile, either once by the mean over the tasks ("reptile") or
+    after every task ("reptile_serial"). Reptile does not distinguish support from query sets: each inner step uses the
+    next `shots` of all the examples, shuffled."""
     outer_lr: float = 1e-3
-    """Step size of Adam for the network; or how far Reptile moves towards the adapted parameters (1: all the way)."""
+    """Adam's step size for the network; or the fraction of the distance to the adapted parameters by which Reptile
+    moves (1: all the way)."""
     learned_outer_lr: float = 1e-2
-    """Adam's step size for what is learned about the inner loop (factors of step sizes, masks)."""
+    """Adam's step size for what is learned about the inner loop (step-size factors, masks)."""
     anneal_over: int = 0
-    """Bring both down to `anneal_to` times themselves over this many iterations, by a cosine (MAML++); 0: constant."""
+    """Anneal both step sizes to `anneal_to` times their initial value over this many iterations, by a cosine schedule
+    (MAML++); 0 keeps them constant."""
     anneal_to: float = 0.01
-    """What they end at, as a factor."""
+    """Final factor of that schedule."""
     max_grad_norm: float = 0.0
-    """Largest norm of the meta-gradient, which is scaled down to it; 0: any."""
+    """Clip the norm of the meta-gradient to this value; 0 disables clipping."""
     hidden: tuple[int, ...] = (40, 40)
-    """Units in the hidden layers of the network, unless a module is given."""
+    """Units in the hidden layers of the network; not used if a module is given."""
     activation: str = "relu"
     """Activation of the hidden layers: tanh, relu or elu."""
 
@@ -128,13 +131,13 @@ class Config:
 
 @dataclass(frozen=True, repr=False)
 class State:
-    """What training carries from one meta-iteration to the next."""
+    """The training state passed from one meta-iteration to the next."""
 
     params: Params
-    """The network's, where every task starts from."""
+    """The network's parameters before adaptation, shared by all tasks."""
     iteration: int = 0
     learned: Params = field(default_factory=dict)
-    """What is learned about the inner loop: factors of step sizes, masks; empty if nothing is."""
+    """What is learned about the inner loop (step-size factors, masks); empty if nothing is."""
     optimizer: Params = field(default_factory=dict)
     """Adam's statistics; empty for Reptile."""
 
@@ -182,8 +185,8 @@ def step(
 def query_loss(
     config: Config, family: SetFamily, network: Network, meta: Params, sets: Sets, iteration: int
 ) -> Tensor:  # fmt: skip
-    """What MAML lowers: every task's query loss after adaptation (after each inner step, by the weights of the
-    multi-step loss), [K], as a function of the meta-parameters; differentiable as the settings say."""
+    """MAML's objective: every task's query loss after adaptation (with the multi-step loss, the weighted sum over all
+    inner steps), [K], as a function of the meta-parameters; differentiable as the settings say."""
     config = config.at(iteration)
     weights = multi_step_weights(config.inner_steps, config.multi_step_until, iteration)
     own, learned = split(meta)
@@ -206,7 +209,7 @@ def query_loss(
 def iteration(
     config: Config, family: SetFamily, network: Network, state: State, seed: int
 ) -> tuple[State, dict[str, Any]]:  # fmt: skip
-    """One meta-iteration, from `seed` and `state` alone. -> the next state and statistics (see
+    """One meta-iteration, a function of the arguments only -> the next state and statistics (see
     docs/algorithms/supervised.md)."""
     start = time.perf_counter()
     rng = np.random.default_rng([seed, state.iteration])
@@ -228,7 +231,7 @@ def iteration(
 def check_data(family: SetFamily, sets: Sets) -> None:
     """Raise NotFiniteError for examples that are not finite, naming the family and the task."""
     data = {name: getattr(sets, name) for name in ("x_support", "y_support", "x_query", "y_query")}
-    check_finite(data, f"in what {family.id} drew", "fix its sample", per_task=True)
+    check_finite(data, f"in the sets drawn by {family.id}", "fix its sample", per_task=True)
 
 
 def _adam(
@@ -302,7 +305,7 @@ def _through_all(
 
 @dataclass(frozen=True, repr=False)
 class Adaptation:
-    """Adapting to K tasks by S inner steps."""
+    """The adaptation to K tasks by S inner steps."""
 
     params: Params  # after the last step, [K, ...]
     losses: Tensor  # [K, S + 1], on the query sets, after 0, 1, ..., S steps
@@ -314,7 +317,7 @@ class Adaptation:
 def evaluate(
     config: Config, family: SetFamily, network: Network, state: State, sets: Sets, step_sizes: Sequence[float]
 ) -> Adaptation:  # fmt: skip
-    """Adapt to `sets` by one inner step on the support set for each of `step_sizes`."""
+    """Adapt to `sets` by one inner step on the support set per entry of `step_sizes`."""
     check_data(family, sets)
     params, memory = expand(state.params, sets.n_tasks), Params()
     losses, accuracies = [], []

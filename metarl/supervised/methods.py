@@ -1,25 +1,25 @@
-"""Methods by the names they were published under, as settings of `metarl.supervised.maml`."""
+"""Published methods by name, as settings of `metarl.supervised.maml`."""
 
 from typing import Any
 
 
 def method(name: str, iterations: int) -> dict[str, Any]:
-    """The settings that make a method, for a training of this many iterations:
+    """The settings of a published method, for a training run of this many iterations:
 
     - "maml": Finn, Abbeel, Levine 2017, https://arxiv.org/abs/1703.03400, algorithm 2
     - "fomaml": its first-order form (section 5.2 there)
     - "reptile": Nichol, Achiam, Schulman 2018, https://arxiv.org/abs/1803.02999, algorithm 2
     - "anil": Raghu et al. 2020, https://arxiv.org/abs/1909.09157, section 4
     - "meta_sgd": Li et al. 2017, https://arxiv.org/abs/1707.09835, algorithm 1
-    - "maml_plus_plus": Antoniou, Edwards, Storkey 2019, https://arxiv.org/abs/1810.09502, section 4, without what it
-      does about batch norm. There the multi-step loss is annealed over the first 15% of training and derivatives are
-      of first order for half of it; here a fifth and a tenth.
-    - "pretrained": one network for all tasks together, the baseline
+    - "maml_plus_plus": Antoniou, Edwards, Storkey 2019, https://arxiv.org/abs/1810.09502, section 4, without
+      its treatment of batch norm. The paper anneals the multi-step loss over the first 15% of training and uses
+      first-order derivatives for half of it; here these are a fifth and a tenth.
+    - "pretrained": one network trained on all tasks jointly, as a baseline
 
     Raises:
-        ValueError: no such method.
+        ValueError: no method has that name.
     """
-    found: dict[str, dict[str, Any]] = {
+    methods: dict[str, dict[str, Any]] = {
         "maml": {},
         "fomaml": {"first_order": True},
         "reptile": {"outer": "reptile", "inner_steps": 10, "outer_lr": 1.0, "anneal_over": iterations},
@@ -34,6 +34,6 @@ def method(name: str, iterations: int) -> dict[str, Any]:
         },
         "pretrained": {"inner_steps": 0},
     }
-    if name not in found:
-        raise ValueError(f"method must be one of {list(found)}, got {name!r}")
-    return found[name]
+    if name not in methods:
+        raise ValueError(f"method must be one of {list(methods)}, got {name!r}")
+    return methods[name]

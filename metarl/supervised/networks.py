@@ -14,10 +14,10 @@ from metarl.policies.stacked_module import StackedModule
 
 
 class Network(Protocol):
-    """What the methods need of a network."""
+    """The interface of a network."""
 
     def init(self, generator: torch.Generator) -> Params:
-        """Fresh meta-parameters, without a task axis."""
+        """Initial meta-parameters, without a task axis."""
         ...
 
     def outputs(self, params: Params, x: Tensor) -> Tensor:
@@ -54,14 +54,14 @@ class ModuleNetwork:
     `metarl.policies.stacked_module.StackedModule`.
 
     Raises:
-        ValueError: the module does not do that.
+        ValueError: the module does not map inputs to outputs in this way.
     """
 
     def __init__(self, module: nn.Module, x_shape: tuple[int, ...], n_outputs: int):
         self.stacked = StackedModule(module, x_shape, n_outputs)
 
     def init(self, generator: torch.Generator) -> Params:
-        """The module's own present parameters; `generator` is not used."""
+        """The module's current parameters; `generator` is not used."""
         return self.stacked.init()
 
     def outputs(self, params: Params, x: Tensor) -> Tensor:

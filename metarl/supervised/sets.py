@@ -1,4 +1,4 @@
-"""Few-shot tasks as data: a support set to adapt on and a query set to be measured on; and what a family of them is."""
+"""Few-shot tasks as data (a support set to adapt on, a query set to evaluate on), and the protocol of their family."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -17,10 +17,10 @@ LossName = Literal["mse", "bce", "cross_entropy"]
 
 @dataclass(frozen=True, repr=False)
 class Sets:
-    """The data of K tasks. Arrays and tensors are taken; arrays of floats become float32, of whole numbers int64.
+    """The data of K tasks. Accepts arrays and tensors; arrays of floats become float32, arrays of integers int64.
 
     Raises:
-        ValueError: shapes that do not belong together, or an empty set.
+        ValueError: shapes that do not fit together, or an empty set.
     """
 
     x_support: Tensor  # [K, N, ...]
@@ -28,7 +28,7 @@ class Sets:
     x_query: Tensor  # [K, M, ...]
     y_query: Tensor  # [K, M, A], or [K, M]
     parameters: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """What tells the tasks apart, each [K, ...], where a family can say it. No learner reads it."""
+    """Task parameters, each [K, ...], if the family provides them. Learners do not use them."""
 
     __repr__ = fields_text
 
@@ -43,8 +43,8 @@ class Sets:
         for letter in "xy":
             support, query = getattr(self, f"{letter}_support"), getattr(self, f"{letter}_query")
             if len(support) != len(query) or support.shape[2:] != query.shape[2:]:
-                raise ValueError(f"{letter}_support and {letter}_query need the same shape but for the number of "
-                                 f"examples, got {tuple(support.shape)} and {tuple(query.shape)}")  # fmt: skip
+                raise ValueError(f"{letter}_support and {letter}_query need the same shape except for the number "
+                                 f"of examples, got {tuple(support.shape)} and {tuple(query.shape)}")  # fmt: skip
 
     @property
     def n_tasks(self) -> int:
@@ -52,17 +52,17 @@ class Sets:
         return len(self.x_support)
 
     def __getitem__(self, tasks: slice) -> "Sets":
-        own = {name: value[tasks] for name, value in self.parameters.items()}
-        return Sets(self.x_support[tasks], self.y_support[tasks], self.x_query[tasks], self.y_query[tasks], own)
+        parameters = {name: value[tasks] for name, value in self.parameters.items()}
+        return Sets(self.x_support[tasks], self.y_support[tasks], self.x_query[tasks], self.y_query[tasks], parameters)
 
     def to(self, device: torch.device) -> "Sets":
-        """The same on `device`."""
+        """The same sets on `device`."""
         moved = {name: getattr(self, name).to(device) for name in ("x_support", "y_support", "x_query", "y_query")}
         return replace(self, **moved)
 
 
 def as_tensor(values: Any) -> Tensor:
-    """Arrays, lists or numbers as a tensor, floats in float32; a tensor stays as it is."""
+    """Arrays, lists or numbers as a tensor, with floats as float32; a tensor is returned unchanged."""
     if isinstance(values, Tensor):
         return values
     array = np.asarray(values)
@@ -73,36 +73,36 @@ def as_tensor(values: Any) -> Tensor:
 class SetFamily(Protocol):
     """A distribution over few-shot tasks. No base class is needed: any object with these members is a family.
 
-    Optional: `splits`, the names that `sample` takes as `split`. A family without it is asked for `"train"` and
-    `"test"` only, and its validation tasks are further draws from its training split.
+    Optional: `splits`, the names that `sample` accepts as `split`. A family without it is asked for `"train"` and
+    `"test"` only; its validation tasks are further draws from the training split.
     """
 
     id: str
-    """A name that says what is drawn: it is kept in checkpoints and compared on loading."""
+    """A name that identifies what is drawn. It is stored in checkpoints and compared when they are loaded."""
     x_shape: tuple[int, ...]
     """The shape of one input."""
     outputs: int
-    """Numbers that a network gives for one input: values for "mse", logits for "bce", classes for "cross_entropy"."""
+    """Number of outputs per input: values for "mse", logits for "bce", classes for "cross_entropy"."""
     loss: LossName
-    """What is predicted: real values, yes or no for each output, or one class."""
+    """What is predicted: "mse": real values; "bce": 0 or 1 for each output; "cross_entropy": one class."""
 
     def sample(self, n: int, rng: np.random.Generator, split: str, shots: int, queries: int) -> Sets:
-        """Draw `n` tasks of the `"train"` or `"test"` split, or of another (see `splits`), and for each a support set
-        of `shots` examples and a query set of `queries`; where there are classes, this many of each class."""
+        """Draw `n` tasks from a split (`"train"`, `"test"`, or another one in `splits`), each with a support set of
+        `shots` examples and a query set of `queries`; in classification, this many per class."""
         ...
 
 
 def check_family(family: Any) -> None:
-    """Raise what is wrong with a family of sets, by drawing two tasks from every split.
+    """Check a family of sets by drawing two tasks from every split.
 
     Raises:
         TypeError: a member is missing.
-        ValueError: what it draws is not what it says.
+        ValueError: the sets drawn differ from what the family declares.
     """
     if not isinstance(family, SetFamily):
         needed = ("id", "x_shape", "outputs", "loss", "sample")
         missing = [name for name in needed if not hasattr(family, name)]
-        raise TypeError(f"{type(family).__name__} is no family of sets: it lacks {missing}")
+        raise TypeError(f"{type(family).__name__} is not a family of sets: it lacks {missing}")
     if family.loss not in ("mse", "bce", "cross_entropy"):
         raise ValueError(f"{family.id}: loss must be 'mse', 'bce' or 'cross_entropy', got {family.loss!r}")
     for split in splits_of(family):
@@ -115,7 +115,7 @@ def check_family(family: Any) -> None:
 
 
 def check_sets(family: SetFamily, sets: Sets) -> None:
-    """Raise ValueError for sets that are not what the family says."""
+    """Raise ValueError if the sets differ from what the family declares."""
     if sets.x_support.shape[2:] != tuple(family.x_shape) or not sets.x_support.is_floating_point():
         raise ValueError(f"{family.id}: inputs must be floats of the shape {tuple(family.x_shape)}, got "
                          f"{sets.x_support.dtype} {tuple(sets.x_support.shape[2:])}")  # fmt: skip
@@ -124,7 +124,7 @@ def check_sets(family: SetFamily, sets: Sets) -> None:
 
 
 def check_targets(family: SetFamily, y: Tensor) -> None:
-    """Raise ValueError for targets [K, N, ...] that are not what the family's loss needs."""
+    """Raise ValueError if the targets [K, N, ...] are not what the family's loss needs."""
     if family.loss == "cross_entropy":
         if y.dim() != 2 or y.dtype != torch.int64:
             raise ValueError(f"{family.id}: classes must be whole numbers [K, N], got {y.dtype} {tuple(y.shape)}")
@@ -136,4 +136,4 @@ def check_targets(family: SetFamily, y: Tensor) -> None:
         raise ValueError(f"{family.id}: targets must be floats [K, N, {family.outputs}], got {y.dtype} "
                          f"{tuple(y.shape)}")  # fmt: skip
     if family.loss == "bce" and not bool(((y == 0) | (y == 1)).all()):
-        raise ValueError(f"{family.id}: targets of a yes or no must be 0 or 1")
+        raise ValueError(f"{family.id}: binary targets must be 0 or 1")

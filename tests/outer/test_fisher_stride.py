@@ -102,6 +102,6 @@ def test_an_iteration_with_a_stride_makes_another_step_within_the_same_bound(exp
 )
 def test_a_stride_is_refused_where_whole_episodes_are_needed(setting):
     (name, value), *_ = setting.items()
-    with pytest.raises(ValueError, match=f"fisher_stride=3 leaves time steps out, and {name}={value!r} needs whole"):
+    with pytest.raises(ValueError, match=f"fisher_stride=3 skips time steps, but {name}={value!r} needs whole"):
         Config(fisher_stride=3, gamma=0.9, **setting)
     Config(fisher_stride=1, gamma=0.9, **setting)

@@ -343,7 +343,7 @@ def test_examples_that_are_not_finite_are_the_familys_fault(outer):
     family = Spoilt()
     one = FewShotLearner(family, device="cpu", outer=outer, n_tasks=4, hidden=(4,)).learn(1)
     family.on, before = True, one.state
-    with pytest.raises(NotFiniteError, match=r"y_query of task 2 is not finite \(nan\) in what .* drew"):
+    with pytest.raises(NotFiniteError, match=r"y_query of task 2 is not finite \(nan\) in the sets drawn by "):
         one.learn(1)
     assert one.state is before
     with pytest.raises(NotFiniteError, match=r"y_query of task 3"):

@@ -329,7 +329,7 @@ def test_a_policy_learner_s_checkpoint_is_refused(tmp_path):
         (Sinusoid(), {"hidden": (0,)}, ValueError, "at least one unit"),
         (Sinusoid(), {"network": nn.Linear(2, 1)}, ValueError, "cannot be multiplied"),
         (Sinusoid(), {"network": nn.Linear(1, 2)}, ValueError, r"\[N, 1\] to \[N, 1\]; for N = 3 it gave \(3, 2\)"),
-        ({"a": 1}, {}, TypeError, "dict is no family of sets"),
+        ({"a": 1}, {}, TypeError, "dict is not a family of sets"),
     ],
 )
 def test_what_makes_no_learner_is_refused(family, options, error, shown):

@@ -154,7 +154,7 @@ def test_what_is_held_out_can_be_chosen():
 @pytest.mark.parametrize(
     ("given", "shown"),
     [
-        ({"test_classes": "AbΑé"}, r"test_classes has \['é', 'Α'\], which are no classes: .*ABC"),
+        ({"test_classes": "AbΑé"}, r"test_classes has \['é', 'Α'\], which are not classes: .*ABC"),
         ({"test_classes": "AB"}, "5-way tasks need .* test split, which has 2"),
         ({"ways": 60}, "60-way tasks need .* test split, which has 54"),
     ],

@@ -225,7 +225,7 @@ def test_what_is_wrong_with_a_family_is_said(name, value, shown):
 
 
 def test_what_is_no_family_is_a_type_error():
-    with pytest.raises(TypeError, match=r"dict is no family of sets: it lacks \['id', 'x_shape'"):
+    with pytest.raises(TypeError, match=r"dict is not a family of sets: it lacks \['id', 'x_shape'"):
         check_family({})
 
 
