@@ -1,12 +1,14 @@
 """One process at a time trains in a run's directory.
 
-The lock is the operating system's (POSIX record lock) on an empty file: it ends with the process that holds it,
-however that ends, and processes that it starts do not inherit it. Reading needs no lock. Such a lock does not tell two
-holders in one process apart, and ends when the process closes the file anywhere: so a process remembers what it holds,
-and does not open that file again.
+The lock is the operating system's (`flock`) on an empty file: it ends with the process that holds it, however that
+ends. Reading needs no lock. It belongs to the open file, which a forked process shares: so that a child that outlives
+its parent does not keep the lock, children close the file first of all. Network file systems may make it a record
+lock, which ends when the process closes the file anywhere: so a process remembers what it holds, and does not open
+that file again.
 """
 
 import os
+import weakref
 from pathlib import Path
 
 try:
@@ -17,6 +19,8 @@ except ImportError:  # not a POSIX system
 LOCK = ".lock"
 _held: set[tuple[int, int, int]] = set()
 """Process (a forked copy holds nothing), device and inode of the files that are locked here."""
+_locks: "weakref.WeakSet[DirectoryLock]" = weakref.WeakSet()
+"""Those that hold a file."""
 
 
 class DirectoryInUseError(OSError):
@@ -46,7 +50,7 @@ class DirectoryLock:
                 )
             file = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
             try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except (BlockingIOError, PermissionError):
                 os.close(file)
                 raise DirectoryInUseError(
@@ -60,6 +64,7 @@ class DirectoryLock:
                 self._file = file
                 self._key = _key(os.fstat(file))
                 _held.add(self._key)
+                _locks.add(self)
             else:  # its holder removed it in between
                 os.close(file)
 
@@ -70,13 +75,22 @@ class DirectoryLock:
         file, self._file = self._file, None
         if self._is_current(file):
             (self.path / LOCK).unlink(missing_ok=True)
-        _held.discard(self._key)
-        os.close(file)
+        self._give_up(file)
 
     def __del__(self) -> None:
         if self._file is not None:
-            _held.discard(self._key)
-            os.close(self._file)
+            self._give_up(self._file)
+
+    def _give_up(self, file: int) -> None:
+        _held.discard(self._key)
+        fcntl.flock(file, fcntl.LOCK_UN)  # a process that was forked in C may still have the file open
+        os.close(file)
+
+    def _forget(self) -> None:
+        """In a forked process: the lock is the parent's."""
+        file, self._file = self._file, None
+        if file is not None:
+            os.close(file)
 
     def _found(self) -> tuple[int, int, int] | None:
         """The file that is there, looked at without opening it."""
@@ -94,3 +108,12 @@ class DirectoryLock:
 
 def _key(found: os.stat_result) -> tuple[int, int, int]:
     return os.getpid(), found.st_dev, found.st_ino
+
+
+def _forget_all() -> None:
+    for lock in list(_locks):
+        lock._forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)

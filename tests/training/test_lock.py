@@ -116,6 +116,42 @@ def test_a_process_that_the_holder_started_does_not_hold_it(tmp_path):
         os.waitpid(child, 0)
 
 
+def test_a_process_that_outlives_the_killed_holder_does_not_hold_it(tmp_path):
+    code = HOLD.replace('print("held"', 'import os\nchild = os.fork()\nif child == 0: import time; time.sleep(600)\n'
+                        'print(child, flush=True)\nprint("held"')  # fmt: skip
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        child = int(process.stdout.readline())
+        try:
+            assert process.stdout.readline() == b"held\n"
+            process.kill()
+            process.wait()
+            os.kill(child, 0)  # it is there
+            with held(tmp_path):
+                pass
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
+def test_the_lock_stays_whatever_else_the_process_does_with_the_file(tmp_path):
+    lock = DirectoryLock(tmp_path)
+    lock.acquire()
+    (tmp_path / LOCK).read_bytes()  # opened and closed: a record lock would be gone
+    shutil.copytree(tmp_path, tmp_path.with_name("copy"))
+    child = os.fork()
+    if child == 0:
+        lock.release()  # which is not its own
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert (tmp_path / LOCK).exists()
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    done = subprocess.run(command, input=b"", capture_output=True, check=False)
+    assert done.returncode == 1 and b"DirectoryInUseError" in done.stderr
+    lock.release()
+    with held(tmp_path):
+        pass
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Within one process
 
