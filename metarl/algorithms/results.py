@@ -6,6 +6,7 @@
 from typing import Any
 
 from metarl.algorithms.contract import STATISTICS
+from metarl.training.metrics import OWN
 
 _LOOK = "metarl.check_algorithm says what else the contract asks for"
 RESULT = ("returns", "success_rates", "rollouts", "score", "policy_for")
@@ -33,6 +34,9 @@ def checked_step(algorithm: Any, output: Any) -> tuple[Any, dict[str, Any]]:
     checked_state(algorithm, state, "iteration")
     if missing := [name for name in STATISTICS if name not in stats]:
         raise ContractError(f"{algorithm.__name__}: the statistics of iteration lack {', '.join(missing)}; {_LOOK}")
+    if taken := [name for name in stats if OWN.fullmatch(str(name))]:
+        raise ContractError(f"{algorithm.__name__}: the statistics of iteration have {', '.join(taken)}, which "
+                            "training writes itself: give them another name")  # fmt: skip
     return state, stats
 
 

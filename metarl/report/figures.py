@@ -10,6 +10,7 @@ import numpy as np
 from metarl.checkpoint import atomic_write
 from metarl.report.evaluation import Evaluation
 from metarl.tasks import TaskFamily, task_at
+from metarl.training.metrics import numbered
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,9 +66,9 @@ def training_curve(
 def _logged(of: str, metrics: Sequence[Mapping[str, Any]]) -> list[tuple[str, int | None]]:
     """The columns of a run's metrics that show `of` in training, and after how many steps each is (None: all)."""
     names = list(metrics[0]) if metrics else []
-    steps = [(name, int(name.rpartition("_")[2])) for name in names if name.startswith(f"{of}/step_")]
+    steps: list[tuple[str, int | None]] = list(numbered(names, f"{of}/step_").items())
     whole: list[tuple[str, int | None]] = [(name, None) for name in names if name == f"{of}/query"]
-    return [*sorted(steps, key=lambda found: found[1]), *whole]
+    return [*steps, *whole]
 
 
 def adaptation_curve(axes: "Axes", evaluations: Mapping[str, Evaluation], of: str | None = None) -> None:

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from metarl.training.metrics import numbered
+
 FIRST_LOOK = 10
 """Iterations after which a run without any signal is reported; one that ends earlier is reported at its end."""
 FEWEST = 9
@@ -125,5 +127,5 @@ def _score(stats: Mapping[str, Any]) -> float:
         return -float(stats["loss/query"])
     if "return/trial" in stats:
         return float(stats["return/trial"])
-    last = max((k for k in stats if k.startswith("return/step_")), key=lambda k: int(k.rpartition("_")[2]), default="")
-    return float(stats[last]) if last else math.nan
+    returns = list(numbered(stats, "return/step_"))
+    return float(stats[returns[-1]]) if returns else math.nan

@@ -5,12 +5,24 @@ import csv
 import io
 import numbers
 import os
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from metarl.checkpoint import atomic_write
 
 Row = dict[str, int | float | None]
+
+OWN = re.compile(r"iteration|eval/(score|(step|success|accuracy)_\d+)")
+"""Names that training itself writes beside an iteration's statistics."""
+
+
+def numbered(names: Iterable[str], prefix: str) -> dict[str, int]:
+    """The names that are `prefix` and a number, in the order of the numbers. A metric of the user's own may begin so
+    too, as `eval/step_size` does."""
+    found = {name: int(name.removeprefix(prefix)) for name in names if re.fullmatch(re.escape(prefix) + r"\d+", name)}
+    return dict(sorted(found.items(), key=lambda item: item[1]))
 
 
 def read_metrics(path: Path) -> tuple[list[Row], list[str]]:

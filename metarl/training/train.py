@@ -18,6 +18,7 @@ from metarl.checkpoint import CheckpointError, in_own_memory, not_finite_in
 from metarl.training.contract import Stats
 from metarl.training.directory import BEST, CONFIG, LATEST, METRICS, PREVIOUS, RunDirectory, versions
 from metarl.training.health import Health
+from metarl.training.metrics import numbered
 from metarl.vector.survival import STOPPING
 from metarl.warn import warn_caller
 
@@ -163,8 +164,8 @@ class _Display:
 
     def evaluated(self, stats: Stats) -> None:
         if self.enabled:
-            curve = " → ".join(f"{v:.2f}" for k, v in stats.items() if k.startswith("eval/step_"))
-            rates = " → ".join(f"{v:.0%}" for k, v in stats.items() if k.startswith("eval/success_"))
+            curve = " → ".join(f"{stats[name]:.2f}" for name in numbered(stats, "eval/step_"))
+            rates = " → ".join(f"{stats[name]:.0%}" for name in numbered(stats, "eval/success_"))
             curve += f", success {rates}" if rates else ""
             line = f"iteration {stats['iteration']:>5}: {self.measure} on validation tasks {curve}"
             self.progress.console.print(line, highlight=False)
@@ -172,7 +173,7 @@ class _Display:
 
 def returns_and_speed(stats: Stats) -> str:
     """An iteration of reinforcement learning in a few words: returns, speed, where the time goes."""
-    post = max((k for k in stats if k.startswith("return/step_")), key=lambda k: int(k.rpartition("_")[2]))
+    post = list(numbered(stats, "return/step_"))[-1]
     rollout, update = stats["time/rollout"], stats["time/update"]
     share = rollout / max(rollout + update, 1e-9)
     last = f"rollout {share:.0%}"
