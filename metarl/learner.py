@@ -55,14 +55,11 @@ from metarl.training.learn import Options, learn
 from metarl.training.saved import portable, restore
 from metarl.training.train import returns_and_speed
 from metarl.training.warm_start import (
-    check_same_activation,
     network_of,
     settings_of,
-    taken_over,
-    unused_warning,
+    start_from,
     with_policy,
 )
-from metarl.warn import warn_caller
 
 KIND = Kind(
     name="learner",
@@ -185,23 +182,12 @@ class MetaLearner:
         Warns:
             UserWarning: the other has learned something of its inner loop that is not learned here.
         """
-        if self.state.iteration:
-            raise ValueError(f"this learner has trained for {self.state.iteration} iterations, which start_from would "
-                             "throw away: call it on a new one")  # fmt: skip
         path = None if isinstance(other, MetaLearner) else file_path("start_from's learner", other)
         found = other if isinstance(other, MetaLearner) else _best_of(Path(other), yes_or_no("trust", trust))
         name = f"{found.algorithm} on {found.family.id}"
         check_same_spaces(name, found.policy.spaces, self.family)
-        try:
-            check_same_activation(self.policy, found.policy)
-            self.state, unused = taken_over(self.state, found.state)
-        except ValueError as error:
-            raise ValueError(f"cannot start from {path or name}: {error}") from None
-        if unused:
-            warn_caller(unused_warning(unused, name, self.algorithm))
-        shown = None if path is None else path.name if path.is_absolute() else str(path)  # nothing of the machine
-        self._started_from = {"path": shown, "iteration": found.state.iteration,
-                              **found.describe()}  # fmt: skip
+        own, its = (policy.describe().get("activation") for policy in (self.policy, found.policy))
+        start_from(self, found, (self.algorithm, name), (own, its), path)
         return self
 
     def close(self) -> None:

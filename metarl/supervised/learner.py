@@ -41,6 +41,7 @@ from metarl.training import saved
 from metarl.training.contract import Kind, Stats
 from metarl.training.learn import Options, learn
 from metarl.training.saved import portable, restore
+from metarl.training.warm_start import start_from
 
 _CHUNK = 100
 """Number of test tasks adapted in one batch."""
@@ -141,7 +142,7 @@ class FewShotLearner:
         self._best_score: float | None = None
         self._run_dir: Path | None = None  # the run that this learner is the state of
         self._latest_is_damaged = False  # in that run, so that this is its previous state
-        self._started_from: dict[str, Any] | None = None
+        self._started_from: dict[str, Any] | None = None  # the learner that this one started from, described
         self._family_in_file: dict[str, Any] | None = None
 
     def __repr__(self) -> str:
@@ -155,6 +156,32 @@ class FewShotLearner:
     @torch_defaults
     def __setstate__(self, state: dict[str, Any]) -> None:
         restore(self, state)
+
+    @torch_defaults
+    def start_from(self, other: "FewShotLearner") -> "FewShotLearner":
+        """Take over what another learner has learned: the network's parameters and, of the inner loop (step sizes,
+        masks), what both learn; `learn` then continues from there. Settings, family and seed stay as they are here;
+        iterations are counted from 0, and the outer optimiser starts anew.
+
+        Args:
+            other: a learner with the same network, on tasks of the same shapes and the same loss. For the best state of
+                a run, pass `FewShotLearner.load(run / "best.safetensors", family)`.
+
+        Raises:
+            ValueError: this learner has trained already, or the two do not fit.
+
+        Warns:
+            UserWarning: the other has learned something about its inner loop that is not learned here.
+        """
+        if not isinstance(other, FewShotLearner):
+            raise ValueError(f"start_from takes a FewShotLearner (FewShotLearner.load gives one), got {other!r}")
+        name, own, its = f"few-shot learning on {other.family.id}", _signature(self.family), _signature(other.family)
+        for what in ("x_shape", "outputs", "loss"):
+            if own[what] != its[what]:
+                raise ValueError(f"cannot start from {name}: its {what} is {its[what]!r}, here it is {own[what]!r}")
+        activations = self.network.activation, other.network.activation
+        start_from(self, other, ("this learner", name), activations)
+        return self
 
     # -----------------------------------------------------------------------------------------------------------------
     # Training

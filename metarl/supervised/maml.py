@@ -141,6 +141,9 @@ class State:
     optimizer: Params = field(default_factory=dict)
     """Adam's statistics; empty for Reptile."""
 
+    WARM_START = ("params", "learned")
+    """Not Adam's statistics, which belong to its own settings."""
+
     __repr__ = fields_text
 
 

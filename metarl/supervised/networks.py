@@ -16,6 +16,11 @@ from metarl.policies.stacked_module import StackedModule
 class Network(Protocol):
     """The interface of a network."""
 
+    @property
+    def activation(self) -> str | None:
+        """The activation after every hidden layer; None where the network is the user's own module."""
+        ...
+
     def init(self, generator: torch.Generator) -> Params:
         """Initial meta-parameters, without a task axis."""
         ...
@@ -59,6 +64,7 @@ class ModuleNetwork:
 
     def __init__(self, module: nn.Module, x_shape: tuple[int, ...], n_outputs: int):
         self.stacked = StackedModule(module, x_shape, n_outputs)
+        self.activation: str | None = None
 
     def init(self, generator: torch.Generator) -> Params:
         """The module's current parameters; `generator` is not used."""

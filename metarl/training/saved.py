@@ -114,7 +114,7 @@ def _start_of(path: Path, kind: Kind) -> dict[str, Any]:
     found = read_config(path, kind.entries)
     if "started_from" in found:
         raise CheckpointError(f"{path} has no checkpoint yet, and its run was to start from what another learner has "
-                              "learned: start it again with the command it was started with")  # fmt: skip
+                              "learned: start it again the way it was started")  # fmt: skip
     return {**found, "state": None, "best_score": None}
 
 

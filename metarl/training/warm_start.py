@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,13 +14,42 @@ from metarl.arguments import listed
 from metarl.policies.cnn import CNNPolicy
 from metarl.policies.mlp import MLPPolicy
 from metarl.policies.module import ModulePolicy
+from metarl.training.contract import Learner
+from metarl.warn import warn_caller
 
 
-def check_same_activation(policy: Any, other: Any) -> None:
-    """Raise ValueError where two networks of the same shapes are different functions of their parameters."""
-    own, its = (p.describe().get("activation") for p in (policy, other))
-    if own is not None and its is not None and own != its:
-        raise ValueError(f"its network has activation={its!r}, here it is {own!r}")
+def start_from(
+    learner: Learner, found: Learner, names: tuple[str, str], activations: tuple[str | None, str | None],
+    path: Path | None = None,
+) -> None:  # fmt: skip
+    """Give `learner`, which has not trained yet, what the learner `found` has learned.
+
+    Args:
+        names: of what the learner here and the other are, for messages.
+        activations: of their networks, None where they have none: networks of the same shapes may be different
+            functions of their parameters.
+        path: the file or directory that the other was loaded from.
+
+    Raises:
+        ValueError: the two do not fit, or `learner` has trained already.
+
+    Warns:
+        UserWarning: the other has learned something of its inner loop that is not learned here.
+    """
+    if learner.state.iteration:
+        raise ValueError(f"this learner has trained for {learner.state.iteration} iterations, which start_from would "
+                         "throw away: call it on a new one")  # fmt: skip
+    (here, there), (own, its) = names, activations
+    try:
+        if own is not None and its is not None and own != its:
+            raise ValueError(f"its network has activation={its!r}, here it is {own!r}")
+        learner.state, unused = taken_over(learner.state, found.state)
+    except ValueError as error:
+        raise ValueError(f"cannot start from {path or there}: {error}") from None
+    if unused:
+        warn_caller(unused_warning(unused, there, here))
+    shown = None if path is None else path.name if path.is_absolute() else str(path)  # nothing of the machine
+    learner._started_from = {"path": shown, "iteration": found.state.iteration, **found.describe()}
 
 
 def taken_over(own: Any, other: Any) -> tuple[Any, list[str]]:
@@ -40,7 +70,7 @@ def taken_over(own: Any, other: Any) -> tuple[Any, list[str]]:
         name = next(n for n in sorted({*mine, *its}) if mine.get(n) != its.get(n))
         raise ValueError(f"its parameter {name!r} has the shape {its.get(name)}, here it is {mine.get(name)}: make "
                          "this learner with the other's network (hidden, activation, context, ...)")  # fmt: skip
-    if bool(own.obs_stats) != bool(other.obs_stats):
+    if "obs_stats" in own.WARM_START and bool(own.obs_stats) != bool(other.obs_stats):
         raise ValueError(f"it was trained with normalize_obs={bool(other.obs_stats)}, which is needed here too")
     values: dict[str, Any] = {}
     unused: list[str] = []

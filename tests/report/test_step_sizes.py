@@ -46,6 +46,15 @@ def test_a_size_too_long_to_compute_with_is_the_worst_and_ends_nothing():
     assert json.dumps(choice.as_data(), allow_nan=False).count("null") == 2
 
 
+@pytest.mark.parametrize("higher_is_better", [True, False])
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
+def test_nor_is_one_chosen_that_ends_in_no_number(odd, higher_is_better):
+    def play(sizes: tuple[float, ...]) -> tuple[float, int]:
+        return (1.0, 0) if sizes[-1] == 0.25 else (odd, 0)
+
+    assert choose(play, [0.5, 0.5], 1, 2, "loss", higher_is_better).sizes == (0.5, 0.25)
+
+
 def test_what_the_choice_costs_is_counted():
     # Two steps with four candidates each, of three and four rollouts of five steps.
     assert choose(valley, [0.5, 0.5, 0.5], 1, 2).env_steps == 4 * 3 * 5 + 4 * 4 * 5

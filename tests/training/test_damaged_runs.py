@@ -111,7 +111,7 @@ def test_rows_without_a_checkpoint_are_results_too(stillborn, half):
 def test_a_start_from_another_learner_has_to_be_started_again(stillborn):
     config = json.loads((stillborn / CONFIG).read_text())
     (stillborn / CONFIG).write_text(json.dumps(config | {"started_from": {"path": "x"}}))
-    with pytest.raises(CheckpointError, match="start it again with the command it was started with"):
+    with pytest.raises(CheckpointError, match="start it again the way it was started"):
         resume(stillborn)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from stable_baselines3.common import callbacks as sb3
-from supervised_twins import SMALL
+from supervised_twins import SMALL, blobs
 from tiny_runs import contents, rows_without_time, same_params, tiny
 
 from metarl import MetaLearner, checkpoint
@@ -153,6 +153,16 @@ def test_a_resumed_run_s_files_are_those_of_an_uninterrupted_one(kind, tmp_path)
     assert rows_without_time(tmp_path / "half") == rows_without_time(tmp_path / "whole")
 
 
+@kinds
+def test_a_learner_that_goes_on_remembers_its_best_score(kind, tmp_path):
+    learner = kind.make().learn(2, run_dir=tmp_path, **OFTEN)
+    learner._best_score, best = 1e9, (tmp_path / BEST).read_bytes()
+    learner.learn(2, run_dir=tmp_path, **OFTEN)
+    assert learner._best_score == 1e9 and (tmp_path / BEST).read_bytes() == best
+    scores = [row["eval/score"] for row in RunDirectory(tmp_path).metrics() if row["eval/score"] is not None]
+    assert kind.make().learn(4, **OFTEN)._best_score == max(scores)  # and so does one without a directory
+
+
 def test_neither_takes_the_other_s_checkpoint(tmp_path):
     one, other = KINDS.values()
     one.make().save(tmp_path / "policy"), other.make().save(tmp_path / "few")
@@ -160,6 +170,53 @@ def test_neither_takes_the_other_s_checkpoint(tmp_path):
         one.load(tmp_path / "few")
     with pytest.raises(CheckpointError, match="policy holds a learner, not a few-shot learner"):
         other.load(tmp_path / "policy")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Starting from another learner
+
+
+@kinds
+def test_a_learner_starts_from_what_another_has_learned(kind, tmp_path):
+    other = kind.make(seed=1, learned_lr="scalar").learn(2)
+    learner = kind.make(learned_lr="scalar", inner_lr=0.2).start_from(other)
+    for part in ("params", "learned"):
+        assert same_params(getattr(learner.state, part), getattr(other.state, part))
+    assert learner.state.iteration == 0 and learner.config.inner_lr == 0.2
+    learner.learn(1, run_dir=tmp_path)
+    assert not same_params(learner.state.params, other.state.params)
+    found = json.loads((tmp_path / CONFIG).read_text())["started_from"]
+    assert (found["seed"], found["iteration"], found["config"]["inner_lr"]) == (1, 2, other.config.inner_lr)
+    for path in (LATEST, PREVIOUS, "metrics.csv"):  # killed before its first checkpoint
+        (tmp_path / path).unlink(missing_ok=True)
+    (tmp_path / BEST).unlink(missing_ok=True)
+    with pytest.raises(CheckpointError, match="start it again the way it was started"):
+        kind.load(tmp_path)
+
+
+@kinds
+def test_one_that_has_trained_or_does_not_fit_is_refused(kind):
+    with pytest.raises(ValueError, match="this learner has trained for 1 iterations"):
+        kind.make().learn(1).start_from(kind.make())
+    with pytest.raises(ValueError, match=r"cannot start from .*parameter 'b0' has the shape"):
+        kind.make().start_from(kind.make(hidden=(3,)))
+    with pytest.raises(ValueError, match="activation='elu', here it is 'tanh'"):
+        kind.make().start_from(kind.make(activation="elu"))
+
+
+@kinds
+def test_what_is_not_learned_here_is_told_at_the_user_s_line(kind):
+    with pytest.warns(UserWarning, match="has learned of its inner loop .lr. is not taken over") as warned:
+        kind.make().start_from(kind.make(learned_lr="scalar"))
+    assert [one.filename for one in warned] == [__file__]
+
+
+def test_few_shot_learners_of_another_kind_of_task_are_refused():
+    make = KINDS["FewShotLearner"].make
+    with pytest.raises(ValueError, match=r"cannot start from few-shot learning on blobs: its x_shape is \[2\], here"):
+        make().start_from(FewShotLearner(blobs(), device="cpu", **SMALL))
+    with pytest.raises(ValueError, match=r"start_from takes a FewShotLearner .*, got 'x'"):
+        make().start_from("x")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
