@@ -35,7 +35,7 @@ from metarl.policies.mlp import MLPPolicy
 from metarl.policies.module import ModulePolicy
 from metarl.policies.normalize import ObsStats
 from metarl.policies.spaces import Spaces, has_range, lowest, spaces_of
-from metarl.sb3.saved_models import checked_model, read_vec_normalize
+from metarl.sb3.saved_models import load_model, read_vec_normalize
 from metarl.tasks import TaskFamily, did_you_mean
 from metarl.torch_defaults import torch_defaults
 
@@ -291,7 +291,7 @@ def from_sb3(
     """
     trust = yes_or_no("trust", trust)
     if isinstance(model, str | Path):
-        model = _algorithm(algorithm, READABLE).load(model if trust else checked_model(Path(model)), device="cpu")
+        model = load_model(_algorithm(algorithm, READABLE), Path(model), trust)
     vec_normalize = _normalisation(vec_normalize, trust)
     if isinstance(model, BaseAlgorithm):
         vec_normalize = vec_normalize or model.get_vec_normalize_env()

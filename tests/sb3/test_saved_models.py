@@ -3,17 +3,29 @@
 import base64
 import json
 import pickle
+import re
+import sys
+import types
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 from stable_baselines3 import PPO, TD3
+from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from tiny_runs import same_params, tiny
 
+import metarl
+from metarl import MetaLearner
+from metarl.policies.cnn import CNNPolicy
+from metarl.policies.mlp import MLPPolicy
+from metarl.policies.module import ModulePolicy
+from metarl.policies.spaces import Spaces
+from metarl.policies.stacked_module import StackedModule
 from metarl.sb3 import from_sb3, to_sb3
 
 
@@ -155,3 +167,117 @@ def test_what_is_checked_is_what_is_loaded(tmp_path, monkeypatch):
     assert from_sb3(path).params and not target.exists()
     from_sb3(path, trust=True)
     assert target.exists()  # the control
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sizes, and older files
+
+
+class Calls:
+    """Pickles as the call of a function."""
+
+    def __init__(self, function: Any, *args: Any):
+        self.call = function, args
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+HUGE: dict[str, tuple[Any, str]] = {
+    "bytes": (Calls(bytearray, 10**12), "asks for more than it holds: bytearray"),
+    "numbers": (Calls(set, Calls(range, 10**10)), "asks for more than it holds: range"),
+    "array": (Calls(np.ndarray, (10**7, 10**6)), "asks for more than it holds: ndarray"),
+    "empty array": (Calls(np.zeros(1).__reduce__()[0], np.ndarray, (10**7, 10**6), b"b"), "_reconstruct"),
+    "layer": (Calls(torch.nn.Linear, 10**6, 10**6), "it calls torch.nn.modules.linear.Linear"),
+    "buffer": (Calls(RolloutBuffer, 10**9, None, None), "it calls stable_baselines3.common.buffers.RolloutBuffer"),
+    "space": (Calls(gym.spaces.Box, 0.0, 1.0, (10**7, 10**6)), "it calls gymnasium.spaces.box.Box"),
+    "scalar": (Calls(np.float64(1).__reduce__()[0], np.dtype("V1000000000")), "asks for more than it holds: scalar"),
+}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "m.zip"
+    PPO("MlpPolicy", "Pendulum-v1", n_steps=64, device="cpu").save(path)
+    return path
+
+
+def serialized(value: Any, protocol: int = 4) -> dict[str, str]:
+    return {":type:": "x", ":serialized:": base64.b64encode(pickle.dumps(value, protocol)).decode()}
+
+
+@pytest.mark.parametrize("protocol", [3, 4])
+@pytest.mark.parametrize("name", HUGE)
+def test_a_pickle_asks_for_nothing_larger_than_itself(tmp_path, small, name, protocol):
+    what, said = HUGE[name]
+    path = tmp_path / "m.zip"
+    path.write_bytes(small.read_bytes())
+    rewrite(path, "own", serialized(what, protocol))
+    with pytest.raises(ValueError, match=rf"m\.zip cannot be loaded: its own is no pickle .*{re.escape(said)}"):
+        from_sb3(path)
+
+
+@pytest.mark.parametrize("code", [b"(I1000000\nI1000000\nitorch.nn.modules.linear\nLinear\n.",
+                                  b"(ctorch.nn.modules.linear\nLinear\nI1000000\nI1000000\no."])  # fmt: skip
+def test_nor_by_the_ways_of_old_pickles(tmp_path, small, code):
+    path = tmp_path / "m.zip"
+    path.write_bytes(small.read_bytes())
+    rewrite(path, "own", {":type:": "x", ":serialized:": base64.b64encode(code).decode()})
+    with pytest.raises(ValueError, match=r"it calls torch\.nn\.modules\.linear\.Linear"):
+        from_sb3(path)
+
+
+@pytest.mark.parametrize("sizes", [[10**6, 10**6], {"pi": [8], "vf": [10**6, 10**6]}])
+def test_a_network_that_the_settings_claim_is_no_larger_than_the_file(tmp_path, small, sizes):
+    path = tmp_path / "m.zip"
+    path.write_bytes(small.read_bytes())
+    rewrite(path, "policy_kwargs", {"net_arch": sizes})
+    with pytest.raises(ValueError, match=r"m\.zip asks for a network or buffers that are far larger than the file"):
+        from_sb3(path)
+
+
+def test_nor_are_the_buffers(tmp_path, small):
+    path = tmp_path / "m.zip"
+    path.write_bytes(small.read_bytes())
+    rewrite(path, "n_steps", 10**15)
+    with pytest.raises(ValueError, match=r"m\.zip asks for a network or buffers that are far larger than the file"):
+        from_sb3(path)
+
+
+def test_nor_what_an_archive_unpacks_to(tmp_path):
+    path = tmp_path / "m.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("data", b" " * (2**27))
+    with pytest.raises(ValueError, match=r"m\.zip is no model .*: it unpacks to 134,217,728 bytes"):
+        from_sb3(path)
+
+
+OLD = {MLPPolicy: "metarl.policies", ModulePolicy: "metarl.policies", CNNPolicy: "metarl.policies_cnn",
+       StackedModule: "metarl.modules", Spaces: "metarl.spaces"}  # fmt: skip
+"""Where the classes of a converted policy were."""
+
+
+@pytest.mark.parametrize("kind", ["module", "normalised", "cnn"])
+@pytest.mark.parametrize("trust", [False, True])
+def test_models_of_earlier_versions_load(tmp_path, monkeypatch, kind, trust):
+    if kind == "cnn":
+        family = metarl.make("PointNavigationPixels-v0", size=8, horizon=4)
+        learner = MetaLearner("maml_vpg", family, channels=(2,), hidden=(4,), device="cpu")
+    else:
+        own = {"policy": torch.nn.Linear(2, 2)} if kind == "module" else {"normalize_obs": True}
+        learner = tiny(**own).learn(1, eval_every=0)
+    model = to_sb3(learner, device="cpu")
+    with monkeypatch.context() as patch:
+        for found, module in OLD.items():
+            patch.setattr(found, "__module__", module)
+            if module not in sys.modules:
+                patch.setitem(sys.modules, module, types.ModuleType(module))
+            patch.setattr(sys.modules[module], found.__name__, found, raising=False)
+        model.save(tmp_path / "m.zip")
+    names = {"module": "ModulePolicy", "normalised": "MLPPolicy", "cnn": "CNNPolicy"}
+    with zipfile.ZipFile(tmp_path / "m.zip") as archive:
+        data = json.loads(archive.read("data"))
+    text = base64.b64decode(data["policy_kwargs"][":serialized:"])
+    assert names[kind].encode() in text and b"metarl.policies.mlp" not in text  # the control: it names the old place
+    found, expected = from_sb3(tmp_path / "m", trust=trust), from_sb3(model)
+    assert same_params(found.params, expected.params)
