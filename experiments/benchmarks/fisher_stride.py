@@ -39,7 +39,7 @@ def direction(learner: metarl.MetaLearner, found: loop.Experience, stride: int) 
     fisher = None if stride == 1 else outer.fisher_objectives(config, learner.policy, found, state, stride)
     meta = outer.trained(config, state)
     new, _ = trust_region.trpo_step(
-        meta, objectives, config.max_kl, config.damping, config.cg_iterations, fisher=fisher
+        meta, objectives, trust_region.TrustRegion(config.max_kl, config.damping, config.cg_iterations), fisher=fisher
     )
     seconds = time.perf_counter() - start
     gradient = trust_region.value_and_gradient(objectives, meta)[1]

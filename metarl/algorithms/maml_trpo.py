@@ -19,7 +19,7 @@ from metarl.inner.loop import advance, evaluate, experience, surveyed
 from metarl.inner.settings import GradientSettings
 from metarl.inner.state import State, init, learned_statistics
 from metarl.outer.objective import fisher_objectives, objectives, trained
-from metarl.outer.trust_region import trpo_step
+from metarl.outer.trust_region import TrustRegion, trpo_step
 from metarl.parallel import threads_over_tasks
 from metarl.rollout.finite import SMALLER_STEPS, NotFiniteError
 from metarl.rollout.setup import Setup
@@ -74,10 +74,8 @@ def iteration(setup: Setup[Config], state: State) -> tuple[State, dict[str, Any]
     if config.fisher_stride > 1:
         fisher = fisher_objectives(config, policy, found, state, config.fisher_stride)
     kept = None if config.graph_tasks is None else config.graph_tasks * len(fisher or parts) // config.n_tasks
-    meta, outer = trpo_step(
-        trained(config, state), parts, config.max_kl, config.damping, config.cg_iterations, config.max_backtracks,
-        config.backtrack, kept, fisher,
-    )  # fmt: skip
+    region = TrustRegion(config.max_kl, config.damping, config.cg_iterations, config.max_backtracks, config.backtrack)
+    meta, outer = trpo_step(trained(config, state), parts, region, kept, fisher)
     if not math.isfinite(outer["gradient_norm"] + outer["loss_before"]):
         raise NotFiniteError(
             f"the meta-gradient of iteration {state.iteration + 1} has the norm "

@@ -261,9 +261,8 @@ def iteration(setup: Setup[Config], state: State) -> tuple[State, dict[str, Any]
     start, tasks = time.perf_counter(), sampler.tasks(config.n_tasks, seed, state.iteration)
     state = surveyed(setup, state, tasks)
     trials = collect_trials(
-        sampler, tasks, config.trials, config.trial_episodes, policy, state.params, seed, state.iteration,
-        state.obs_stats,
-    )  # fmt: skip
+        setup, tasks, config.trials, config.trial_episodes, state.params, state.iteration, state.obs_stats
+    )
     in_rollouts = time.perf_counter() - start
 
     data, seen = sequences(trials), None
@@ -337,9 +336,8 @@ def surveyed(setup: Setup[Config], state: State, tasks: Tasks) -> State:
         return state
     config = setup.config
     trials = collect_trials(
-        setup.sampler, tasks, config.trials, config.trial_episodes, setup.policy, state.params, setup.seed,
-        normalize.SURVEY, state.obs_stats,
-    )  # fmt: skip
+        setup, tasks, config.trials, config.trial_episodes, state.params, normalize.SURVEY, state.obs_stats
+    )
     stats = normalize.update(state.obs_stats, trials.raw_obs, trials.mask)
     return replace(state, obs_stats=stats, env_steps=state.env_steps + trials.steps)
 
@@ -526,7 +524,5 @@ def evaluate(
         raise ValueError(f"rl2 adapts through its memory and has no inner step sizes, got {list(step_sizes)}; steps= "
                          "sets the number of further episodes in a trial")  # fmt: skip
     n = len(step_sizes) + 1
-    trials = collect_trials(
-        setup.sampler, tasks, episodes, n, setup.policy, state.params, setup.seed, 0, state.obs_stats
-    )
+    trials = collect_trials(setup, tasks, episodes, n, state.params, 0, state.obs_stats)
     return TrialAdaptation(trials, setup.policy, state.params, state.obs_stats)

@@ -173,18 +173,30 @@ def _value_and_gradient(objective: Objective, params: Params) -> tuple[Tensor, T
         return _gradient(objective(leaves, True), leaves, retain_graph=False)
 
 
+@dataclass(frozen=True)
+class TrustRegion:
+    """How far one step may go, and how it is found."""
+
+    max_kl: float
+    """Bound on the KL between the policies before and after the step."""
+    damping: float = 1e-5
+    """Added to the diagonal of the Fisher matrix."""
+    cg_iterations: int = 5
+    """Fisher products of the conjugate gradient method at most."""
+    max_backtracks: int = 15
+    """Candidates of the line search at most."""
+    backtrack: float = 0.8
+    """What each is shorter by, as a factor."""
+
+
 def trpo_step(
     params: Params,
     objectives: Sequence[Objective],
-    max_kl: float,
-    damping: float = 1e-5,
-    cg_iterations: int = 5,
-    max_backtracks: int = 15,
-    backtrack: float = 0.8,
+    region: TrustRegion,
     kept_chunks: int | None = None,
     fisher: Sequence[Objective] | None = None,
 ) -> tuple[Params, dict[str, Any]]:
-    """Lower the sum of `objectives` within a KL of `max_kl` of `params`. -> new parameters and statistics.
+    """Lower the sum of `objectives` within the trust region around `params`. -> new parameters and statistics.
 
     Args:
         fisher: objectives with which the Fisher products are made, on fewer data; None: `objectives`. The gradient and
@@ -203,25 +215,25 @@ def trpo_step(
         along = v.to(gradient.dtype)
         parts = thread_map(lambda x: x.product(along), linear)
         parts += thread_map(lambda objective: _linearise(objective, params).product(along), metric[kept:])
-        found = torch.stack(parts).sum(0).double() + damping * v
+        found = torch.stack(parts).sum(0).double() + region.damping * v
         if bool(v.isfinite().all()) and not bool(found.sum().isfinite()):
             raise NotFiniteError(f"the Fisher products of this outer step are not finite: {SMALLER_STEPS}")
         return found
 
     # The recursion runs in float64, which keeps its residuals orthogonal for some products longer than float32 would.
-    direction, residual, taken = conjugate_gradient(product, gradient.double(), cg_iterations)
+    direction, residual, taken = conjugate_gradient(product, gradient.double(), region.cg_iterations)
     curvature = direction @ (gradient.double() - residual)  # = direction @ product(direction), without another product
     stats = {"gradient_norm": float(gradient.norm()), "loss_before": float(loss), "cg_products": taken}
     if not float(curvature) > 0:
         return dict(params), stats | {"loss_after": float(loss), "kl": 0.0, "backtracks": -1, "accepted": False}
-    step = (direction * torch.sqrt(2 * max_kl / curvature)).to(gradient.dtype)
+    step = (direction * torch.sqrt(2 * region.max_kl / curvature)).to(gradient.dtype)
     start = flatten(params).detach()
-    for i in range(max_backtracks):
-        new = unflatten(start - backtrack**i * step, params)
+    for i in range(region.max_backtracks):
+        new = unflatten(start - region.backtrack**i * step, params)
         new_loss, new_kl = value_and_kl(objectives, new)
-        if new_loss < float(loss) and new_kl <= max_kl:
+        if new_loss < float(loss) and new_kl <= region.max_kl:
             return new, stats | {"loss_after": new_loss, "kl": new_kl, "backtracks": i, "accepted": True}
-    kept_stats = {"loss_after": float(loss), "kl": 0.0, "backtracks": max_backtracks, "accepted": False}
+    kept_stats = {"loss_after": float(loss), "kl": 0.0, "backtracks": region.max_backtracks, "accepted": False}
     return dict(params), stats | kept_stats
 
 

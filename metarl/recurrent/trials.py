@@ -24,7 +24,8 @@ from metarl.policies.spaces import Image, Spaces
 from metarl.printing import fields_text
 from metarl.rollout.acting import Acted, longer, play
 from metarl.rollout.rollout import Rollout, together
-from metarl.rollout.sampler import EnvSampler, Sampler, noted
+from metarl.rollout.sampler import EnvSampler, noted
+from metarl.rollout.setup import Setup
 from metarl.tasks import Tasks, num_tasks
 from metarl.vector.contract import TaskVectorEnv
 from metarl.vector.single import SingleEnv
@@ -110,17 +111,15 @@ def shown_episodes(episodes: int) -> list[int]:
 
 
 def collect_trials(
-    sampler: Sampler | EnvSampler,
+    setup: Setup[Any],
     tasks: Tasks,
     trials: int,
     episodes: int,
-    policy: GRUPolicy,
     params: Params,
-    seed: int,
     iteration: int,
     obs_stats: ObsStats | None = None,
 ) -> Trials:
-    """Run `trials` trials of `episodes` episodes in every task.
+    """Run `trials` trials of `episodes` episodes in every task, with the sampler, policy and seed of `setup`.
 
     The environment's numbers and the action noise of an episode follow from (seed, iteration, which episode of the
     trial, task, trial) alone; the number of the episode takes the place of other algorithms' stage.
@@ -129,7 +128,8 @@ def collect_trials(
         NotFiniteError: the environment or the policy gave a number that is not finite (names task, trial, episode and
             step).
     """
-    seeds = trial_seeds(seed, iteration, episodes, num_tasks(tasks), trials)
+    sampler, policy = setup.sampler, setup.policy
+    seeds = trial_seeds(setup.seed, iteration, episodes, num_tasks(tasks), trials)
     if isinstance(sampler, EnvSampler):
         single = SingleEnv(sampler.env, sampler.horizon)
         own = (seeds[:, :, e : e + 1] for e in range(trials))

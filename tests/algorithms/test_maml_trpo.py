@@ -19,7 +19,7 @@ from metarl import parallel
 from metarl.algorithms import maml_trpo
 from metarl.algorithms.maml_trpo import Config, State, iteration
 from metarl.outer import objective as outer
-from metarl.outer.trust_region import trpo_step
+from metarl.outer.trust_region import TrustRegion, trpo_step
 from metarl.policies.mlp import MLPPolicy
 from metarl.policies.module import ModulePolicy
 from metarl.rollout.sampler import Sampler
@@ -36,7 +36,7 @@ def test_an_iteration_is_the_trust_region_step_on_the_data_of_its_stages(family,
     sampler, policy, state = setup(family, config)
     data = stages(config, sampler, policy, state.params, seed=7)
     objectives = [outer.objective(config, policy, data, 4)]
-    want, _ = trpo_step(state.params, objectives, 0.003, 0.01, 4, config.max_backtracks, config.backtrack)
+    want, _ = trpo_step(state.params, objectives, TrustRegion(0.003, 0.01, 4, config.max_backtracks, config.backtrack))
     got, _ = iteration(Setup(config, sampler, policy, 7), state)
     assert_equal(got, State(want), atol=1e-6, rtol=1e-5)
 

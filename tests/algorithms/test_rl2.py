@@ -133,7 +133,8 @@ def test_logs_are_about_the_episodes_of_the_trial():
     learner.learn(1, eval_every=1, eval_tasks=2, callback=seen.append)
     tasks = learner.sampler.tasks(2, 0, 0)
     fresh = small(metarl.make("BernoulliBandit-v0"), trial_episodes=30, n_tasks=2, minibatches=1)
-    returns = collect_trials(Sampler(learner.family), tasks, 2, 30, fresh.policy, fresh.state.params, 0, 0).returns
+    setup = Setup(None, Sampler(learner.family), fresh.policy, 0)
+    returns = collect_trials(setup, tasks, 2, 30, fresh.state.params, 0).returns
     for k in (0, 1, 2, 5, 10, 20, 29):
         assert seen[0][f"return/step_{k}"] == pytest.approx(float(returns[:, k].mean()))
         assert f"eval/step_{k}" in seen[0]

@@ -48,7 +48,7 @@ def test_an_early_end_costs_no_discount():
     # Drift's episodes end early, and lie padded in the rollout. The discount counts steps taken, not steps of padding.
     learner = small(Drift(), trial_episodes=3)
     tasks = learner.sampler.tasks(4, 0, 0)
-    trials = collect_trials(learner.sampler, tasks, 2, 3, learner.policy, learner.state.params, 0, 0)
+    trials = collect_trials(Setup(None, learner.sampler, learner.policy, 0), tasks, 2, 3, learner.state.params, 0)
     data, config = sequences(trials), Config(gamma=0.9, gae_lambda=1.0)
     found = rl2.trial_advantages(config, data.rew, torch.zeros_like(data.rew), data.mask)
     for k in range(4):
@@ -63,7 +63,7 @@ def batch_of(learner: MetaLearner, dtype: torch.dtype = torch.float32) -> rl2.Tr
     config, state = learner.config, learner.state
     tasks = learner.sampler.tasks(config.n_tasks, 0, 0)
     trials = collect_trials(
-        learner.sampler, tasks, config.trials, config.trial_episodes, learner.policy, state.params, 0, 0
+        Setup(None, learner.sampler, learner.policy, 0), tasks, config.trials, config.trial_episodes, state.params, 0
     )
     data = sequences(trials)
     batch = rl2.make_batch(config, data, torch.tensor([2.0, 3.0]), torch.tensor([-1.0, 0.5]))
@@ -169,9 +169,10 @@ def test_an_iteration_is_torchs_adam_on_clipped_gradients(seed, monkeypatch):
     learner = small(Drift(), seed, max_grad_norm=1e-4, outer_lr=0.1)
     config, policy, state = learner.config, learner.policy, learner.state
     tasks = learner.sampler.tasks(config.n_tasks, seed, 0)
-    data = sequences(collect_trials(
-        learner.sampler, tasks, config.trials, config.trial_episodes, policy, state.params, seed, 0
-    ))  # fmt: skip
+    trials = collect_trials(
+        Setup(None, learner.sampler, policy, seed), tasks, config.trials, config.trial_episodes, state.params, 0
+    )
+    data = sequences(trials)
     batch = rl2.make_batch(config, data, *[rl2.value_units(config, state, data)] * 2)
     starts: list[dict[str, Tensor]] = []
     step = rl2.adam_step

@@ -15,7 +15,7 @@ from metarl.algorithms.maml_trpo import Config
 from metarl.inner import loop
 from metarl.outer import objective as outer
 from metarl.outer import trust_region
-from metarl.outer.trust_region import flatten, trpo_step
+from metarl.outer.trust_region import TrustRegion, flatten, trpo_step
 from metarl.rollout.setup import Setup
 
 
@@ -27,7 +27,7 @@ def two_ways(products: int) -> tuple[Tensor, Tensor, list[dict]]:
         state, _ = maml_trpo.iteration(Setup(config, sampler, policy, 0), state)
     data = loop.experience(Setup(config, sampler, policy, 1), state).data
     parts = [outer.objectives(config, policy, data, state, outer.Outer(by_hand=by_hand)) for by_hand in (True, False)]
-    found = [trpo_step(state.meta, part, 0.02, 1e-5, products) for part in parts]
+    found = [trpo_step(state.meta, part, TrustRegion(0.02, 1e-5, products)) for part in parts]
     hand, automatic = (flatten(new) - flatten(state.meta) for new, _ in found)
     return hand, automatic, [stats for _, stats in found]
 

@@ -15,6 +15,7 @@ from metarl.outer import objective as outer
 from metarl.outer.trust_region import (
     Objective,
     Surrogate,
+    TrustRegion,
     autograd_jacobian,
     conjugate_gradient,
     flatten,
@@ -273,7 +274,7 @@ def dense(seed: int) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("seeds", [(0,), (0, 10, 20)], ids=["one-chunk", "three-chunks"])
 def test_the_step_hits_the_closed_form(seeds, damping):
     # min g.x on x'Fx / 2 <= max_kl: x = -sqrt(2 max_kl / g'F^-1 g) F^-1 g, with the damped F in the place of F.
-    new, stats = trpo_step(START, [linear(s) for s in seeds], 0.02, damping, cg_iterations=20)
+    new, stats = trpo_step(START, [linear(s) for s in seeds], TrustRegion(0.02, damping, cg_iterations=20))
     g, f = (torch.stack(parts).sum(0) for parts in zip(*map(dense, seeds), strict=True))
     f = f + damping * torch.eye(D, **torch64)
     direction = torch.linalg.solve(f, g)
@@ -286,7 +287,7 @@ def test_the_step_hits_the_closed_form(seeds, damping):
 def test_with_other_objectives_for_the_fisher_products_only_the_direction_is_theirs(kept):
     # Gradient, loss and KL of the first two, Fisher matrix of the third: the closed form again.
     objectives, fisher = [linear(0), linear(10)], [linear(20), linear(30), linear(40)]
-    new, stats = trpo_step(START, objectives, 0.02, 0.0, 20, 60, kept_chunks=kept, fisher=fisher)
+    new, stats = trpo_step(START, objectives, TrustRegion(0.02, 0.0, 20, 60), kept_chunks=kept, fisher=fisher)
     g, f = dense(0)[0] + dense(10)[0], sum(dense(seed)[1] for seed in (20, 30, 40))
     direction = torch.linalg.solve(f, g)
     want = -torch.sqrt(2 * 0.02 / (g @ direction)) * direction * 0.8 ** stats["backtracks"]
@@ -303,14 +304,14 @@ def test_the_step_takes_every_parameter_along():
     def objective(params: Params, differentiable: bool) -> Surrogate:
         return replace(linear(0)(params, differentiable), loss=3 * params["log_std"][0] + 0 * params["x"].sum())
 
-    new, stats = trpo_step(START, [objective], 1e-6, 0.0)
+    new, stats = trpo_step(START, [objective], TrustRegion(1e-6, 0.0))
     want = torch.tensor([-torch.sqrt(2 * 1e-6 / (2 * weight)), 0.0], **torch64) * 0.8 ** stats["backtracks"]
     torch.testing.assert_close(new["log_std"] - START["log_std"], want, rtol=1e-5, atol=1e-12)
 
 
 def test_a_short_solve_still_fills_the_trust_region():
     # After one iteration the direction is the plain gradient; its length must come from the same matrix.
-    new, stats = trpo_step(START, [linear(0)], 0.02, 0.0, cg_iterations=1)
+    new, stats = trpo_step(START, [linear(0)], TrustRegion(0.02, 0.0, cg_iterations=1))
     g, f = dense(0)
     want = -torch.sqrt(2 * 0.02 / (g @ f @ g)) * g * 0.8 ** stats["backtracks"]
     torch.testing.assert_close(new["x"] - START["x"], want, rtol=1e-6, atol=1e-9)
@@ -319,7 +320,7 @@ def test_a_short_solve_still_fills_the_trust_region():
 @pytest.mark.parametrize("kept", [None, 1])
 def test_the_statistics_are_those_of_all_chunks_at_the_new_parameters(kept):
     objectives = [linear(0), linear(10), linear(20)]
-    new, stats = trpo_step(START, objectives, 0.02, kept_chunks=kept)
+    new, stats = trpo_step(START, objectives, TrustRegion(0.02), kept_chunks=kept)
     there, here = ([objective(params, False) for objective in objectives] for params in (new, START))
     gradient = dense(0)[0] + dense(10)[0] + dense(20)[0]
     want = {
@@ -339,7 +340,7 @@ def bent(dx: Tensor) -> Tensor:
 
 def test_the_line_search_stays_within_the_trust_region_where_the_quadratic_is_wrong():
     objective = linear(0, bent)
-    new, stats = trpo_step(START, [objective], 0.02, max_backtracks=40)
+    new, stats = trpo_step(START, [objective], TrustRegion(0.02, max_backtracks=40))
     assert stats["accepted"]
     assert objective(new, False).kl <= 0.02
     assert stats["backtracks"] > 1
@@ -349,7 +350,7 @@ def test_the_line_search_stays_within_the_trust_region_where_the_quadratic_is_wr
 def test_the_line_search_takes_the_first_candidate_that_will_do():
     # The candidates are start + 0.8^i * step: the one before the one taken must be out of bounds.
     objective = linear(0, bent)
-    new, _ = trpo_step(START, [objective], 0.02, max_backtracks=40)
+    new, _ = trpo_step(START, [objective], TrustRegion(0.02, max_backtracks=40))
     before = {name: START[name] + (new[name] - START[name]) / 0.8 for name in START}
     assert objective(before, False).kl > 0.02
 
@@ -370,13 +371,13 @@ refusals = pytest.mark.parametrize(
 
 @refusals
 def test_a_refused_step_gives_the_old_parameters_back(objective):
-    new, _ = trpo_step(START, [objective], 0.02, max_backtracks=3)
+    new, _ = trpo_step(START, [objective], TrustRegion(0.02, max_backtracks=3))
     assert all(torch.equal(new[name], START[name]) for name in START)
 
 
 @refusals
 def test_a_refused_step_says_so(objective):
-    _, stats = trpo_step(START, [objective], 0.02, max_backtracks=3)
+    _, stats = trpo_step(START, [objective], TrustRegion(0.02, max_backtracks=3))
     assert (stats["accepted"], stats["kl"], stats["backtracks"]) == (False, 0.0, 3)
 
 
@@ -384,14 +385,14 @@ def test_a_flat_objective_moves_nothing():
     def flat(params: Params, differentiable: bool) -> Surrogate:
         return replace(linear(0)(params, differentiable), loss=0 * (params["x"].sum() + params["log_std"].sum()))
 
-    new, stats = trpo_step(START, [flat], 0.02)
+    new, stats = trpo_step(START, [flat], TrustRegion(0.02))
     assert not stats["accepted"]
     assert torch.equal(new["x"], START["x"])
 
 
 def test_the_new_parameters_are_data():
     given = {name: value.clone() for name, value in START.items()}
-    new, _ = trpo_step(given, [linear(0)], 0.02)
+    new, _ = trpo_step(given, [linear(0)], TrustRegion(0.02))
     assert not any(value.requires_grad for value in new.values())
     assert all(torch.equal(given[name], START[name]) for name in START)
 
@@ -399,15 +400,15 @@ def test_the_new_parameters_are_data():
 @pytest.mark.parametrize("kept", [0, 1, 2, 5])
 def test_rebuilding_graphs_changes_nothing(kept):
     objectives = [linear(s) for s in (0, 10, 20)]
-    new, stats = trpo_step(START, objectives, 0.02, kept_chunks=kept)
-    want, want_stats = trpo_step(START, objectives, 0.02)
+    new, stats = trpo_step(START, objectives, TrustRegion(0.02), kept_chunks=kept)
+    want, want_stats = trpo_step(START, objectives, TrustRegion(0.02))
     assert all(torch.equal(new[name], want[name]) for name in START)
     assert stats == want_stats
 
 
 def test_the_number_of_threads_changes_nothing():
     objectives = [linear(s) for s in (0, 10, 20)]
-    want, _ = trpo_step(START, objectives, 0.02)
+    want, _ = trpo_step(START, objectives, TrustRegion(0.02))
     torch.set_num_threads(2)
-    new, _ = trpo_step(START, objectives, 0.02, kept_chunks=2)
+    new, _ = trpo_step(START, objectives, TrustRegion(0.02), kept_chunks=2)
     assert all(torch.equal(new[name], want[name]) for name in START)

@@ -44,9 +44,10 @@ def view_of(learner: MetaLearner) -> tuple[CriticView, Any, dict[str, np.ndarray
     """What the critic sees of a first iteration's trials; those; their tasks."""
     config, state = learner.config, learner.state
     tasks = learner.sampler.tasks(config.n_tasks, 0, 0)
-    data = sequences(collect_trials(
-        learner.sampler, tasks, config.trials, config.trial_episodes, learner.policy, state.params, 0, 0
-    ))  # fmt: skip
+    trials = collect_trials(
+        Setup(None, learner.sampler, learner.policy, 0), tasks, config.trials, config.trial_episodes, state.params, 0
+    )
+    data = sequences(trials)
     return rl2.critic_view(config, learner.sampler, learner.policy, state.params, tasks, data), data, tasks
 
 
@@ -201,9 +202,10 @@ def test_an_iteration_takes_advantages_with_its_values_and_fits_it():
     new, _ = rl2.iteration(Setup(config, learner.sampler, policy, 0), state)
     # The same again, from the parts that are tested above.
     tasks = learner.sampler.tasks(config.n_tasks, 0, 2)
-    data = sequences(collect_trials(
-        learner.sampler, tasks, config.trials, config.trial_episodes, policy, state.params, 0, 2
-    ))  # fmt: skip
+    trials = collect_trials(
+        Setup(None, learner.sampler, policy, 0), tasks, config.trials, config.trial_episodes, state.params, 2
+    )
+    data = sequences(trials)
     view = rl2.critic_view(config, learner.sampler, policy, state.params, tasks, data)
     values = view.value(state.critic)
     assert float((values - data.value)[data.mask > 0].abs().min()) > 0

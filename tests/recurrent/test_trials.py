@@ -18,6 +18,7 @@ from metarl.policies.spaces import spaces_of
 from metarl.recurrent.sequences import Sequences, sequences
 from metarl.recurrent.trials import Trials, collect_trials, run, shown_episodes, trial_seeds
 from metarl.rollout.sampler import EnvSampler, Sampler
+from metarl.rollout.setup import Setup
 from metarl.tasks import Task, task_at
 from metarl.vector.backends import make_vector
 from metarl.vector.loop import LoopVectorEnv
@@ -40,7 +41,7 @@ def setup(
 
 def collected(family: Any, trials: int = E, shape: Mapping[str, bool] | None = None, **options: Any) -> Trials:
     policy, params, tasks = setup(family, **(shape or {}))
-    return collect_trials(Sampler(family), tasks, trials, N, policy, params, SEED, ITERATION, **options)
+    return collect_trials(Setup(None, Sampler(family), policy, SEED), tasks, trials, N, params, ITERATION, **options)
 
 
 def plain_trial(family: Any, task: Task, policy: GRUPolicy, params: Any, seeds: list[int]) -> dict[str, list[Any]]:
@@ -121,7 +122,7 @@ def test_a_trial_does_not_depend_on_those_beside_it(name):
 def test_backends_agree():
     policy, params, tasks = setup(Drift())
     fast, slow = (
-        collect_trials(Sampler(Drift(), workers=workers), tasks, E, N, policy, params, SEED, ITERATION)
+        collect_trials(Setup(None, Sampler(Drift(), workers=workers), policy, SEED), tasks, E, N, params, ITERATION)
         for workers in (None, 0)
     )
     assert torch.equal(fast.mask, slow.mask) and torch.allclose(fast.x, slow.x, atol=1e-5)
@@ -137,7 +138,7 @@ def test_seeds_are_those_of_stages_and_all_different():
 def test_another_seed_or_iteration_gives_other_trials():
     policy, params, tasks = setup(Drift())
     found = [
-        collect_trials(Sampler(Drift()), tasks, E, N, policy, params, seed, iteration).returns
+        collect_trials(Setup(None, Sampler(Drift()), policy, seed), tasks, E, N, params, iteration).returns
         for seed, iteration in ((1, 0), (1, 0), (2, 0), (1, 1))
     ]
     assert torch.equal(found[0], found[1])
@@ -231,9 +232,9 @@ def test_a_plain_environment_plays_the_same_trials():
     family = Drift()
     policy, params, tasks = setup(family)
     one = {key: value[:1] for key, value in tasks.items()}
-    found = collect_trials(Sampler(family), one, E, N, policy, params, SEED, ITERATION)
+    found = collect_trials(Setup(None, Sampler(family), policy, SEED), one, E, N, params, ITERATION)
     env = EnvSampler(family.make(task_at(tasks, 0)), family.horizon)
-    plain = collect_trials(env, {"env": np.zeros(1)}, E, N, policy, params, SEED, ITERATION)
+    plain = collect_trials(Setup(None, env, policy, SEED), {"env": np.zeros(1)}, E, N, params, ITERATION)
     assert torch.equal(plain.mask, found.mask) and torch.allclose(plain.x, found.x, atol=1e-5)
     assert torch.allclose(plain.memory.hidden, found.memory.hidden, atol=1e-5)
 
@@ -317,7 +318,7 @@ def test_an_environment_is_reset_once_for_every_episode():
     env = Seeds()
     policy = GRUPolicy(spaces_of(env), 3)
     params = policy.init(torch.Generator())
-    found = collect_trials(EnvSampler(env, 5), {"env": np.zeros(1)}, 2, 3, policy, params, 0, 0)
+    found = collect_trials(Setup(None, EnvSampler(env, 5), policy, 0), {"env": np.zeros(1)}, 2, 3, params, 0)
     assert env.seeds == trial_seeds(0, 0, 3, 1, 2)[:, 0].T.flatten().tolist()
     assert found.mask.shape == (1, 15, 2) and found.steps == 30
 

@@ -19,6 +19,7 @@ from metarl.policies.spaces import spaces_of
 from metarl.recurrent.trials import Trials, collect_trials, run, trial_seeds
 from metarl.rollout.rollout import Rollout, collect, side_by_side
 from metarl.rollout.sampler import EnvSampler
+from metarl.rollout.setup import Setup
 from metarl.tasks import Tasks
 from metarl.vector.automatic import AutomaticVectorEnv
 from metarl.vector.loop import LoopVectorEnv
@@ -222,7 +223,8 @@ def test_a_plain_environment_gives_the_same_as_its_task(k, stats):
     sampler, one = EnvSampler(EndsEnv(k), HORIZON), {"env": np.zeros(1)}
     policy = Config(hidden=(4,)).policy(spaces_of(Ends()))
     r = sampler.collect(one, E, policy, random_params(policy, 1), 0, 0, 0, stats)
-    t = collect_trials(sampler, one, E, N, *gru(), 0, 0, stats)
+    memory, params = gru()
+    t = collect_trials(Setup(None, sampler, memory, 0), one, E, N, params, 0, stats)
     family = rolled(stats=stats)
     length = r.mask.shape[1]
     for name in ("terminated", "truncated"):

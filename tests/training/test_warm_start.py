@@ -13,6 +13,7 @@ import metarl
 from metarl import cli
 from metarl.checkpoint import CheckpointError
 from metarl.learner import MetaLearner
+from metarl.rollout.setup import Setup
 
 SMALL = {"n_tasks": 3, "episodes": 2, "hidden": (6,)}
 FAMILY = "PointNavigation-v0"
@@ -137,7 +138,9 @@ def _data(own: MetaLearner, start: MetaLearner):
     from metarl.recurrent.trials import collect_trials
 
     tasks = own.sampler.tasks(own.config.n_tasks, own.seed, 0)
-    return sequences(collect_trials(own.sampler, tasks, 1, 9, own.policy, start.state.params, own.seed, 0, {}))
+    return sequences(
+        collect_trials(Setup(None, own.sampler, own.policy, own.seed), tasks, 1, 9, start.state.params, 0, {})
+    )
 
 
 def test_a_run_or_a_checkpoint_is_started_from_by_its_path(tmp_path):
