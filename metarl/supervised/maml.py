@@ -12,7 +12,7 @@ One iteration, top to bottom:
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, Self
@@ -176,12 +176,11 @@ def _direction(config: Config) -> Direction | None:
 
 
 def step(
-    config: Config, family: SetFamily, network: Network, params: Params, x: Tensor, y: Tensor, lr: StepSize,
-    memory: Params | None = None, create_graph: bool = False,
+    config: Config, loss: Callable[[Params], Tensor], params: Params, lr: StepSize, memory: Params | None = None,
+    create_graph: bool = False,
 ) -> tuple[Params, Params]:  # fmt: skip
-    """`params` [K, ...] after one inner step on the examples x, y [K, N, ...], and the inner optimiser's memory."""
+    """`params` [K, ...] after one inner step down every task's `loss` [K], and the inner optimiser's memory."""
     frozen = params.keys() - set(config.moving(params))
-    loss = partial(task_loss, family, network, x, y)
     return inner_step(params, loss, lr, create_graph, frozen, _direction(config), memory)
 
 
@@ -195,11 +194,11 @@ def query_loss(
     own, learned = split(meta)
     params, memory = expand(own, sets.n_tasks), Params()
     measure = partial(task_loss, family, network, sets.x_query, sets.y_query)
+    loss = partial(task_loss, family, network, sets.x_support, sets.y_support)
     total = measure(params) if config.inner_steps == 0 else sets.x_query.new_zeros(sets.n_tasks)
     for i in range(config.inner_steps):
         lr = step_size(learned, config.inner_lr, i, config.moving(params))
-        params, memory = step(config, family, network, params, sets.x_support, sets.y_support, lr, memory,
-                              create_graph=not config.first_order)  # fmt: skip
+        params, memory = step(config, loss, params, lr, memory, create_graph=not config.first_order)
         if weights[i]:
             total = total + weights[i] * measure(params)
     return total
@@ -298,7 +297,8 @@ def _through_all(
     task, memory = torch.arange(sets.n_tasks, device=x.device)[:, None], Params()
     for i in range(config.inner_steps):
         now = torch.as_tensor(order[:, np.arange(i * size, (i + 1) * size) % order.shape[1]], device=x.device)
-        params, memory = step(config, family, network, params, x[task, now], y[task, now], config.inner_lr, memory)
+        loss = partial(task_loss, family, network, x[task, now], y[task, now])
+        params, memory = step(config, loss, params, config.inner_lr, memory)
     return params
 
 
@@ -324,6 +324,7 @@ def evaluate(
     check_data(family, sets)
     params, memory = expand(state.params, sets.n_tasks), Params()
     losses, accuracies = [], []
+    loss = partial(task_loss, family, network, sets.x_support, sets.y_support)
     with threads_for(sets.x_query.shape[0] * sets.x_query.shape[1], sets.x_query.device):
         for i in range(len(step_sizes) + 1):
             with torch.no_grad():
@@ -333,7 +334,7 @@ def evaluate(
                     accuracies.append(ACCURACIES[family.loss](out, sets.y_query))
             if i < len(step_sizes):
                 lr = step_size(state.learned, step_sizes[i], i, config.moving(params))
-                params, memory = step(config, family, network, params, sets.x_support, sets.y_support, lr, memory)
+                params, memory = step(config, loss, params, lr, memory)
                 where = f"after inner step {i} (step size {step_sizes[i]:g})"
                 check_finite(params, where, "lower the step sizes", per_task=True)
     return Adaptation(params, torch.stack(losses, 1), torch.stack(accuracies, 1) if accuracies else None)

@@ -21,7 +21,7 @@ from metarl.training.directory import (
     read_config,
     versions,
 )
-from metarl.training.train import in_one_piece, train
+from metarl.training.train import Outputs, Progress, Schedule, in_one_piece, train
 from metarl.warn import warn_caller
 
 
@@ -118,12 +118,11 @@ def learn(learner: Learner, kind: Kind, options: Options, evaluate: Callable[[An
             logger = run.open_logger(learner.state.iteration)
         if hooks is not None:
             hooks.start(logger, options.iterations)
+        schedule = Schedule(options.iterations, learner.state.iteration, options.eval_every, options.checkpoint_every)
         train(
-            learner.state, step, options.iterations, learner.state.iteration, keep=keep,
-            evaluate=evaluate if options.eval_every else None, eval_every=max(1, options.eval_every),
-            save=None if run is None else save, checkpoint_every=options.checkpoint_every, logger=logger,
-            best=learner._best_score, callback=callback, progress_bar=options.progress_bar,
-            describe=kind.progress, measure=kind.measure,
+            learner.state, step, schedule, Outputs(keep, None if run is None else save, logger), evaluate=evaluate,
+            best=learner._best_score, callback=callback,
+            progress=Progress(options.progress_bar, kind.progress, kind.measure),
         )  # fmt: skip
         if hooks is not None:
             hooks.end()

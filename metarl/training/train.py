@@ -9,7 +9,7 @@ import math
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import rich.progress
 from rich.console import Console
@@ -22,74 +22,124 @@ from metarl.training.metrics import numbered
 from metarl.vector.survival import STOPPING
 from metarl.warn import warn_caller
 
-__all__ = ["BEST", "CONFIG", "LATEST", "METRICS", "PREVIOUS", "RunDirectory", "in_one_piece", "train", "versions"]
+__all__ = ["BEST", "CONFIG", "LATEST", "METRICS", "PREVIOUS", "Outputs", "Progress", "RunDirectory", "Schedule",
+           "in_one_piece", "train", "versions"]  # fmt: skip
 
 S = TypeVar("S")
+
+
+def returns_and_speed(stats: Stats) -> str:
+    """An iteration of reinforcement learning in a few words: returns, speed, where the time goes."""
+    post = list(numbered(stats, "return/step_"))[-1]
+    rollout, update = stats["time/rollout"], stats["time/update"]
+    share = rollout / max(rollout + update, 1e-9)
+    last = f"rollout {share:.0%}"
+    if "success/step_0" in stats:  # both do not fit into 80 columns
+        last = f"success {stats['success/step_0']:.0%} → [bold]{stats[post.replace('return', 'success')]:.0%}[/]"
+    return (
+        f"return {stats['return/step_0']:.1f} → [bold]{stats[post]:.1f}[/]  "
+        f"{stats['time/steps_per_second']:,.0f} steps/s  {last}"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """Meta-iterations `start + 1` to `start + iterations`, and what is done every so often."""
+
+    iterations: int
+    start: int = 0
+    eval_every: int = 0
+    """Iterations between evaluations, one of which follows the last; 0: none."""
+    checkpoint_every: int = 10
+
+    @property
+    def last(self) -> int:
+        return self.start + self.iterations
+
+    def evaluates(self, iteration: int) -> bool:
+        return self.eval_every > 0 and (iteration % self.eval_every == 0 or iteration == self.last)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outputs(Generic[S]):
+    """Where the results of training go."""
+
+    keep: Callable[[S, float | None], None]
+    """Gets the state and the best score after every iteration that counts."""
+    save: Callable[[str, S, float | None], None] | None = None
+    """Writes a checkpoint under the name it is given, of a state and the best score so far."""
+    logger: Any = None
+    """Has `record(name, number)` and `dump(iteration)`."""
+
+    def checkpoint(self, name: str, state: S, best: float | None) -> None:
+        if self.save is not None:
+            self.save(name, state, best)
+
+    def log(self, stats: Stats, iteration: int) -> None:
+        if self.logger is not None:
+            for key, value in stats.items():
+                self.logger.record(key, float(value) if isinstance(value, bool) else value)
+            self.logger.dump(iteration)
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """What the live line shows."""
+
+    enabled: bool = False
+    describe: Callable[[Stats], str] = returns_and_speed
+    """An iteration's statistics in a few words."""
+    measure: str = "return"
+    """What `"eval/step_k"` are."""
 
 
 def train(
     state: S,
     step: Callable[[S], tuple[S, Stats]],
-    iterations: int,
-    start: int,
+    schedule: Schedule,
+    outputs: Outputs[S],
     *,
-    keep: Callable[[S, float | None], None],
-    evaluate: Callable[[S], Stats] | None,
-    eval_every: int,
-    save: Callable[[str, S, float | None], None] | None,
-    checkpoint_every: int,
-    logger: Any = None,
+    evaluate: Callable[[S], Stats] | None = None,
     best: float | None = None,
     callback: Callable[[Stats], bool | None] | None = None,
-    progress_bar: bool = False,
-    describe: Callable[[Stats], str] | None = None,
-    measure: str = "return",
+    progress: Progress = Progress(),
 ) -> None:
-    """Run meta-iterations `start + 1` to `start + iterations` from `state`.
+    """Run the meta-iterations of `schedule` from `state`.
 
     An iteration counts once it is evaluated and logged. What breaks off before that (Ctrl-C too) leaves the state of
     the iteration before, which is saved: going on from there gives the numbers of a run that never stopped.
 
     Args:
         step: does one iteration -> the next state and statistics.
-        keep: gets the state and the best score after every iteration that counts.
-        evaluate: -> statistics with a `"eval/score"`; called every `eval_every` iterations and after the last.
-        save: writes a checkpoint under the name it is given, of a state and the best score so far.
+        evaluate: -> statistics with a `"eval/score"`.
         best: the best score so far.
         callback: gets every iteration's statistics; returning False stops the training.
-        describe: an iteration's statistics in a few words, for the progress bar.
-        measure: what `"eval/step_k"` are.
 
     Warns:
         UserWarning: the numbers say that nothing is learned, or that training gets worse (see
             `metarl.training.health`).
     """
-    last, health = start + iterations, Health()
+    health = Health()
     state = in_own_memory(state) if dataclasses.is_dataclass(state) else state
-    with _Display(last, start, progress_bar, describe or returns_and_speed, measure) as display:
+    with _Display(schedule, progress) as display:
         try:
-            if save is not None:
-                save(LATEST, state, best)  # from now on the run can be resumed, whatever kills it
-            for done in range(start + 1, last + 1):
+            outputs.checkpoint(LATEST, state, best)  # from now on the run can be resumed, whatever kills it
+            for done in range(schedule.start + 1, schedule.last + 1):
                 new, stats = step(state)
                 new = _checked(new, done)
                 stats, score = {"iteration": done, **stats}, best
-                if evaluate is not None and (done % eval_every == 0 or done == last):
+                if evaluate is not None and schedule.evaluates(done):
                     stats |= evaluate(new)
                     display.evaluated(stats)
                     if math.isfinite(stats["eval/score"]) and (best is None or stats["eval/score"] > best):
                         score = stats["eval/score"]
-                        if save is not None:
-                            save(BEST, new, score)
+                        outputs.checkpoint(BEST, new, score)
                 with in_one_piece():
-                    if logger is not None:
-                        for key, value in stats.items():
-                            logger.record(key, float(value) if isinstance(value, bool) else value)
-                        logger.dump(done)
+                    outputs.log(stats, done)
                     state, best = new, score
-                    keep(state, best)
-                    if save is not None and done % checkpoint_every == 0:
-                        save(LATEST, state, best)
+                    outputs.keep(state, best)
+                    if done % schedule.checkpoint_every == 0:
+                        outputs.checkpoint(LATEST, state, best)
                 display.advance(stats)
                 for text in health.after(stats):
                     warn_caller(text)
@@ -98,9 +148,8 @@ def train(
             for text in health.at_end():
                 warn_caller(text)
         finally:
-            if save is not None:
-                with in_one_piece():
-                    save(LATEST, state, best)
+            with in_one_piece():
+                outputs.checkpoint(LATEST, state, best)
 
 
 def _checked(state: S, iteration: int) -> S:
@@ -140,16 +189,16 @@ def in_one_piece() -> Iterator[None]:
 class _Display:
     """The live line of progress: iteration, what `describe` says (returns, speed), time left."""
 
-    def __init__(self, total: int, start: int, enabled: bool, describe: Callable[[Stats], str], measure: str):
-        self.enabled, self.describe, self.measure = enabled, describe, measure
+    def __init__(self, schedule: Schedule, line: Progress):
+        self.line = line
         console = Console()
         more = [rich.progress.BarColumn(24)] if console.width >= 110 else []  # without it all fits into 80 columns
         self.progress = rich.progress.Progress(
             rich.progress.MofNCompleteColumn(), *more, rich.progress.TextColumn("{task.description}"),
             rich.progress.TextColumn("left"), rich.progress.TimeRemainingColumn(),
-            console=console, disable=not enabled, speed_estimate_period=60.0,
+            console=console, disable=not line.enabled, speed_estimate_period=60.0,
         )  # fmt: skip
-        self.bar = self.progress.add_task("", total=total, completed=start)
+        self.bar = self.progress.add_task("", total=schedule.last, completed=schedule.start)
 
     def __enter__(self) -> "_Display":
         self.progress.start()
@@ -160,26 +209,12 @@ class _Display:
             self.progress.stop()
 
     def advance(self, stats: Stats) -> None:
-        self.progress.update(self.bar, advance=1, description=self.describe(stats))
+        self.progress.update(self.bar, advance=1, description=self.line.describe(stats))
 
     def evaluated(self, stats: Stats) -> None:
-        if self.enabled:
+        if self.line.enabled:
             curve = " → ".join(f"{stats[name]:.2f}" for name in numbered(stats, "eval/step_"))
             rates = " → ".join(f"{stats[name]:.0%}" for name in numbered(stats, "eval/success_"))
             curve += f", success {rates}" if rates else ""
-            line = f"iteration {stats['iteration']:>5}: {self.measure} on validation tasks {curve}"
+            line = f"iteration {stats['iteration']:>5}: {self.line.measure} on validation tasks {curve}"
             self.progress.console.print(line, highlight=False)
-
-
-def returns_and_speed(stats: Stats) -> str:
-    """An iteration of reinforcement learning in a few words: returns, speed, where the time goes."""
-    post = list(numbered(stats, "return/step_"))[-1]
-    rollout, update = stats["time/rollout"], stats["time/update"]
-    share = rollout / max(rollout + update, 1e-9)
-    last = f"rollout {share:.0%}"
-    if "success/step_0" in stats:  # both do not fit into 80 columns
-        last = f"success {stats['success/step_0']:.0%} → [bold]{stats[post.replace('return', 'success')]:.0%}[/]"
-    return (
-        f"return {stats['return/step_0']:.1f} → [bold]{stats[post]:.1f}[/]  "
-        f"{stats['time/steps_per_second']:,.0f} steps/s  {last}"
-    )

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from metarl.training.train import BEST, train
+from metarl.training.train import BEST, Outputs, Progress, Schedule, train
 
 
 class Fake:
@@ -50,6 +50,7 @@ class Fake:
         return None
 
     def train(self, iterations: int, start: int = 0, **options: Any) -> None:
-        options = {"eval_every": 1, "checkpoint_every": 100, "evaluate": self.evaluate, "callback": self.callback,
-                   **options}  # fmt: skip
-        train(start, self.step, iterations, start, keep=self.keep, save=self.save, logger=self, **options)
+        schedule = Schedule(iterations, start, options.pop("eval_every", 1), options.pop("checkpoint_every", 100))
+        progress = Progress(options.pop("progress_bar", False))
+        options = {"evaluate": self.evaluate, "callback": self.callback, "progress": progress, **options}
+        train(start, self.step, schedule, Outputs(self.keep, self.save, self), **options)

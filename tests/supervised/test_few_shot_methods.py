@@ -305,7 +305,7 @@ def test_reptile_s_update_by_hand(outer, optimizer):
 def test_reptile_sees_every_example_once_before_any_twice(monkeypatch):
     seen = []
     step = maml.step
-    monkeypatch.setattr(maml, "step", lambda *a, **k: (seen.append(a[4]), step(*a, **k))[1])
+    monkeypatch.setattr(maml, "step", lambda *a, **k: (seen.append(a[1].args[2]), step(*a, **k))[1])  # the loss's x
     config = small(outer="reptile", inner_steps=3, queries=8, n_tasks=2)  # 4 + 8 examples, 4 in each step
     maml.iteration(config, FAMILY, NETWORK, maml.init(config, NETWORK, 0), 3)
     sets = FAMILY.sample(2, np.random.default_rng([3, 0]), "train", 4, 8)
