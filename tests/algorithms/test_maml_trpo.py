@@ -41,6 +41,18 @@ def test_an_iteration_is_the_trust_region_step_on_the_data_of_its_stages(family,
     assert_equal(got, State(want), atol=1e-6, rtol=1e-5)
 
 
+def test_every_setting_of_the_trust_region_reaches_the_step(monkeypatch):
+    asked = []
+
+    def noting(params, objectives, region, *more):
+        asked.append(region)
+        return trpo_step(params, objectives, region, *more)
+
+    monkeypatch.setattr(maml_trpo, "trpo_step", noting)
+    one(replace(RUN, max_kl=0.02, damping=0.001, cg_iterations=3, max_backtracks=7, backtrack=0.6))
+    assert asked == [TrustRegion(0.02, 0.001, 3, 7, 0.6)]
+
+
 def test_an_iteration_moves_the_parameters_within_the_trust_region():
     new, stats = one()
     assert stats["outer/accepted"]
