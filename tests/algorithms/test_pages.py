@@ -81,9 +81,9 @@ def test_every_algorithm_has_a_page_with_the_fixed_headings(name):
 
 @pytest.mark.parametrize("name", GRADIENT_BASED)
 def test_every_page_points_to_the_differences_that_all_share(name):
-    link = "README.md#differences-that-the-pages-share"
+    link = "README.md#shared-differences-from-the-papers"
     assert link in sections(text(name))["Differences from the paper"]
-    heading = "Differences that the pages share"
+    heading = "Shared differences from the papers"
     assert heading in sections(text("README")) and heading.lower().replace(" ", "-") == link.partition("#")[2]
     shared = sections(text("README"))[heading]
     assert not GradientSettings().adapt_std and "`adapt_std=False`" in shared  # as long as that is the default
