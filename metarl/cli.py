@@ -1,4 +1,4 @@
-"""The command line: `metarl train`, `evaluate`, `adapt`, `render`, `list`."""
+"""The command line: `metarl train`, `evaluate`, `adapt`, `render`, `benchmark`, `list`."""
 
 import contextlib
 import dataclasses
@@ -30,6 +30,7 @@ OVERVIEW = """metarl: policies that learn to adapt
   metarl evaluate RUN [options]             adaptation curve on test tasks: table, CSV, JSON, PNG
   metarl adapt RUN --task NAME=VALUE        adapt to one environment and save the policy
   metarl render RUN [--task NAME=VALUE]     film an episode before and after adaptation
+  metarl benchmark SUITE --out DIR          compare ways to adapt under one protocol
   metarl list                               algorithms and task families
 
 Each takes --help; `metarl train ALGORITHM --help` lists the algorithm's settings."""
@@ -524,9 +525,17 @@ PREFIXES = {
     "visible:ID": "A family with its tasks in the observations, like visible:PointNavigation-v0",
 }
 
+
+def benchmark_command(argv: Sequence[str]) -> int:
+    from metarl.benchmark.command import BenchmarkOptions
+    from metarl.benchmark.command import run as run_benchmark
+
+    return run_benchmark(parse(BenchmarkOptions, "metarl benchmark", argv), _say)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train_command, "evaluate": evaluate_command, "adapt": adapt_command,
-    "render": render_command, "list": list_command,
+    "render": render_command, "benchmark": benchmark_command, "list": list_command,
 }  # fmt: skip
 
 

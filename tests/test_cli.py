@@ -106,7 +106,7 @@ def test_every_setting_stands_in_the_help_with_its_default(capsys):
 def test_every_setting_of_the_algorithm_is_explained_in_the_help(capsys):
     text = re.sub(r"\s+", " ", help_of(capsys, "train", "maml_trpo").replace("│", ""))
     assert text.count("(default:") >= len(dataclasses.fields(maml_trpo.Config))
-    assert "Floor of that standard deviation." in text
+    assert "Lower bound of that standard deviation." in text
 
 
 def test_settings_reach_the_run_and_survive_a_resume(tmp_path):

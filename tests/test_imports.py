@@ -34,7 +34,9 @@ ROWS = [
     {"outer", "report"},
     {"algorithms", "supervised"},
     {"learner"},
-    {"cli", "sb3"},
+    {"sb3"},
+    {"benchmark"},
+    {"cli"},
     {"__main__"},
 ]
 """From the bottom up. A room, or a module beside the rooms, imports only from rows below its own."""
@@ -80,8 +82,8 @@ def named_in_strings(path: Path) -> set[str]:
     return found
 
 
-def test_there_are_ten_rows_and_every_module_is_in_one():
-    assert len(ROWS) == 10
+def test_there_are_twelve_rows_and_every_module_is_in_one():
+    assert len(ROWS) == 12
     assert {room(module) for module in MODULES} == set(ROW)
 
 
