@@ -107,7 +107,8 @@ def test_the_wheel_holds_every_module_and_nothing_else(dist):
     names = {name for name in files_of(the(dist, "*.whl")) if ".dist-info/" not in name}
     sources = {str(p.relative_to(ROOT)) for p in (ROOT / "metarl").rglob("*.py")}
     sources |= {str(p.relative_to(ROOT / "envs")) for p in (ROOT / "envs" / "metarl_envs").rglob("*.py")}
-    assert names == sources | {"metarl/py.typed", "metarl_envs/py.typed"}
+    suites = {str(p.relative_to(ROOT)) for p in (ROOT / "metarl" / "benchmark" / "suites").glob("*.toml")}
+    assert suites and names == sources | suites | {"metarl/py.typed", "metarl_envs/py.typed"}
     assert {name.split("/")[0] for name in names} == {"metarl", "metarl_envs"}  # no tests, experiments, envs
 
 
