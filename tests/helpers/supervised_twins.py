@@ -8,12 +8,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from metarl.params import Params
-from metarl.supervised import FewShotClasses, Sets, Sinusoid
+from metarl.supervised import FewShotClasses, FewShotLearner, Sets, Sinusoid, maml
 from metarl.supervised.maml import Config
 from metarl.supervised.networks import MLPNetwork
 
 SMALL: dict[str, Any] = {"n_tasks": 3, "shots": 4, "queries": 5, "hidden": (4,), "activation": "tanh", "inner_lr": 0.3}
 NETWORK = MLPNetwork((1,), 1, (4,), "tanh")
+FAMILY = Sinusoid()
 
 
 def small(**settings: Any) -> Config:
@@ -82,3 +83,13 @@ def gradient(function: Any, at: Params) -> Params:
     leaves = {name: value.detach().requires_grad_() for name, value in at.items()}
     grads = torch.autograd.grad(function(leaves), list(leaves.values()), materialize_grads=True)
     return dict(zip(leaves, grads, strict=True))
+
+
+def mean_query_loss(config: Config, sets: Sets, meta: Params, iteration: int = 0, network: Any = NETWORK,
+                    family: Any = FAMILY) -> torch.Tensor:  # fmt: skip
+    return maml.query_loss(config, family, network, meta, sets, iteration).mean()
+
+
+def tiny(family: Any = None, **settings: Any) -> FewShotLearner:
+    """A learner whose iterations take hundredths of a second."""
+    return FewShotLearner(family or Sinusoid(), device="cpu", **(SMALL | settings))
