@@ -30,6 +30,7 @@ OVERVIEW = """metarl: policies that learn to adapt
   metarl evaluate RUN [options]             adaptation curve on test tasks: table, CSV, JSON, PNG
   metarl adapt RUN --task NAME=VALUE        adapt to one environment and save the policy
   metarl render RUN [--task NAME=VALUE]     film an episode before and after adaptation
+  metarl compare RUN...                     runs side by side on the same tasks: tables, curves
   metarl benchmark SUITE --out DIR          compare ways to adapt under one protocol
   metarl list                               algorithms and task families
 
@@ -533,9 +534,16 @@ def benchmark_command(argv: Sequence[str]) -> int:
     return run_benchmark(parse(BenchmarkOptions, "metarl benchmark", argv), _say)
 
 
+def compare_command(argv: Sequence[str]) -> int:
+    from metarl.benchmark.command import CompareOptions, compare
+
+    return compare(parse(CompareOptions, "metarl compare", argv), _say)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train_command, "evaluate": evaluate_command, "adapt": adapt_command,
-    "render": render_command, "benchmark": benchmark_command, "list": list_command,
+    "render": render_command, "compare": compare_command,
+    "benchmark": benchmark_command, "list": list_command,
 }  # fmt: skip
 
 

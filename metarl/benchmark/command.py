@@ -1,4 +1,4 @@
-"""`metarl benchmark`: run a suite and show what it found."""
+"""`metarl benchmark` and `metarl compare`: run them and show what was found."""
 
 import dataclasses
 from pathlib import Path
@@ -60,10 +60,10 @@ def run(options: BenchmarkOptions, say: Any) -> int:
     say(f"{total} cells in {options.out}")
     failed = benchmark.run(suite, options.out, options.jobs, report)
     written = results.write(options.out)
-    console = rich.console.Console()
+    console = _console()
     curves = results.curves(options.out)
     for family in curves:
-        console.print(results.table(options.out, family), width=None if console.is_terminal else 160)
+        console.print(results.table(options.out, family))
     if options.figures and curves:
         try:
             written.append(save_figure(figures.figure(curves), options.out / "adaptation.png"))
@@ -73,3 +73,68 @@ def run(options: BenchmarkOptions, say: Any) -> int:
     if failed:
         say(f"{len(failed)} of {total} cells failed; the same command tries them again")
     return 1 if failed else 0
+
+
+def _console() -> rich.console.Console:
+    """The terminal; or a file, which has no 80 columns to fit into."""
+    console = rich.console.Console()
+    return console if console.is_terminal else rich.console.Console(width=160)
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareOptions:
+    """Evaluate runs on the same test tasks and put them side by side, grouped by algorithm, family and settings."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run directories, or directories of them. Runs that differ only in their seed form one group."""
+    tasks: int = 40
+    """Test tasks."""
+    episodes: int = 20
+    """Episodes per task before and after every step."""
+    steps: int | None = None
+    """Inner steps; by default 3. For RL2: further episodes in the trial, by default as in training."""
+    checkpoint: str = "best"
+    """Which state of each run: best (by its periodic evaluations) or latest."""
+    seed: int = 12345
+    """Seed of the tasks and episodes, the same for all runs."""
+    out: Path = Path("runs/comparison")
+    """Directory of the tables (CSV, Markdown, LaTeX) and figures (PNG, PDF, SVG)."""
+    figures: bool = True
+    """Draw learning and adaptation curves as well (needs matplotlib)."""
+
+
+def compare(options: CompareOptions, say: Any) -> int:
+    """Run the command. -> the exit status."""
+    from metarl.benchmark import figures
+    from metarl.benchmark.compare import Compared, found_runs, grouped, table, write
+    from metarl.learner import MetaLearner
+    from metarl.report.figures import MissingExtraError, save_figure
+    from metarl.training.directory import BEST, LATEST
+
+    names = {"best": BEST, "latest": LATEST}
+    if options.checkpoint not in names:
+        raise UsageError(f"--checkpoint must be best or latest, got {options.checkpoint!r}")
+    compared = []
+    for group in grouped(found_runs(options.runs)):
+        evaluations = []
+        for run in group.runs:
+            path = run.path / names[options.checkpoint]
+            learner = MetaLearner.load(path if path.exists() else run.path / LATEST, device="auto")
+            with rich.console.Console().status(f"adapting {run.path}"):
+                evaluations.append(learner.evaluate(
+                    options.tasks, episodes=options.episodes, steps=options.steps, seed=options.seed
+                ))  # fmt: skip
+            learner.close()
+        compared.append(Compared(group, tuple(evaluations)))
+    console = _console()
+    title = f"{options.tasks} test tasks, {options.episodes} episodes each: mean return [95% over seeds and tasks]"
+    console.print(table(compared, title))
+    written = write(compared, options.out)
+    if options.figures:
+        try:
+            picture = figures.comparison(compared)
+            written += [save_figure(picture, options.out / f"comparison.{end}") for end in ("png", "pdf", "svg")]
+        except MissingExtraError as error:
+            say(f"no picture: {error}")
+    say("wrote " + ", ".join(str(path) for path in written))
+    return 0

@@ -38,9 +38,9 @@ def new_figure(columns: int, width: float = 4.2, height: float = 3.6) -> tuple["
 
 
 def save_figure(figure: "Figure", path: Path) -> Path:
-    """Write a PNG, atomically."""
+    """Write the figure, atomically, in the format of the path's ending: .png, .pdf or .svg."""
     data = io.BytesIO()
-    figure.savefig(data, format="png")
+    figure.savefig(data, format=Path(path).suffix.removeprefix(".") or "png")
     atomic_write(Path(path), data.getvalue())
     return Path(path)
 
