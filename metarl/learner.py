@@ -153,7 +153,7 @@ class MetaLearner:
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and deepcopy. Environments and their processes stay behind; the copy makes its own."""
-        return portable(self) | {"_module": source.portable(self._module)}
+        return portable(self) | {"_module": source.portable(self._module), "_choices": Kept()}
 
     @torch_defaults
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -147,6 +147,15 @@ def test_a_few_shot_learner_trains_on_as_the_original_does(again):
     assert same_params(other.learn(2).state.params, learner.learn(2).state.params)
 
 
+@pytest.mark.parametrize("make", [tiny, lambda: FewShotLearner(Sinusoid(), n_tasks=2, hidden=(8,), device="cpu")])
+def test_choices_of_step_sizes_stay_behind_with_the_state_that_they_refer_to(make):
+    learner = make()
+    found = learner.evaluate(2, steps=2)
+    sent = learner.__getstate__()
+    assert sent["_choices"].state is None and learner._choices.state is learner.state  # of a GPU, for one
+    assert pickled(learner).evaluate(2, steps=2).step_sizes == found.step_sizes  # chosen again, alike
+
+
 def test_worker_processes_stay_behind():
     learner = MetaLearner("maml_trpo", metarl.from_gymnasium("Pendulum-v1", {"g": Box(5.0, 15.0)}, horizon=5),
                           workers=1, n_tasks=2, episodes=2, hidden=(8,), device="cpu")  # fmt: skip

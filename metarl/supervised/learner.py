@@ -151,7 +151,7 @@ class FewShotLearner:
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and deepcopy."""
-        return portable(self)
+        return portable(self) | {"_choices": Kept()}
 
     @torch_defaults
     def __setstate__(self, state: dict[str, Any]) -> None:
