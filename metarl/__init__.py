@@ -1,6 +1,6 @@
 """Meta-reinforcement learning: policies that learn to adapt.
 
-Names are imported when they are first used, so that `import metarl` costs nothing.
+Names are imported on first use, which keeps `import metarl` fast.
 """
 
 import importlib

@@ -1,7 +1,7 @@
-"""What users pass, as plain Python values: whole numbers, numbers, yes or no. Anything else is refused by its name.
+"""Users' arguments as plain Python values: integers, numbers, booleans. Invalid ones are refused, naming the argument.
 
-NumPy's numbers become Python's, which JSON can hold. A bool is no number and no number is a bool: what is meant by
-`normalize_obs="no"` or `inner_lr=True` can only be guessed.
+NumPy numbers become Python numbers, which JSON can represent. Booleans are not accepted as numbers, nor numbers as
+booleans: the intent of `normalize_obs="no"` or `inner_lr=True` could only be guessed.
 """
 
 import inspect
@@ -17,10 +17,10 @@ import numpy as np
 
 
 def whole(name: str, value: Any, least: int | None = None) -> int:
-    """`value` as an int; 3.0 is one too.
+    """`value` as an int; 3.0 is accepted.
 
     Raises:
-        ValueError: no whole number, or one below `least`.
+        ValueError: not a whole number, or below `least`.
     """
     if not _is_number(value) or not math.isfinite(value) or value != int(value):
         raise ValueError(f"{name} must be a whole number, got {value!r}")
@@ -30,28 +30,29 @@ def whole(name: str, value: Any, least: int | None = None) -> int:
 
 
 def number(name: str, value: Any) -> float:
-    """`value` as a float. Raises ValueError for what is none; NaN and infinities pass."""
+    """`value` as a float. Raises ValueError if it is not a number; NaN and infinities are accepted."""
     if not _is_number(value):
         raise ValueError(f"{name} must be a number, got {value!r}")
     return float(value)
 
 
 def yes_or_no(name: str, value: Any) -> bool:
-    """`value` as a bool. Raises ValueError for what is none: no word, no number."""
+    """`value` as a bool. Raises ValueError for anything else, including strings and numbers."""
     if not isinstance(value, bool | np.bool_):
         raise ValueError(f"{name} must be True or False, got {value!r}")
     return bool(value)
 
 
 def listed(name: str, value: Any, of: str) -> list[Any]:
-    """The entries of a list, a tuple or an array of one axis. Raises ValueError for one value; `of` says of what."""
+    """The entries of a list, tuple or one-dimensional array. Raises ValueError for a single value; `of` describes
+    them."""
     if not isinstance(value, list | tuple) and not (isinstance(value, np.ndarray) and value.ndim == 1):
         raise ValueError(f"{name} must be a list of {of}, got {value!r}")
     return list(value)
 
 
 def positive_sizes(name: str, values: Any) -> tuple[float, ...]:
-    """Step sizes as floats. Raises ValueError for no list, or one that holds anything but positive finite numbers."""
+    """Step sizes as floats. Raises ValueError unless they are a list of positive finite numbers."""
     sizes = tuple(number(f"every entry of {name}", size) for size in listed(name, values, "positive numbers"))
     if any(not 0 < size < math.inf for size in sizes):
         raise ValueError(f"{name} must be positive and finite, got {list(sizes)}")
@@ -59,7 +60,7 @@ def positive_sizes(name: str, values: Any) -> tuple[float, ...]:
 
 
 def check_takes_one(name: str, function: Callable[..., Any], what: str) -> None:
-    """Raise ValueError for a function that cannot be called with one argument, which is `what`."""
+    """Raise ValueError if a function cannot be called with one argument, described by `what`."""
     try:
         inspect.signature(function).bind(None)
     except TypeError as error:
@@ -73,17 +74,17 @@ def _is_number(value: Any) -> bool:
 
 
 def file_path(name: str, value: Any) -> Path:
-    """`value` as a path. Raises ValueError for what is none: no word, no `pathlib.Path`."""
+    """`value` as a path. Raises ValueError unless it is a string or a `pathlib.Path`."""
     if not isinstance(value, str | os.PathLike) or not str(value):
-        raise ValueError(f"{name} must be a path, as a word or a pathlib.Path, got {value!r}")
+        raise ValueError(f"{name} must be a path, as a string or a pathlib.Path, got {value!r}")
     return Path(value)
 
 
 def new_file(name: str, value: Any) -> Path:
-    """`value` as the path of a file to write. Raises ValueError for what is no path, or a directory."""
+    """`value` as the path of a file to write. Raises ValueError if it is not a path, or is a directory."""
     path = file_path(name, value)
     if path.is_dir():
-        raise ValueError(f"{name} must be a file, and {str(path)!r} is a directory: name a file in it")
+        raise ValueError(f"{name} must be a file, but {str(path)!r} is a directory: name a file in it")
     return path
 
 
@@ -100,14 +101,14 @@ _PLAIN: dict[Any, Callable[[str, Any], Any]] = {
         number(f"every entry of {name}", x) for x in listed(name, value, "numbers")
     ),
 }
-"""What makes a plain value of each type that a field may have; words are checked by what they may be."""
+"""Functions that convert to a plain value, by type of field; strings are checked against their choices."""
 
 
 def check_types(config: Any) -> None:
-    """Every field as a plain Python value of its type: to be called first in `__post_init__`.
+    """Convert every field to a plain Python value of its type; call this first in `__post_init__`.
 
     Raises:
-        ValueError: a field of another type.
+        ValueError: a field has the wrong type.
     """
     hints = get_type_hints(type(config))
     for field in fields(config):
@@ -116,35 +117,35 @@ def check_types(config: Any) -> None:
 
 
 def check_choice(config: Any, **choices: tuple[str, ...]) -> None:
-    """Raise ValueError for a field that is none of its choices."""
+    """Raise ValueError if a field is not one of its choices."""
     for name, known in choices.items():
         if getattr(config, name) not in known:
             raise ValueError(f"{name} must be one of {known}, got {getattr(config, name)!r}")
 
 
 def check_whole(config: Any, **least: int) -> None:
-    """Raise ValueError for a field below its least value, or no whole number; None passes."""
+    """Raise ValueError if a field is not a whole number or is below its minimum; None is accepted."""
     for name, bound in least.items():
         if getattr(config, name) is not None:
             whole(name, getattr(config, name), bound)
 
 
 def check_positive(config: Any, *names: str) -> None:
-    """Raise ValueError for a field that is not above zero, or infinite."""
+    """Raise ValueError if a field is not positive and finite."""
     for name in names:
         if not 0 < getattr(config, name) < math.inf:
             raise ValueError(f"{name} must be positive and finite, got {getattr(config, name)}")
 
 
 def check_not_negative(config: Any, *names: str) -> None:
-    """Raise ValueError for a field below zero, or infinite."""
+    """Raise ValueError if a field is negative or infinite."""
     for name in names:
         if not 0 <= getattr(config, name) < math.inf:
             raise ValueError(f"{name} must not be negative, and finite, got {getattr(config, name)}")
 
 
 def check_fraction(config: Any, *names: str) -> None:
-    """Raise ValueError for a field outside [0, 1]."""
+    """Raise ValueError if a field is outside [0, 1]."""
     for name in names:
         if not 0 <= getattr(config, name) <= 1:
             raise ValueError(f"{name} must lie in [0, 1], got {getattr(config, name)}")

@@ -1,9 +1,9 @@
-"""What is on disk and how it comes back.
+"""Saving and loading checkpoints.
 
-A checkpoint is one safetensors file: tensors, and in its header a JSON text with everything else. One file can be
-replaced in one atomic step; loading it runs no code. A checksum over both finds damage that the format does not.
-Equal states make equal files. A checksum is no signature: whoever writes a file can compute one, so what a header says
-is checked before it is acted on (`reading`, `limited_to`; `metarl.families.saved` for what it may import).
+A checkpoint is one safetensors file: tensors, and a JSON text with everything else in its header. A single file can be
+replaced atomically, and loading it runs no code. A checksum over both detects damage that the format itself does not.
+Equal states give equal files. A checksum is not a signature, since anyone who writes a file can compute one: the header
+is therefore checked before it is used (`reading`, `limited_to`; `metarl.families.saved` decides what it may import).
 """
 
 import contextlib
@@ -29,18 +29,18 @@ FORMAT = 1
 _HEADER = "metarl"
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{32}")
 _ABANDONED = 3600.0
-"""Seconds after which a temporary file beside a file that is written counts as one that a killed process left."""
+"""Age in seconds after which a temporary file is considered left behind by a killed process."""
 _MUCH = 2**22
-"""Numbers that loading may allocate beyond a multiple of what the file holds (16 MB in float32)."""
+"""How many numbers loading may allocate in addition to a multiple of the file's content (16 MB in float32)."""
 S = TypeVar("S")
 
 
 class CheckpointError(ValueError):
-    """A file that is not a whole checkpoint of the right kind."""
+    """A file that is not a complete checkpoint of the right kind."""
 
 
 class DamagedError(CheckpointError):
-    """A file whose content cannot be used at all, so that an older one has to do."""
+    """A file whose content cannot be used at all, so that an older checkpoint has to be used."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -48,10 +48,10 @@ class DamagedError(CheckpointError):
 
 
 def atomic_write(path: Path, data: bytes, mode: int = 0o666) -> None:
-    """Write a file that is either old or new, never half: temporary file, sync, rename.
+    """Write a file atomically, by a temporary file, sync and rename: it is either old or new, never partly written.
 
     Args:
-        mode: of a new file, less what the umask takes away.
+        mode: permissions of a new file, before the umask is applied.
 
     Raises:
         OSError: the disk is full, or there is no permission; the message names `path`, which keeps its old content.
@@ -80,7 +80,7 @@ def _discard(temporary: Path) -> None:
 
 
 def remove_temporaries(directory: Path, names: set[str], older_than: float = 0.0) -> None:
-    """Delete what killed processes left beside the files `names` while they were writing them."""
+    """Delete temporary files that killed processes left behind while writing the files `names`."""
     with os.scandir(directory) as entries:
         found = [(e.path, m["name"]) for e in entries if (m := _TEMPORARY.fullmatch(e.name))]
     for path, name in found:
@@ -90,7 +90,7 @@ def remove_temporaries(directory: Path, names: set[str], older_than: float = 0.0
 
 
 def keep_previous(path: Path, previous: Path) -> None:
-    """Give the file at `path`, about to be replaced, the name `previous` as well; `path` is there all the time."""
+    """Also link the file at `path`, which is about to be replaced, as `previous`; `path` exists throughout."""
     if not path.exists():
         return
     temporary = path.with_name(f".{previous.name}.{uuid.uuid4().hex}")
@@ -104,15 +104,15 @@ def keep_previous(path: Path, previous: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Readable JSON, atomically."""
+    """Write human-readable JSON, atomically."""
     atomic_write(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def save(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-    """Write `tensors` and the JSON-able `meta` to one file.
+    """Write `tensors` and the JSON-serialisable `meta` to one file.
 
     Raises:
-        CheckpointError: a tensor has values that are not finite; nothing is written then.
+        CheckpointError: a tensor has values that are not finite; nothing is written.
         OSError: see `atomic_write`.
     """
     if (name := not_finite(tensors)) is not None:
@@ -129,7 +129,7 @@ def save(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Raises CheckpointError naming the file if it is missing or is no JSON."""
+    """The content of a JSON file. Raises CheckpointError, naming the file, if it is missing or not JSON."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
@@ -139,10 +139,10 @@ def read_json(path: Path) -> Any:
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the `meta` that `save` wrote, the tensors in memory of their own.
+    """The tensors and the `meta` that `save` wrote, with the tensors in separately allocated memory.
 
     Raises:
-        CheckpointError: no such file, damaged, not a checkpoint of this package, or of a newer format.
+        CheckpointError: the file is missing, damaged, not a checkpoint of this package, or of a newer format.
     """
     path = Path(path)
     if not path.is_file():
@@ -174,8 +174,8 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 @contextlib.contextmanager
 def reading(path: Path, tensors: dict[str, Tensor]) -> Iterator[None]:
-    """Make what the file at `path` says: whatever its header lacks or misstates ends in one error that names the file,
-    and nothing much larger than its `tensors` is allocated on its word."""
+    """A block that builds objects from the file at `path`: missing or wrong entries in its header become one error that
+    names the file, and nothing much larger than its `tensors` may be allocated."""
     try:
         with limited_to(sum(value.numel() for value in tensors.values())):
             yield
@@ -190,9 +190,9 @@ def reading(path: Path, tensors: dict[str, Tensor]) -> Iterator[None]:
 
 
 class limited_to(TorchDispatchMode):
-    """Within it, tensors made of a given size may have `numbers` numbers together, with a margin.
+    """A block in which tensors created by size may hold `numbers` numbers in total, with a margin.
 
-    A header that claims layers of a billion units is refused before memory is asked for.
+    A header that claims layers of a billion units is refused before memory is allocated.
     """
 
     def __init__(self, numbers: int):
@@ -223,7 +223,7 @@ def _digest(tensors: dict[str, Tensor], text: str) -> str:
 
 
 def not_finite(tensors: dict[str, Tensor]) -> str | None:
-    """The name of the first tensor with NaN or infinite values, None if there is none."""
+    """The name of the first tensor with NaN or infinite values, or None."""
     return next((n for n, x in tensors.items() if x.is_floating_point() and not bool(x.isfinite().all())), None)
 
 
@@ -233,22 +233,22 @@ def not_finite_in(state: Any) -> str | None:
 
 
 def in_own_memory(state: S) -> S:
-    """The same state with no tensor that is a view into another.
+    """The same state, with no tensor a view of another.
 
-    Products round differently for the same numbers at another alignment. A loaded state has its own memory, so the
-    one that was never saved needs it too, for both to go on with the same bits.
+    Products of the same numbers can round differently at another alignment. A loaded state has its own memory, so a
+    state that was never saved needs it too for both to continue with the same bits.
     """
     return _mapped(state, own_memory)
 
 
 def own_memory(value: Tensor) -> Tensor:
-    """The tensor itself, or a copy where it is a view into another."""
+    """The tensor itself, or a copy if it is a view of another."""
     whole = value.is_contiguous() and value.storage_offset() == 0
     return value if whole else value.clone(memory_format=torch.contiguous_format)
 
 
 def _mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """Data with `function` of every tensor in it."""
+    """Data with `function` applied to every tensor in it."""
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, dict):
@@ -265,13 +265,14 @@ def _mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
 
 
 def pack_state(state: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A state, a dataclass of data -> tensors and JSON-able rest.
+    """A state (a dataclass of data) -> its tensors, and the rest as JSON-serialisable data.
 
-    Data are tensors, numbers, words and None, and lists, tuples, dicts and dataclasses of data. Tensors, and dicts of
-    nothing else, go by their field's name; of any other nesting the rest has the structure.
+    Data are tensors, numbers, strings and None, and lists, tuples, dicts and dataclasses of data. Tensors, and dicts
+    that contain only tensors, are stored under their field's name; the structure of any other nesting is part of the
+    rest.
 
     Raises:
-        TypeError: something that is no data; the message names its place.
+        TypeError: something is not data; the message names where.
     """
     tensors: dict[str, Tensor] = {}
     rest: dict[str, Any] = {}
@@ -287,7 +288,7 @@ def pack_state(state: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _packed(place: str, value: Any, tensors: dict[str, Tensor]) -> Any:
-    """The structure of data; its tensors go into `tensors`, under their places."""
+    """The structure of data; its tensors are added to `tensors`, keyed by their path."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Tensor):
@@ -301,8 +302,8 @@ def _packed(place: str, value: Any, tensors: dict[str, Tensor]) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         names = [field.name for field in dataclasses.fields(value)]
         return {"dataclass": {name: _packed(f"{place}/{name}", getattr(value, name), tensors) for name in names}}
-    raise TypeError(f"a state is data, and {place} is {value!r}: keep tensors, numbers, words, None, and lists, "
-                    "tuples, dicts (by words) and dataclasses of these")  # fmt: skip
+    raise TypeError(f"a state is data, but {place} is {value!r}: use tensors, numbers, strings, None, and lists, "
+                    "tuples, dicts (with string keys) and dataclasses of these")  # fmt: skip
 
 
 def _unpacked(place: str, value: Any, like: Any, tensors: dict[str, Tensor], device: torch.device | str) -> Any:
@@ -338,7 +339,7 @@ def on_device(state: S, device: torch.device | str) -> S:
 
 
 def _in_structure(value: Any) -> set[str]:
-    """The places of the tensors in a packed structure."""
+    """The paths of the tensors in a packed structure."""
     if isinstance(value, list):
         return set().union(*map(_in_structure, value))
     if not isinstance(value, dict):
@@ -386,7 +387,7 @@ def unpack_state(
 
 
 def check_values(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """Raise DamagedError for tensors of other types than the `expected` ones of the same names, or not finite ones."""
+    """Raise DamagedError if a tensor's type differs from the `expected` one of that name, or a value is not finite."""
     for name, value in tensors.items():
         if value.dtype != expected[name].dtype:
             raise DamagedError(f"{name!r} holds {value.dtype}, which should be {expected[name].dtype}")

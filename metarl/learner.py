@@ -1,4 +1,4 @@
-"""MetaLearner: the face of the package, in the manner of stable-baselines3."""
+"""MetaLearner: the main class of the package, in the style of stable-baselines3."""
 
 import importlib
 from collections.abc import Mapping, Sequence
@@ -83,23 +83,22 @@ class MetaLearner:
     """Meta-train, evaluate, adapt, save.
 
     Args:
-        algorithm: its name, as `metarl list` shows it; or an algorithm of your own with the five names of
+        algorithm: its name, as shown by `metarl list`; or your own algorithm with the five names of
             `metarl.algorithms.contract` (docs/your_own_algorithm.md): a module, or `"path/to/file.py"` or
             `"path/to/file.py:NAME"`, a Python file or an object in one.
         family: a family's id, `"path/to/file.py:NAME"` (a family, or a function or class that makes one, in a Python
-            file), or any object that is one (see `metarl.TaskFamily`).
-        seed: with the config, determines every number of the run.
+            file), or any object that is a family (see `metarl.TaskFamily`).
+        seed: together with the config, determines every number of the run.
         device: `"auto"`, `"cpu"` or `"cuda"`.
-        policy: an `nn.Module` from [N, O] to [N, A] to adapt instead of the network that the config describes; or a
-            policy to start from (`metarl.sb3.from_sb3(model)`, `AdaptedPolicy.load(path)`): its network, its parameters
-            and its statistics of observations; or a policy of your own kind (see `metarl.policies.base`).
-        workers: processes that step environments; None chooses, 0 steps them in this one (see `metarl.make_vector`).
-            The results do not depend on it. Processes end with the learner, or with `close`.
-        config: settings of the algorithm, fields of its `Config`.
+        policy: an `nn.Module` from [N, O] to [N, A], used instead of the network that the config describes; or a policy
+            to start from (`metarl.sb3.from_sb3(model)`, `AdaptedPolicy.load(path)`), which supplies network, parameters
+            and observation statistics; or your own kind of policy (see `metarl.policies.base`).
+        workers: number of processes that step environments; None chooses automatically, 0 steps them in this process
+            (see `metarl.make_vector`). Results do not depend on it. The processes end with the learner, or on `close`.
+        config: settings of the algorithm, which are fields of its `Config`.
 
     Raises:
-        ValueError: an unknown algorithm, family or setting, spaces that are not supported, or a policy that was made
-            for others.
+        ValueError: an unknown algorithm, family or setting, unsupported spaces, or a policy made for other spaces.
     """
 
     @torch_defaults
@@ -152,7 +151,7 @@ class MetaLearner:
                 f"{state.iteration} iterations, {state.env_steps:,} environment steps")  # fmt: skip
 
     def __getstate__(self) -> dict[str, Any]:
-        """For pickle and deepcopy. Environments and their processes stay behind; the copy makes its own."""
+        """For pickle and deepcopy. Environments and their processes are not copied; the copy creates its own."""
         return portable(self) | {"_module": source.portable(self._module), "_choices": Kept()}
 
     @torch_defaults
@@ -163,24 +162,25 @@ class MetaLearner:
 
     @torch_defaults
     def start_from(self, other: "MetaLearner | Path | str", *, trust: bool = False) -> "MetaLearner":
-        """Take over what another learner has learned: the policy's parameters, the statistics of observations, and of
-        the inner loop (step sizes, noise, mask, discount) what both learn; then `learn` goes on from there.
+        """Initialise this learner with what another one has learned: the policy's parameters, the observation
+        statistics, and whatever both learn about the inner loop (step sizes, noise, mask, discount). `learn` then
+        continues from there.
 
-        Unlike `load`, it leaves settings, family and seed as they are here: more inner steps, another algorithm or a
-        harder family can follow. Iterations and steps are counted from 0, and the outer optimiser starts anew.
-        Learned step sizes are factors on `inner_lr`, here on this learner's; further inner steps go on with the last.
+        Unlike `load`, it keeps this learner's settings, family and seed, so that training can continue with more inner
+        steps, another algorithm or a harder family. Iterations and steps are counted from 0, and the outer optimiser
+        is reset. Learned step sizes are factors on `inner_lr`, and apply to this learner's; additional inner steps use
+        the factors of the last one.
 
         Args:
-            other: a learner with the same network and the same spaces; or its run's directory (the best state) or
-                checkpoint.
-            trust: as in `load`, of a run or checkpoint.
+            other: a learner with the same network and spaces; or its run directory (the best state) or a checkpoint.
+            trust: as in `load`, if `other` is a run or checkpoint.
 
         Raises:
-            ValueError: this learner has trained already, or the two do not fit.
-            CheckpointError: a damaged file.
+            ValueError: this learner has already been trained, or the two do not fit.
+            CheckpointError: the file is damaged.
 
         Warns:
-            UserWarning: the other has learned something of its inner loop that is not learned here.
+            UserWarning: the other learner has learned something about its inner loop that is not learned here.
         """
         path = None if isinstance(other, MetaLearner) else file_path("start_from's learner", other)
         found = other if isinstance(other, MetaLearner) else _best_of(Path(other), yes_or_no("trust", trust))
@@ -191,7 +191,7 @@ class MetaLearner:
         return self
 
     def close(self) -> None:
-        """Close the environments and end their processes; whatever needs them later makes new ones."""
+        """Close the environments and end their processes. They are recreated when needed again."""
         self.sampler.close()
 
     def __enter__(self) -> "MetaLearner":
@@ -220,16 +220,17 @@ class MetaLearner:
         """Run `iterations` further meta-iterations.
 
         Args:
-            run_dir: where metrics and checkpoints go (nothing is written without it). A directory that holds
-                another run is refused; one that holds this learner's own is continued.
-            callback: called with every iteration's statistics; returning False stops the training. Or a callback of
-                stable-baselines3, or a list of both kinds (docs/stable_baselines3.md says which work).
-            progress_bar: show iteration, returns, speed and time left.
-            eval_every: iterations between evaluations on validation tasks, by which the best state is kept; one
-                follows the last; 0 disables them.
-            eval_tasks: validation tasks of such an evaluation.
-            eval_step_sizes: its inner steps, one size for each; by default as in training (at least one step).
-            checkpoint_every: write the latest state after this many iterations, and when training ends or breaks off.
+            run_dir: directory for metrics and checkpoints (without it, nothing is written). A directory that holds
+                another run is refused; this learner's own run is continued.
+            callback: called with the statistics of every iteration; returning False stops training. May also be a
+                stable-baselines3 callback, or a list of both kinds (docs/stable_baselines3.md says which work).
+            progress_bar: show iteration, returns, speed and remaining time.
+            eval_every: iterations between evaluations on validation tasks, which select the best state; the last
+                iteration is always followed by one; 0 disables them.
+            eval_tasks: number of validation tasks per evaluation.
+            eval_step_sizes: its inner steps, one size per step; by default as in training (at least one step).
+            checkpoint_every: write the latest state after this many iterations, and when training ends or is
+                interrupted.
         """
         eval_step_sizes = positive_sizes("eval_step_sizes", eval_step_sizes)
         options = Options(iterations, run_dir, callback, progress_bar, eval_every, eval_tasks, checkpoint_every,
@@ -281,19 +282,20 @@ class MetaLearner:
         """The adaptation curve on test tasks: mean return after 0, 1, ..., `steps` inner steps.
 
         Args:
-            n_tasks: how many tasks to draw.
+            n_tasks: number of tasks to draw.
             episodes: episodes per task before and after every step; by default as in training.
-            steps: inner steps, 3 by default; of RL2 further episodes in the trial, by default as in training.
-            step_sizes: one size for every step (then `steps` is not needed); by default the training's and, for steps
-                beyond those of training (and of `lr_schedule`), what does best on validation tasks.
-            tasks: evaluate on these instead of drawing any. Outside of the range that the family draws from they are
-                taken with a UserWarning.
-            seed: of tasks and episodes; by default one that follows from the run's seed.
+            steps: inner steps, by default 3; for RL2, the episodes of a trial after the first, by default as in
+                training.
+            step_sizes: one size per step (`steps` is then not needed). By default those used in training; the sizes of
+                steps beyond those of training (and of `lr_schedule`) are chosen on validation tasks.
+            tasks: evaluate on these instead of drawing tasks. Tasks outside the range that the family draws from are
+                accepted with a UserWarning.
+            seed: seed of tasks and episodes; by default derived from the run's seed.
             details: keep all rollouts and parameters in the result.
-            split: which of the family's splits to draw from, by default `"test"`.
+            split: the split to draw from, by default `"test"`.
 
         Raises:
-            ValueError: a split that the family does not have, or both `tasks` and `split`.
+            ValueError: the family has no such split, or both `tasks` and `split` are given.
         """
         sizes = self._step_sizes(steps, step_sizes, self._default_steps(3, 3))
         episodes = self.config.episodes if episodes is None else whole("episodes", episodes, 1)
@@ -302,7 +304,7 @@ class MetaLearner:
         keep_freed_memory()
         seed = evaluation_seed(self.seed, FINAL) if seed is None else _checked_seed(seed)
         if tasks is not None and split is not None:
-            raise ValueError(f"split={split!r} says what to draw, and tasks= that nothing is drawn: leave one out")
+            raise ValueError(f"split={split!r} has no effect with tasks=, because nothing is drawn: leave one out")
         split = GIVEN if tasks is not None else split or TEST
         if tasks is None:
             tasks = self.sampler.tasks(n_tasks, seed, 0, split)
@@ -328,22 +330,22 @@ class MetaLearner:
         horizon: int | None = None,
         seed: int | None = None,
     ) -> AdaptedPolicy | RecurrentPolicy:
-        """Adapt to one environment; the meta-parameters stay as they are. RL2 gives a `RecurrentPolicy` that starts
-        from what the first of its trials left in memory.
+        """Adapt to one environment; the meta-parameters are not changed. RL2 returns a `RecurrentPolicy` that starts
+        with the memory left by the first of its trials.
 
         Args:
-            task: a task of the family, outside of the range that it draws from with a UserWarning; or a plain
-                Gymnasium environment with the same spaces (it need not belong to any family). Where the family has its
-                own wrappers, `wrap`, they are put around it.
-            steps: inner steps, by default as many as in training (at least 1).
-            episodes: episodes for every step, by default as in training.
-            step_sizes: one size for every step; by default the training's and, for steps beyond those of training, what
-                does best on validation tasks, as in `evaluate`.
+            task: a task of the family (with a UserWarning if it is outside the range that the family draws from); or a
+                plain Gymnasium environment with the same spaces, which need not belong to any family. If the family
+                has its own wrappers (`wrap`), they are applied to it.
+            steps: inner steps; by default as many as in training (at least 1).
+            episodes: episodes per step; by default as in training.
+            step_sizes: one size per step. By default those used in training; the sizes of further steps are chosen on
+                validation tasks, as in `evaluate`.
             horizon: steps per episode in a plain environment; by default its own limit, or the family's.
-            seed: of the episodes.
+            seed: seed of the episodes.
 
         Raises:
-            ValueError: a task that is none of the family's, or an environment with other spaces.
+            ValueError: the task is not a task of the family, or the environment has other spaces.
         """
         sizes = self._step_sizes(steps, step_sizes, self._default_steps(1))
         episodes = self.config.episodes if episodes is None else whole("episodes", episodes, 1)
@@ -379,7 +381,7 @@ class MetaLearner:
     def _chosen_sizes(
         self, usual: tuple[float | None, ...], given: Sequence[float] | None, episodes: int
     ) -> tuple[tuple[float | None, ...], Choice | None]:
-        """`usual`, with the sizes of steps that training does not have chosen on validation tasks, unless `given`."""
+        """`usual`, with the sizes of steps beyond those of training chosen on validation tasks, unless `given`."""
         if given is not None or self.config.unit != INNER_STEP or len(usual) <= self.config.sized_steps:
             return usual, None
         seed = evaluation_seed(self.seed, STEP_SIZES)
@@ -396,13 +398,14 @@ class MetaLearner:
         return choice.sizes, choice
 
     def _default_steps(self, least: int, otherwise: int | None = None) -> int:
-        """Inner steps, as in training or `otherwise`, at least `least`; trials are as long as in training."""
+        """The number of inner steps, as in training or `otherwise`, at least `least`; trials are as long as in
+        training."""
         if self.config.unit == EPISODE:
             return self.config.inner_steps
         return max(least, self.config.inner_steps if otherwise is None else otherwise)
 
     def _step_sizes(self, steps: int | None, sizes: Sequence[float] | None, otherwise: int) -> tuple[float | None, ...]:
-        """The sizes of `steps` inner steps (`otherwise`, if neither is given), None where they have none."""
+        """The sizes of `steps` inner steps (`otherwise` if neither is given), None if they have no size."""
         if self.config.unit == INNER_STEP:
             return checked_step_sizes(steps, sizes, self.config.training_step_sizes, otherwise)
         if sizes is not None:
@@ -414,7 +417,8 @@ class MetaLearner:
     # Saving and loading
 
     def describe(self) -> dict[str, Any]:
-        """Algorithm, family, settings and seed as JSON-able data: what it takes to make this learner again."""
+        """Algorithm, family, settings and seed as JSON-serialisable data: everything needed to recreate this
+        learner."""
         return {
             "algorithm": self.algorithm,
             "family": signature(self.family),
@@ -427,7 +431,7 @@ class MetaLearner:
 
     @property
     def _made_again(self) -> bool:
-        """Whether the policy follows from the settings, or has a module that the user brings."""
+        """The policy's type if the user supplied it or its module, or the kind that the settings describe."""
         return not self._policy_given or self.policy.kind == ModulePolicy.__name__
 
     @torch_defaults
@@ -452,27 +456,28 @@ class MetaLearner:
         algorithm: str | ModuleType | Algorithm | None = None,
         trust: bool = False,
     ) -> "MetaLearner":
-        """The learner as it was saved; training goes on bit for bit.
+        """The learner as it was saved; further training continues bit for bit.
 
-        A file runs no code by itself, but it names the family it needs. Families of this package, registered ones and
-        those of packages that are imported already are made from its word, with plain arguments; any other package,
-        and a file's path or an address among the arguments, only if `family` names it or `trust` allows it.
+        A file runs no code by itself, but it names the family it needs. Families of this package, registered families
+        and those of packages that have already been imported are created from the file's header, with plain arguments.
+        Any other package, and file paths or addresses among the arguments, are accepted only if `family` names them or
+        `trust` allows them.
 
         Args:
-            path: a checkpoint, or a run's directory (its latest state).
-            family: needed unless the learner's family came from `metarl.make`. One that `metarl.make` made with other
-                arguments, in other spaces, is refused; in the same spaces a UserWarning has both. The id of a
-                Gymnasium environment (`"gym:package:Name-v0"`), where the checkpoint has the same, allows importing
-                its package; the arguments are the checkpoint's.
-            policy: needed if the learner had a module of its own, alone or in the policy that it started from.
-            workers: processes that step environments, as in a new learner.
-            algorithm: needed if the learner was given a module: that module, or a file as in a new learner. Of a file
-                that the learner named, needed if it has changed or you have not trained with it before.
-            trust: import whatever package the file names, and pass on whatever arguments it has.
+            path: a checkpoint, or a run directory (its latest state).
+            family: needed unless the learner's family came from `metarl.make`. A family that `metarl.make` created with
+                other arguments is refused if its spaces differ; if they agree, a UserWarning shows both. The id of a
+                Gymnasium environment (`"gym:package:Name-v0"`) that matches the checkpoint's allows importing its
+                package; the arguments are the checkpoint's.
+            policy: needed if the learner was given its own module, directly or in the policy that it started from.
+            workers: number of processes that step environments, as in a new learner.
+            algorithm: needed if the learner was given a module: that module, or a file as in a new learner. If the
+                learner was created from a file, needed if the file has changed or you have not trained with it before.
+            trust: import whatever package the file names, and use whatever arguments it contains.
 
         Raises:
-            CheckpointError: a damaged file, a checkpoint of another family or policy, or one that is not trusted.
-            ValueError: a device that is not there.
+            CheckpointError: the file is damaged, is not trusted, or was saved with another family or policy.
+            ValueError: the device is not available.
 
         Warns:
             UserWarning: the latest state of a run is damaged, and the previous one is used.
@@ -499,7 +504,7 @@ class MetaLearner:
 
 
 def _best_of(path: Path, trust: bool) -> MetaLearner:
-    """The learner of a checkpoint, or of a run: its best state, or its latest where none is chosen."""
+    """The learner of a checkpoint or of a run: its best state, or its latest if none has been chosen."""
     try:
         return MetaLearner.load(path / BEST if (path / BEST).exists() else path, device="cpu", trust=trust)
     except CheckpointError as error:

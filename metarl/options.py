@@ -1,4 +1,4 @@
-"""The words of a command as a dataclass of options; each mistake in them is one line that says what is expected."""
+"""Command-line arguments as a dataclass of options; every mistake gives a one-line error that says what is expected."""
 
 import contextlib
 import dataclasses
@@ -21,11 +21,11 @@ _KINDS: dict[Any, tuple[Callable[[str], Any], str, str]] = {
     str: (str, "a word", "words"),
     Path: (str, "a path", "paths"),
 }
-"""Type -> what reads a word of it; one such word and several, in words."""
+"""Type -> a function that parses a value of it, and descriptions of one and of several such values."""
 
 
 class UsageError(ValueError):
-    """A command line that makes no sense."""
+    """An invalid command line."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,20 +33,20 @@ class _Option:
     name: str
     """As on the command line, without dashes."""
     type: Any
-    """Of one word; None for those that are not checked here."""
+    """The type of a single value; None if it is not checked here."""
     many: bool
-    """Takes any number of words."""
+    """Whether it takes any number of values."""
     optional: bool
-    """May be `None`."""
+    """Whether it may be `None`."""
     positional: bool
     required: bool
 
 
 def parse(kind: type[T], prog: str, argv: Sequence[str], *parts: type) -> T:
-    """`kind`, whose options are the fields of `parts` (by default its own), from the command line.
+    """Parse the command line into `kind`, whose options are the fields of `parts` (by default its own).
 
     Raises:
-        UsageError: an unknown option, a word of another type, one too many or too few.
+        UsageError: an unknown option, a value of the wrong type, or too many or too few values.
     """
     options = {option.name: option for part in parts or (kind,) for option in _options(part)}
     if not {"-h", "--help"} & set(argv):
@@ -113,7 +113,8 @@ def _check(prog: str, argv: Sequence[str], options: dict[str, _Option]) -> None:
 
 
 def _start(word: str, options: dict[str, _Option]) -> tuple[_Option | None, list[str]]:
-    """An option and what stands behind its equals sign. Raises UsageError, with the nearest one, for an unknown one."""
+    """An option and the value after its equals sign. Raises UsageError, with the most similar name, if it is
+    unknown."""
     name, equals, value = word[2:].partition("=")
     name = name.replace("_", "-")
     option = options.get(name)
@@ -148,7 +149,7 @@ def _check_values(shown: str, option: _Option, values: list[str]) -> None:
 
 
 def _in_one_line(box: str) -> str:
-    """The message in the box that tyro draws: what stands above its first rule."""
+    """The message in the box drawn by tyro: the text above its first rule."""
     lines = [line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
     message = " ".join(lines[: next((n for n, line in enumerate(lines) if line.startswith("──")), None)])
     return re.sub(r"\s+", " ", message).strip() or "this command line makes no sense"

@@ -21,13 +21,13 @@ B = TypeVar("B")
 P = ParamSpec("P")
 
 CHUNK_ROWS = 10_000
-"""States per chunk of tasks, where there are enough for several. Smaller chunks stay nearer to the core, but their
-operations are so short that threads wait for Python's lock; with larger ones there are too few to share out."""
+"""States per chunk of tasks, if there are enough for several chunks. Smaller chunks use caches better, but their
+operations are so short that threads wait for Python's lock; with larger ones there are too few to distribute."""
 
 
 def task_chunks(n_tasks: int, rows_per_task: int, device: torch.device) -> list[slice]:
-    """Cut K tasks into chunks of about `CHUNK_ROWS` states each, of half as many where that gives a second core some;
-    on a GPU all tasks are one chunk."""
+    """Divide K tasks into chunks of about `CHUNK_ROWS` states each, or half as many if that gives a second core some
+    work; on a GPU all tasks are one chunk."""
     rows = min(CHUNK_ROWS, max(CHUNK_ROWS // 2, n_tasks * rows_per_task // 2))
     size = n_tasks if device.type != "cpu" else max(1, rows // rows_per_task)
     return [slice(i, min(i + size, n_tasks)) for i in range(0, n_tasks, size)]
@@ -35,7 +35,8 @@ def task_chunks(n_tasks: int, rows_per_task: int, device: torch.device) -> list[
 
 @functools.cache
 def pool(threads: int) -> ThreadPoolExecutor:
-    """So many threads, kept for the life of the process; what runs in them must not wait for more of their work."""
+    """A pool of this many threads, kept for the life of the process; tasks in it must not wait for other tasks in
+    it."""
     # Each thread sets its own number of OpenMP and MKL threads; the caller's stays.
     return ThreadPoolExecutor(threads, "metarl", initializer=_one_thread)
 
@@ -47,10 +48,10 @@ def _one_thread() -> None:
 
 @contextlib.contextmanager
 def threads_for(rows: int, device: torch.device) -> Iterator[None]:
-    """Within it, operations on `rows` states use one thread unless there are enough rows to share out.
+    """A block in which operations on `rows` states use one thread, unless there are enough rows to distribute.
 
     Waking threads for operations of a tenth of a millisecond gains nothing, and costs up to a hundred times the
-    operation where another process wants the same cores.
+    operation if another process uses the same cores.
     """
     before = torch.get_num_threads()
     if device.type != "cpu" or rows > 2 * CHUNK_ROWS or before == 1:
@@ -67,14 +68,14 @@ _threads: contextvars.ContextVar[int | None] = contextvars.ContextVar("threads",
 
 
 def cpu_threads() -> int:
-    """How many threads `thread_map` may use here."""
+    """The number of threads that `thread_map` may use here."""
     return _threads.get() or torch.get_num_threads()
 
 
 def threads_over_tasks(function: Callable[P, B]) -> Callable[P, B]:
-    """Within `function`, PyTorch's threads go to `thread_map` and every single operation uses one.
+    """Within `function`, PyTorch's threads are used by `thread_map`, and each single operation uses one thread.
 
-    Threads that wait for the next operation to share do so by spinning, on the core that a chunk of tasks could use.
+    PyTorch's threads spin while waiting for the next operation, occupying a core that a chunk of tasks could use.
     """
 
     @functools.wraps(function)
@@ -103,7 +104,7 @@ def thread_map(function: Callable[[A], B], items: Sequence[A]) -> list[B]:
 
 @functools.cache
 def keep_freed_memory() -> None:
-    """Tell glibc to keep freed blocks of up to 32 MiB instead of handing each back to the kernel.
+    """Tell glibc to keep freed blocks of up to 32 MiB instead of returning each one to the kernel.
 
     Without it every large temporary tensor is mapped, zeroed page by page and unmapped again. Affects the whole
     process; does nothing on other C libraries.
@@ -117,7 +118,7 @@ def keep_freed_memory() -> None:
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """`"auto"` is the GPU where there is one. Raises ValueError for a device that is not there."""
+    """The device; `"auto"` is the GPU if there is one. Raises ValueError if a device is not available."""
     if str(device) == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found: torch.device | None
@@ -128,7 +129,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
     if found is None or found.type not in ("cpu", "cuda"):
         raise ValueError(f"device must be auto, cpu or cuda, got {device!r}")
     if found.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {device!r} was asked for, but this machine has no CUDA device; use auto or cpu")
+        raise ValueError(f"device {device!r} was requested, but this machine has no CUDA device; use auto or cpu")
     if found.type == "cuda" and (found.index or 0) >= (count := torch.cuda.device_count()):
-        raise ValueError(f"device {device!r} was asked for, but this machine has {count}, counted from cuda:0")
+        raise ValueError(f"device {device!r} was requested, but this machine has {count}, counted from cuda:0")
     return found

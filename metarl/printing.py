@@ -1,4 +1,4 @@
-"""What `print` shows of results, learners and families: what a reader wants to know, and no arrays."""
+"""How results, learners and families are printed: the information of interest, without arrays."""
 
 import dataclasses
 import io
@@ -15,7 +15,7 @@ _ENTRIES = 6
 
 
 class TextTable(Table):
-    """A rich table that `print` shows too."""
+    """A rich table that plain `print` can also show."""
 
     def __str__(self) -> str:
         return as_text(self)
@@ -29,7 +29,7 @@ def as_text(table: Table) -> str:
 
 
 def family_text(family: Any) -> str:
-    """`PointNavigation-v0(horizon=100, tasks: goal)`; of a family that lacks these members, its type."""
+    """`PointNavigation-v0(horizon=100, tasks: goal)`; for a family that lacks these members, its type."""
     if not all(hasattr(family, name) for name in ("id", "horizon", "task_space")):
         return f"<{type(family).__name__}>"
     names = ", ".join(getattr(family.task_space, "spaces", ()))
@@ -37,13 +37,13 @@ def family_text(family: Any) -> str:
 
 
 def curve_text(values: Any) -> str:
-    """`-38.4, -14.5, -5.6`, the middle left out of long ones; empty where there is none."""
+    """`-38.4, -14.5, -5.6`, with the middle of long curves omitted; empty if there is no curve."""
     numbers = [] if values is None else [f"{value:.4g}" for value in values]
     return ", ".join(numbers if len(numbers) <= _ENTRIES else [*numbers[:3], "...", numbers[-1]])
 
 
 def fields_text(instance: Any) -> str:
-    """A dataclass like its own repr, with the shapes of arrays and tensors in place of their numbers."""
+    """A dataclass's repr, with the shapes of arrays and tensors in place of their values."""
     fields = [f for f in dataclasses.fields(instance) if f.repr]
     shown = ", ".join(f"{field.name}={_short(getattr(instance, field.name))}" for field in fields)
     return f"{type(instance).__name__}({shown})"

@@ -1,10 +1,10 @@
 """Random numbers as a pure function of a key: Philox4x32-10 in tensor operations.
 
-Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011). No generator has a state, so a number does not
-depend on what was drawn before it, on how many tasks run side by side, on the device or on the number of processes.
+Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011). There is no generator state, so a number does
+not depend on earlier draws, on how many tasks run at once, on the device or on the number of processes.
 
 The key of an episode is a 62-bit seed, made by `episode_seeds` from (run seed, meta-iteration, stage, task, episode).
-From one such seed come several independent streams (the environment's numbers, the action noise).
+Several independent streams are derived from each such seed (the environment's numbers, the action noise).
 """
 
 import math
@@ -32,7 +32,7 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Te
 def words(seeds: Tensor, start: int | Tensor, count: int, stream: int) -> Tensor:
     """32-bit words number `start` to `start + count` of every seed's `stream`. seeds [...] -> int64 [..., count].
 
-    `start` may be a tensor [...] with one place for every seed.
+    `start` may be a tensor [...] with one position per seed.
     """
     if count == 0:  # ten rounds on nothing take a fifth of a millisecond, in every reset of a family without draws
         return seeds.new_zeros(*seeds.shape, 0)
@@ -82,12 +82,12 @@ def episode_seeds(seed: int, iteration: int, stage: int, n_tasks: int, episodes:
 
 
 def seeds_at(seed: int, task: Tensor, episode: Tensor, iteration: Tensor, stage: Tensor) -> Tensor:
-    """The same for any places: int64 tensors that broadcast against each other -> one key for each."""
+    """The same for arbitrary indices: int64 tensors that broadcast against each other -> one key each."""
     key = (torch.tensor(seed & _MASK), torch.tensor(seed >> 32 & _MASK))
     w = philox((task, episode, iteration, stage), key)
     return w[0] | (w[1] & 0x3FFFFFFF) << 32
 
 
 def generator_seed(seed: int, purpose: int) -> int:
-    """A 62-bit seed for a generator that is used at once and thrown away (initial weights, say)."""
+    """A 62-bit seed for a generator that is used immediately and then discarded (for initial weights, for example)."""
     return int(episode_seeds(seed, 0, _SEEDING + purpose, 1, 1))

@@ -1,8 +1,8 @@
-"""Python files that users name by path, as modules: run from the very bytes that were read, here and in workers.
+"""Python files that users specify by path, as modules: run from exactly the bytes that were read, here and in workers.
 
-A module gets a name made of its file's name and a digest of its path and content. Two files called `family.py` do not
-collide, a file that was edited is another module, and a worker process that is told `registered()` can unpickle what
-the file defines without reading the file again.
+A module's name consists of its file's name and a digest of its path and content. Two files called `family.py` do not
+collide, an edited file is a different module, and a worker process that receives `registered()` can unpickle what the
+file defines without reading the file again.
 """
 
 import ast
@@ -20,12 +20,12 @@ from types import ModuleType
 from typing import Any
 
 MAX_BYTES = 10 * 2**20
-"""No Python file that somebody wrote is larger."""
+"""Larger than any hand-written Python file."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """Where an object that a user named by `PATH.py:NAME` came from."""
+    """The origin of an object that a user specified as `PATH.py:NAME`."""
 
     path: str
     """The file, absolute, with symbolic links resolved."""
@@ -34,14 +34,14 @@ class Origin:
     sha256: str
     """Of the file's content, in hexadecimal digits."""
     folder: str
-    """The current folder when the user named it, where the file may import from as well."""
+    """The current folder when the user specified it, from which the file may also import."""
 
 
 def read(path: Path) -> str:
-    """The digest of a Python file's content, which `run` then finds under it.
+    """Read a Python file and return the digest of its content, under which `run` finds it.
 
     Raises:
-        OSError: no regular file, larger than `MAX_BYTES`, or not readable.
+        OSError: not a regular file, larger than `MAX_BYTES`, or not readable.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
@@ -69,11 +69,11 @@ _SOURCES: dict[str, bytes] = {}
 
 
 def run(origin: Origin) -> ModuleType:
-    """The module of a file that has been `read`. It is executed unless it has been already with this content.
+    """The module of a file that has been `read`. It is executed unless this content has been executed before.
 
-    Imports in it search its own folder first and `origin.folder` last; both stay on `sys.path`, for what it imports
-    later and for worker processes. Raises whatever executing it raises, and ImportError if another module has the name
-    of a neighbour that it imports.
+    Imports in it search its own folder first and `origin.folder` last; both stay on `sys.path`, for later imports and
+    for worker processes. Raises whatever executing it raises, and ImportError if another module has the same name as a
+    file in its folder that it imports.
     """
     path = Path(origin.path)
     main = sys.modules["__main__"]
@@ -93,7 +93,7 @@ def run(origin: Origin) -> ModuleType:
 
 
 def _check_neighbours(path: Path, source: bytes) -> None:
-    """Refuse what Python would do without a word: give the file the `helpers` of another folder."""
+    """Refuse an import that Python would silently resolve to a module of the same name from another folder."""
     for node in ast.walk(ast.parse(source, str(path))):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
@@ -101,8 +101,8 @@ def _check_neighbours(path: Path, source: bytes) -> None:
             files = [path.parent / f"{name}.py", path.parent / name / "__init__.py"]
             other = getattr(sys.modules.get(name), "__file__", None)
             if other is not None and any(x.exists() for x in files) and Path(other).resolve() not in files:
-                raise ImportError(f"it imports {name!r}, and another module of that name is imported already, {other}: "
-                                  f"rename the one beside {path.name}, or use another process")  # fmt: skip
+                raise ImportError(f"it imports {name!r}, but another module of that name is already imported, {other}: "
+                                  f"rename the one next to {path.name}, or use another process")  # fmt: skip
 
 
 def _module_name(origin: Origin) -> str:
@@ -142,7 +142,7 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 class _Loader(importlib.abc.SourceLoader):
-    """Compiles what was read: the file may have been changed since. Nothing is cached beside it."""
+    """Compiles the content that was read, since the file may have changed. No bytecode is cached next to it."""
 
     def __init__(self, path: str, source: bytes):
         self.path, self.source = path, source
@@ -158,7 +158,7 @@ class _Loader(importlib.abc.SourceLoader):
 
 @contextlib.contextmanager
 def by_name() -> Iterator[None]:
-    """Within the block cloudpickle names these modules, for processes that are told `registered()`."""
+    """A block in which cloudpickle refers to these modules by name, for processes that receive `registered()`."""
     import cloudpickle
 
     modules = [sys.modules[name] for name in cloudpickle.list_registry_pickle_by_value() if name in _FILES]

@@ -1,7 +1,7 @@
-"""The end of an error message about an unknown name: what was probably meant, here or in the words of other packages.
+"""Suggestions in error messages about unknown names: what was probably meant, including the terms of other packages.
 
-Users of stable-baselines3, garage, learn2learn and the like bring their names along; the nearest word of ours by
-spelling is then the wrong one (`learning_rate` is not `lr_in_std`).
+Users of stable-baselines3, garage, learn2learn and the like use the names they know; the name here with the most
+similar spelling is then often the wrong one (`learning_rate` is not `lr_in_std`).
 """
 
 import dataclasses
@@ -22,9 +22,9 @@ ALGORITHMS = (
 """The package's own algorithms, in the order in which they are listed."""
 
 _FEW = 16
-"""As many names are listed in full."""
+"""Up to this many names are listed in full."""
 _SURE, _SIMILAR = 0.75, 0.5
-"""Likeness (of difflib) from which one name is enough, and below which none is named."""
+"""Similarity (by difflib) above which a single name is suggested, and below which none is."""
 
 _INNER = "the inner loop's step size is {inner_lr}"
 _BATCH = ("the tasks of a meta-iteration are {n_tasks}", "the episodes of each task {episodes}",
@@ -54,8 +54,7 @@ _ELSEWHERE: dict[str, tuple[str, ...]] = {
     "normalize norm_obs normalize_observations vec_normalize": ("observations are normalised by {normalize_obs}",),
     "recurrent rnn lstm gru": ("the algorithm with a recurrent policy is rl2",),
 }  # fmt: skip
-"""What other packages call a setting -> parts of the answer; those that name a setting which is not there are left
-out."""
+"""Name of a setting in other packages -> parts of the answer; parts about settings that do not exist are omitted."""
 
 _ARGUMENTS: dict[str, tuple[str, str]] = {
     "total_timesteps timesteps n_timesteps num_timesteps n_iterations num_iterations n_itr epochs max_iterations "
@@ -78,7 +77,7 @@ _ARGUMENTS: dict[str, tuple[str, str]] = {
     "num_workers n_workers n_jobs num_cpu": ("processes are chosen by workers=", "processes are chosen by --workers"),
     "random_state random_seed": ("it is seed=", "it is --seed"),
 }  # fmt: skip
-"""What other packages call an argument of something else -> the answer in Python and on the command line."""
+"""Name in other packages of something that is not a setting here -> the answer in Python and on the command line."""
 
 _ALGORITHMS: dict[str, str] = {
     "maml": "MAML has a name for each outer step: maml_trpo (robust), maml_ppo, maml_vpg",
@@ -95,7 +94,8 @@ _ALGORITHMS: dict[str, str] = {
 
 
 def did_you_mean(word: object, known: Iterable[str]) -> str:
-    """The end of an error message about an unknown name: the nearest known ones; all of them, if they are few."""
+    """The end of an error message about an unknown name: the most similar known names, or all of them if they are
+    few."""
     known = list(known)
     close = nearest(str(word), known)
     if len(close) == 1:
@@ -106,7 +106,7 @@ def did_you_mean(word: object, known: Iterable[str]) -> str:
 
 
 def nearest(word: str, known: Iterable[str], n: int = 3) -> list[str]:
-    """Up to `n` names that are like `word` or contain it, the nearest first; only the first if it is very like it."""
+    """Up to `n` names that resemble or contain `word`, the most similar first; only the first if it is very similar."""
     plain = {_plain(name): name for name in known}
     own = _plain(word)
     likeness = {name: difflib.SequenceMatcher(None, own, name).ratio() for name in plain}

@@ -1,7 +1,7 @@
-"""What a task family is, how families are found by name, and tasks as plain data.
+"""The protocol of a task family, and tasks as plain data.
 
-A task is data: a dict of NumPy arrays. It can be printed, compared, stored in a checkpoint and handed to another
-process. `Tasks` is the batched form, every value with the task axis K in front.
+A task is data: a dict of NumPy arrays. It can be printed, compared, stored in a checkpoint and passed to another
+process. `Tasks` is the batched form, in which every value has a leading task axis K.
 """
 
 import dataclasses
@@ -36,27 +36,28 @@ OWN_PACKAGES = ("metarl", "metarl_envs", "gymnasium")
 class TaskFamily(Protocol):
     """A distribution over Gymnasium environments that differ in the entries of `task_space`.
 
-    No base class is needed: any object with these members is a family. Optional members, used where present:
+    No base class is needed: any object with these members is a family. Optional members, used if present:
 
-    - `make_vector(n_tasks, episodes, device) -> gymnasium.vector.VectorEnv`: a faster way to run many of its
-      environments at once than one by one (see `metarl.vector`).
-    - `hidden_task` (default True): whether the first observation says nothing about the task.
-    - `splits` (default `("train", "validation", "test")`): the names that `sample` takes as `split`, `"train"` and
-      `"test"` among them and any others, like `"ood"`. A family that does not state it is never asked for anything
-      but `"train"` and `"test"`: its validation tasks are further draws from its training split.
-    - `shared_splits` (default False): the tasks are a finite set, and all splits draw from the same one. Without it
+    - `make_vector(n_tasks, episodes, device) -> gymnasium.vector.VectorEnv`: runs many of its environments at once,
+      faster than one by one (see `metarl.vector`).
+    - `hidden_task` (default True): whether the first observation reveals nothing about the task.
+    - `splits` (default `("train", "validation", "test")`): the names that `sample` accepts as `split`: `"train"`,
+      `"test"` and any others, such as `"ood"`. A family that does not declare it is only asked for `"train"` and
+      `"test"`; its validation tasks are further draws from its training split.
+    - `shared_splits` (default False): the tasks are a finite set, and all splits draw from the same set. Otherwise
       `check_family` refuses a family whose splits have a task in common. (Validation tasks may be training tasks.)
-    - `task_limits` (a Dict like `task_space`): where the parameters of a task that somebody asks for by name may lie,
-      which may be outside of `task_space`. By default numbers may have any finite value.
-    - `wrap(env)`: a plain environment with the wrappers that the family's own have (see `MetaLearner.adapt`).
-    - `draw(axes, task, observations)`: draw some episodes of one task on matplotlib axes. `observations` is a list
+    - `task_limits` (a Dict like `task_space`): the allowed range of parameters for tasks that a user specifies, which
+      may exceed `task_space`. By default numbers may have any finite value.
+    - `wrap(env)`: applies the wrappers of the family's own environments to a plain environment (see
+      `MetaLearner.adapt`).
+    - `draw(axes, task, observations)`: draws some episodes of one task on matplotlib axes. `observations` is a list
       with one float array [T_e, O] per episode, its valid steps only (see `metarl.report.figures`).
     """
 
     id: str
     """Name and version, like `PointNavigation-v0`."""
     horizon: int
-    """Steps after which every episode is cut off."""
+    """Number of steps after which every episode is truncated."""
     observation_space: gym.Space
     action_space: gym.Space
     task_space: gym.spaces.Dict
@@ -71,7 +72,7 @@ class TaskFamily(Protocol):
 
 
 def is_family(value: Any) -> bool:
-    """Whether an object has the members that every family has."""
+    """Whether an object has the required members of a family."""
     return not isinstance(value, type) and not _missing(value)
 
 
@@ -80,19 +81,19 @@ def _missing(family: Any) -> list[str]:
 
 
 def check_is_family(family: Any) -> None:
-    """Raise ValueError for what lacks a member that every family has; `metarl.check_family` looks deeper."""
+    """Raise ValueError if a required member is missing; `metarl.check_family` checks more thoroughly."""
     if isinstance(family, type):
         if issubclass(family, gym.Env):
             raise ValueError(f"{family.__name__} is a class of environments: metarl.from_gymnasium({family.__name__}, "
                              "{...}) makes a family of it")  # fmt: skip
         raise ValueError(f"{family.__name__} is a class: pass a family made of it, {family.__name__}()")
     if isinstance(family, str):
-        raise ValueError(f"{family!r} is a word, and a task family is wanted: metarl.make({family!r}) makes it")
+        raise ValueError(f"{family!r} is a string, not a task family: metarl.make({family!r}) makes one")
     if missing := _missing(family):
         hint = "metarl.from_gymnasium makes one of an environment" if isinstance(family, gym.Env) else (
             "pass a family's id or an object with these members, see metarl.TaskFamily"
         )  # fmt: skip
-        raise ValueError(f"{family!r} is no task family, it has no {', '.join(missing)}: {hint}")
+        raise ValueError(f"{family!r} is not a task family, it has no {', '.join(missing)}: {hint}")
     whole(f"the horizon of {family.id}", family.horizon, 1)
 
 
@@ -103,11 +104,11 @@ def check_is_family(family: Any) -> None:
 def num_tasks(tasks: Tasks) -> int:
     """K. Raises ValueError if the entries disagree about it, or there are none."""
     if not isinstance(tasks, Mapping):
-        raise ValueError(f"tasks are a dict of arrays with K in front, got {tasks!r}; metarl.tasks.stack_tasks makes "
-                         "them of single ones")  # fmt: skip
+        raise ValueError(f"tasks are a dict of arrays with a leading axis K, got {tasks!r}; metarl.tasks.stack_tasks "
+                         "makes them from single ones")  # fmt: skip
     lengths = {name: len(value) for name, value in tasks.items()}
     if len(set(lengths.values())) != 1:
-        raise ValueError(f"every entry of tasks needs the same length K in front, got {lengths or 'no entry at all'}")
+        raise ValueError(f"all entries of tasks need the same leading length K, got {lengths or 'no entry at all'}")
     return next(iter(lengths.values()))
 
 
@@ -125,8 +126,8 @@ def validate_task(family: TaskFamily, task: Mapping[str, Any], outside: bool = F
     """`task` as arrays of the family's types.
 
     Args:
-        outside: take finite numbers beyond the bounds in `task_space` too (which say where tasks are drawn from), as
-            long as they lie in the family's `task_limits`, if it has any. Choices are never taken beyond theirs.
+        outside: also accept finite numbers outside the bounds in `task_space` (the range that tasks are drawn from), as
+            long as they lie within the family's `task_limits`, if it has any. Choices must always be valid.
 
     Raises:
         ValueError: naming the entry, its value and what is allowed.
@@ -176,7 +177,7 @@ def _limits(family: TaskFamily, name: str, space: gym.Space) -> gym.Space:
 
 
 def requested_task(family: TaskFamily, task: Mapping[str, Any], stacklevel: int = 3) -> Task:
-    """A task that a user has asked for: `validate_task`, and a UserWarning where it lies outside `task_space`."""
+    """A task specified by a user: `validate_task`, plus a UserWarning if it lies outside `task_space`."""
     found = validate_task(family, task, outside=True)
     for name, space in family.task_space.spaces.items():
         if isinstance(space, gym.spaces.Box) and not space.contains(found[name]):

@@ -1,8 +1,8 @@
-"""PyTorch's usual defaults while this package computes, whatever the caller has set.
+"""PyTorch's standard defaults for this package's computations, whatever the caller has set.
 
 A script may compute in float64 (`torch.set_default_dtype`), on a GPU (`torch.set_default_device`), without gradients
-(`torch.no_grad`, `torch.inference_mode`) or in half precision (`torch.autocast`). None of that may change a number
-here or end in an error about types, so every public function that computes is wrapped in `torch_defaults`.
+(`torch.no_grad`, `torch.inference_mode`) or in half precision (`torch.autocast`). None of this may change a result here
+or cause an error about types, so every public function that computes is wrapped in `torch_defaults`.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ _DEVICES = ("cpu", "cuda")
 
 
 def torch_defaults(function: Callable[P, R]) -> Callable[P, R]:
-    """`function`, run with float32, CPU, gradients on and autocast off as the defaults; afterwards all is as before."""
+    """`function`, run with float32, CPU, gradients enabled and autocast disabled; previous settings are restored."""
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -43,9 +43,9 @@ def _are_usual() -> bool:
 
 @contextlib.contextmanager
 def usual_defaults() -> Iterator[None]:
-    """The block that `torch_defaults` puts around a function.
+    """The context in which `torch_defaults` runs a function.
 
-    Only what differs is changed: a default device, for one, makes Python intercept every call of torch.
+    Only settings that differ are changed: a default device, for example, makes Python intercept every torch call.
     """
     with contextlib.ExitStack() as stack:
         if torch.is_inference_mode_enabled():

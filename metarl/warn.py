@@ -5,7 +5,7 @@ import warnings
 
 
 def warn_caller(text: str) -> None:
-    """Warn (UserWarning) at the line outside of this package that called into it."""
+    """Give a UserWarning at the line outside this package that called into it."""
     frame, level = sys._getframe(), 1
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "metarl":
         frame, level = frame.f_back, level + 1

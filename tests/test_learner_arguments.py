@@ -43,9 +43,9 @@ class Endless(Stops):
      ({"algorithm": None}, "no algorithm is called None; known are"), ({"policy": "mlp"}, "policy is .* got 'mlp'"),
      ({"device": None}, "device must be auto, cpu or cuda, got None"),
      ({"seed": True}, "seed must be a whole number, got True"), ({"workers": True}, "workers must .* got True"),
-     ({"family": None}, "None is no task family, it has no id, horizon, .*make: pass a family's id or an object"),
+     ({"family": None}, "None is not a task family, it has no id, horizon, .*make: pass a family's id or an object"),
      ({"family": Stops}, r"Stops is a class: pass a family made of it, Stops\(\)"),
-     ({"family": Walk()}, "is no task family, it has no id, .*metarl.from_gymnasium makes one of an environment"),
+     ({"family": Walk()}, "is not a task family, it has no id, .*metarl.from_gymnasium makes one of an environment"),
      ({"family": Endless()}, "the horizon of StopsProbe-v0 must be a whole number, got inf"),
      ({"policy": module(outputs=3)}, r"the module must map \[N, 2\] to \[N, 2\]; for N = 3 it gave \(3, 3\)")],
 )  # fmt: skip

@@ -144,7 +144,7 @@ def test_the_allocator_is_told_on_glibc_only(monkeypatch, name, calls):
 def test_a_gpu_that_is_not_there(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(
-        ValueError, match="device 'cuda' was asked for, but this machine has no CUDA device; use auto or"
+        ValueError, match="device 'cuda' was requested, but this machine has no CUDA device; use auto or"
     ):
         resolve_device("cuda")
     assert resolve_device("auto") == torch.device("cpu")
@@ -157,5 +157,5 @@ def test_a_gpu_that_is_there_is_chosen(monkeypatch):
     assert resolve_device("cuda") == torch.device("cuda")
     assert resolve_device("cpu") == torch.device("cpu")
     assert resolve_device("cuda:1") == torch.device("cuda:1")
-    with pytest.raises(ValueError, match="device 'cuda:2' was asked for, but this machine has 2, counted from cuda:0"):
+    with pytest.raises(ValueError, match="device 'cuda:2' was requested, but this machine has 2, counted from cuda:0"):
         resolve_device("cuda:2")

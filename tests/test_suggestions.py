@@ -179,7 +179,7 @@ def test_a_family_that_is_no_gymnasium_id_is_not_said_to_be_one():
     [
         (type(point()), "PointNavigation is a class: pass a family made of it"),
         (gym.Env, "Env is a class of environments: metarl.from_gymnasium(Env"),
-        (None, "None is no task family"),
+        (None, "None is not a task family"),
     ],
 )
 def test_what_is_no_family_is_answered_with_how_to_get_one(family, part):

@@ -119,12 +119,12 @@ def test_stacking_and_picking_are_inverse():
 
 @pytest.mark.parametrize("tasks", [{}, {"a": np.zeros(2), "b": np.zeros(3)}])
 def test_entries_that_disagree_about_their_number_are_refused(tasks):
-    with pytest.raises(ValueError, match="same length K"):
+    with pytest.raises(ValueError, match="same leading length K"):
         num_tasks(tasks)
 
 
 def test_single_tasks_in_a_list_are_no_tasks():
-    with pytest.raises(ValueError, match=r"got \[\{'x': 1\}\]; metarl.tasks.stack_tasks makes them of single ones"):
+    with pytest.raises(ValueError, match=r"got \[\{'x': 1\}\]; metarl.tasks.stack_tasks makes them from single ones"):
         num_tasks([{"x": 1}])  # type: ignore[arg-type]
 
 

@@ -46,7 +46,7 @@ def run(options: BenchmarkOptions, say: Any) -> int:
     if not named and not options.contenders:
         known = f", or a suite: {', '.join(p.stem for p in sorted(EXAMPLES.glob('*.toml')))}"
         if options.suite not in registered():
-            raise UsageError(f"{options.suite!r} is no task family (`metarl list` shows them){known}")
+            raise UsageError(f"{options.suite!r} is not a task family (`metarl list` shows them){known}")
         raise UsageError(f"name the contenders for {options.suite}: --contenders maml_trpo scratch oracle random")
     suite = read(options.suite) if named else of_words(
         [options.suite], options.contenders, options.seeds, options.budget

@@ -48,7 +48,7 @@ def test_a_suite_by_its_file_and_by_its_name(called, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["nosuch"], "'nosuch' is no task family .*or a suite: minutes"),
+        (["nosuch"], "'nosuch' is not a task family .*or a suite: minutes"),
         (["PointNavigation-v0"], "name the contenders for PointNavigation-v0: --contenders"),
         (["minutes", "--contenders", "random"], "a suite file names its own"),
         (["minutes", "--jobs", "0"], "--jobs must be at least 1, got 0"),

@@ -108,8 +108,8 @@ def test_a_file_imports_its_neighbours_and_what_the_current_folder_has(mark, tmp
     ("word", "kwargs", "error", "message"),
     [
         ("family.py:mak_family", {}, ImportError, "family.py has no 'mak_family'; did you mean 'make_family'?"),
-        ("family.py:number", {}, ValueError, "family.py:number: 3 is no task family, it has no id"),
-        ("family.py:make_nothing", {}, ValueError, "family.py:make_nothing: None is no task family"),
+        ("family.py:number", {}, ValueError, "family.py:number: 3 is not a task family, it has no id"),
+        ("family.py:make_nothing", {}, ValueError, "family.py:make_nothing: None is not a task family"),
         ("family.py:Push", {}, ValueError, "Push is a class of environments: metarl.from_gymnasium"),
         ("family.py:Pushing", {"horizn": 3}, ValueError, "no argument 'horizn'; did you mean 'horizon'?"),
         ("family.py:family", {"horizon": 3}, ValueError, "an object, no function or class, and takes no arguments"),

@@ -236,7 +236,7 @@ def test_evaluations_of_two_splits_stand_side_by_side(tmp_path):
     ]  # fmt: skip
     read = [json.loads((tmp_path / name).read_text())["split"] for name in ("adaptation.json", "adaptation-ood.json")]
     assert read == ["test", "ood"]
-    with pytest.raises(ValueError, match="split='ood' says what to draw, and tasks="):
+    with pytest.raises(ValueError, match="split='ood' has no effect with tasks="):
         learner.evaluate(split="ood", tasks={"g": np.array([6.0])})
 
 
