@@ -38,7 +38,7 @@ Each takes --help; `metarl train ALGORITHM --help` lists the algorithm's setting
 
 
 SCHEDULE = ("eval_every", "eval_tasks", "eval_step_sizes", "checkpoint_every")
-"""What a run keeps of the arguments of `learn` besides the iterations."""
+"""The arguments of `learn`, apart from the iterations, that a run stores."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -50,59 +50,62 @@ class TrainOptions:
     """Meta-train on a task family."""
 
     family: tyro.conf.Positional[str]
-    """Task family: an id that `metarl list` shows, or file.py:NAME, which is or makes the family in a Python file."""
+    """Task family: an id shown by `metarl list`, or file.py:NAME, a family (or a function that returns one) in a Python
+    file."""
     iterations: int = 100
-    """Meta-iterations in total."""
+    """Total number of meta-iterations."""
     seed: int = 0
-    """Together with the settings this determines every number of the run."""
+    """Random seed; together with the settings it determines every number of the run."""
     start_from: Path | None = None
-    """A run (its best state) or a checkpoint whose policy and learned step sizes training starts from."""
+    """Start training from the policy and learned step sizes of a run (its best state) or checkpoint."""
     trust: bool = False
-    """Import whatever package or file that checkpoint names, and pass on whatever arguments it has for its family."""
+    """Import whatever package or file that checkpoint names, and use whatever arguments it contains for its family."""
     out: Path | None = None
     """Run directory, new or empty; by default runs/FAMILY-ALGORITHM-seedSEED."""
     device: str = "auto"
-    """auto (the GPU where there is one), cpu or cuda."""
+    """auto (the GPU if there is one), cpu or cuda."""
     threads: int | None = None
-    """CPU threads; by default as many as there are cores."""
+    """CPU threads; by default one per core."""
     workers: int | None = None
-    """Processes for environments without a batched form; 0 is none. By default as many as pay, at most --threads."""
+    """Worker processes for environments without a batched form; 0 disables them. By default they start only when they
+    speed up rollouts, and at most --threads of them."""
     family_kwargs: tuple[str, ...] = ()
-    """Arguments of the family, like arms=10 horizon=1, or for gym:Pendulum-v1 parameters={"g":{"box":[5,15]}}."""
+    """Arguments of the family, such as arms=10 horizon=1, or parameters={"g":{"box":[5,15]}} for gym:Pendulum-v1."""
     eval_every: int = 10
-    """Iterations between evaluations on validation tasks, by which the best state is kept; 0 disables them."""
+    """Iterations between evaluations on validation tasks, which select the best state; 0 disables them."""
     eval_tasks: int = 20
-    """Validation tasks of these evaluations: further draws from the training distribution."""
+    """Number of validation tasks per evaluation (further draws from the training distribution)."""
     eval_step_sizes: tuple[float, ...] = ()
-    """Their inner steps, one size for each; by default as in training."""
+    """Step sizes of the inner steps in these evaluations, one per step; by default as in training."""
     checkpoint_every: int = 10
-    """Write the latest state after this many iterations (and whenever training ends or breaks off)."""
+    """Write the latest state after this many iterations (and whenever training ends or is interrupted)."""
     progress: bool = True
     """Show progress."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ResumeOptions:
-    """Go on with an interrupted run, bit for bit as if it had never stopped."""
+    """Continue an interrupted run, bit for bit as if it had never stopped."""
 
     resume: Path
     """Run directory."""
     iterations: int | None = None
-    """New total of meta-iterations; by default what the run was started with."""
+    """New total number of meta-iterations; by default the number that the run was started with."""
     device: str = "auto"
-    """auto (the GPU where there is one), cpu or cuda."""
+    """auto (the GPU if there is one), cpu or cuda."""
     threads: int | None = None
-    """CPU threads; by default as many as there are cores."""
+    """CPU threads; by default one per core."""
     workers: int | None = None
-    """Processes for environments without a batched form; 0 is none. By default as many as pay, at most --threads."""
+    """Worker processes for environments without a batched form; 0 disables them. By default they start only when they
+    speed up rollouts, and at most --threads of them."""
     progress: bool = True
     """Show progress."""
     family: str | None = None
-    """Task family, where the run got an object in Python or names code that it may not import: ID or file.py:NAME."""
+    """Task family, needed if the run was given an object in Python or names untrusted code: ID or file.py:NAME."""
     algorithm: str | None = None
-    """Algorithm, where the run got a module in Python or names a file that it may not import: file.py, file.py:NAME."""
+    """Algorithm, needed if the run was given a module in Python or names an untrusted file: file.py, file.py:NAME."""
     trust: bool = False
-    """Import whatever package or file the checkpoint names, and pass on whatever arguments it has for its family."""
+    """Import whatever package or file the checkpoint names, and use whatever arguments it contains for its family."""
 
 
 def train_command(argv: Sequence[str]) -> int:
@@ -130,7 +133,7 @@ def train_command(argv: Sequence[str]) -> int:
 
 
 def _say(text: str, bold: str = "", error: bool = False) -> None:
-    """Print `bold` and `text` as they are: no markup in them, no line broken, so that a path can be copied."""
+    """Print `bold` and `text` without interpreting markup or breaking lines, so that paths can be copied."""
     console = rich.console.Console(stderr=error, soft_wrap=True, highlight=False)
     console.print(rich.text.Text.assemble((bold, "bold red" if error else "bold"), text))
 
@@ -154,7 +157,7 @@ def _train(name: str, options: TrainOptions, config: Any) -> int:
 
 
 def _file_name(family: str) -> str:
-    """The family in the name of a run's directory: no folders, no characters that a file's name cannot have."""
+    """The family's part of a run directory's name, without folders or characters that file names cannot contain."""
     from metarl.families.files import reference_in
 
     if (reference := reference_in(family)) is not None:
@@ -182,7 +185,8 @@ def _resume(options: ResumeOptions) -> int:
 
 
 def _planned(options: ResumeOptions) -> tuple[int, dict[str, Any]]:
-    """The total of iterations and the schedule of a run; without a sound config.json, --iterations says it."""
+    """A run's total number of iterations and its schedule; without a valid config.json, --iterations gives the
+    total."""
     from metarl.checkpoint import CheckpointError
     from metarl.training.directory import LATEST, read_config
 
@@ -205,7 +209,7 @@ def _planned(options: ResumeOptions) -> tuple[int, dict[str, Any]]:
 
 @contextlib.contextmanager
 def _notes() -> Iterator[None]:
-    """Print warnings that are for users as notes, where Python would show a line of source."""
+    """Print warnings intended for users as notes, without the source line that Python would show."""
 
     def say(message: Warning | str, category: type[Warning], *where: Any, **rest: Any) -> None:
         if issubclass(category, UserWarning):
@@ -221,7 +225,7 @@ def _notes() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _once_it_is_sound() -> Iterator[None]:
-    """Hold warnings back until the block has ended without an error, which would contradict them."""
+    """Defer warnings until the block has ended without an error, which would contradict them."""
     with warnings.catch_warnings(record=True) as held:
         yield
     for one in held:
@@ -292,36 +296,37 @@ class EvaluateOptions:
     run: tyro.conf.Positional[Path]
     """Run directory, or one checkpoint file."""
     checkpoint: str = "best"
-    """Which state of a run: best (by its periodic evaluations) or latest."""
+    """The state of the run to use: best (by its periodic evaluations) or latest."""
     split: tuple[str, ...] = ("test",)
-    """Where the tasks come from: test, or other splits of the family, like ood; several are shown side by side."""
+    """Splits to draw tasks from: test, or other splits of the family such as ood; several are shown side by side."""
     tasks: int = 100
-    """Tasks of each split."""
+    """Number of tasks per split."""
     episodes: int | None = None
-    """Episodes per task before and after every step (of RL2: trials); by default as in training."""
+    """Episodes per task before and after every step (for RL2: trials); by default as in training."""
     steps: int | None = None
-    """Inner steps, by default 3; of RL2 further episodes in the trial, by default as in training."""
+    """Inner steps, by default 3; for RL2 the episodes of a trial after the first, by default as in training."""
     step_sizes: tuple[float, ...] = ()
-    """One step size for every step (then --steps is not needed); by default the training's and, for steps beyond those
-    of training, what does best on validation tasks."""
+    """One step size per step (--steps is then not needed). By default those used in training; the sizes of further
+    steps are chosen on validation tasks."""
     seed: int | None = None
-    """Of tasks and episodes; by default one that follows from the run's seed."""
+    """Seed of tasks and episodes; by default derived from the run's seed."""
     device: str = "auto"
-    """auto (the GPU where there is one), cpu or cuda."""
+    """auto (the GPU if there is one), cpu or cuda."""
     threads: int | None = None
-    """CPU threads; by default as many as there are cores."""
+    """CPU threads; by default one per core."""
     workers: int | None = None
-    """Processes for environments without a batched form; 0 is none. By default as many as pay, at most --threads."""
+    """Worker processes for environments without a batched form; 0 disables them. By default they start only when they
+    speed up rollouts, and at most --threads of them."""
     out: Path | None = None
-    """Where the results go; by default evaluation/ in the run directory."""
+    """Directory for the results; by default evaluation/ in the run directory."""
     figures: bool = True
-    """Draw the picture as well (needs matplotlib)."""
+    """Also draw the figure (needs matplotlib)."""
     family: str | None = None
-    """Task family, where the run got an object in Python or names code that it may not import: ID or file.py:NAME."""
+    """Task family, needed if the run was given an object in Python or names untrusted code: ID or file.py:NAME."""
     algorithm: str | None = None
-    """Algorithm, where the run got a module in Python or names a file that it may not import: file.py, file.py:NAME."""
+    """Algorithm, needed if the run was given a module in Python or names an untrusted file: file.py, file.py:NAME."""
     trust: bool = False
-    """Import whatever package or file the checkpoint names, and pass on whatever arguments it has for its family."""
+    """Import whatever package or file the checkpoint names, and use whatever arguments it contains for its family."""
 
 
 def evaluate_command(argv: Sequence[str]) -> int:
@@ -378,26 +383,26 @@ class AdaptOptions:
     run: tyro.conf.Positional[Path]
     """Run directory, or one checkpoint file."""
     task: tuple[str, ...]
-    """The environment's parameters, like goal=0.3,-0.2."""
+    """The environment's parameters, such as goal=0.3,-0.2."""
     checkpoint: str = "best"
-    """Which state of a run: best (by its periodic evaluations) or latest."""
+    """The state of the run to use: best (by its periodic evaluations) or latest."""
     steps: int | None = None
     """Inner steps; by default as many as in training."""
     step_sizes: tuple[float, ...] = ()
-    """One step size for every step (then --steps is not needed); by default the training's and, for steps beyond those
-    of training, what does best on validation tasks."""
+    """One step size per step (--steps is then not needed). By default those used in training; the sizes of further
+    steps are chosen on validation tasks."""
     episodes: int | None = None
     """Episodes before and after every step; by default as in training."""
     seed: int | None = None
-    """Of the episodes."""
+    """Seed of the episodes."""
     out: Path = Path("policy")
     """File for the adapted policy; .safetensors is added."""
     family: str | None = None
-    """Task family, where the run got an object in Python or names code that it may not import: ID or file.py:NAME."""
+    """Task family, needed if the run was given an object in Python or names untrusted code: ID or file.py:NAME."""
     algorithm: str | None = None
-    """Algorithm, where the run got a module in Python or names a file that it may not import: file.py, file.py:NAME."""
+    """Algorithm, needed if the run was given a module in Python or names an untrusted file: file.py, file.py:NAME."""
     trust: bool = False
-    """Import whatever package or file the checkpoint names, and pass on whatever arguments it has for its family."""
+    """Import whatever package or file the checkpoint names, and use whatever arguments it contains for its family."""
 
 
 def adapt_command(argv: Sequence[str]) -> int:
@@ -420,33 +425,33 @@ def adapt_command(argv: Sequence[str]) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class RenderOptions:
-    """Film an episode before and after adaptation to one environment."""
+    """Record a video of an episode before and after adaptation to one environment."""
 
     run: tyro.conf.Positional[Path]
     """Run directory, or one checkpoint file."""
     task: tuple[str, ...] = ()
-    """The environment's parameters, like goal=0.3,-0.2; by default a test task."""
+    """The environment's parameters, such as goal=0.3,-0.2; by default a test task."""
     checkpoint: str = "best"
-    """Which state of a run: best (by its periodic evaluations) or latest."""
+    """The state of the run to use: best (by its periodic evaluations) or latest."""
     steps: int | None = None
     """Inner steps; by default as many as in training."""
     step_sizes: tuple[float, ...] = ()
-    """One step size for every step (then --steps is not needed); by default the training's and, for steps beyond those
-    of training, what does best on validation tasks."""
+    """One step size per step (--steps is then not needed). By default those used in training; the sizes of further
+    steps are chosen on validation tasks."""
     episodes: int | None = None
-    """Episodes for every step of the adaptation; by default as in training."""
+    """Episodes per adaptation step; by default as in training."""
     seed: int = 0
-    """Of the test task and the episode that is filmed."""
+    """Seed of the test task and of the recorded episode."""
     stochastic: bool = False
-    """Draw actions from the policy instead of taking their mean."""
+    """Sample actions from the policy instead of using their mean."""
     out: Path | None = None
     """An .mp4 or .gif file; by default adaptation.mp4 in the run directory."""
     family: str | None = None
-    """Task family, where the run got an object in Python or names code that it may not import: ID or file.py:NAME."""
+    """Task family, needed if the run was given an object in Python or names untrusted code: ID or file.py:NAME."""
     algorithm: str | None = None
-    """Algorithm, where the run got a module in Python or names a file that it may not import: file.py, file.py:NAME."""
+    """Algorithm, needed if the run was given a module in Python or names an untrusted file: file.py, file.py:NAME."""
     trust: bool = False
-    """Import whatever package or file the checkpoint names, and pass on whatever arguments it has for its family."""
+    """Import whatever package or file the checkpoint names, and use whatever arguments it contains for its family."""
 
 
 def render_command(argv: Sequence[str]) -> int:
@@ -548,7 +553,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 
 
 def _command_hint(word: str, rest: Sequence[str]) -> str:
-    """The end of a message about a command that does not exist."""
+    """The end of the error message about a command that does not exist."""
     if word in ("resume", "continue", "restart"):
         where = " ".join(shlex.quote(x) for x in rest) or "RUN"
         return f"; a run goes on with metarl train --resume {where}"
@@ -556,7 +561,7 @@ def _command_hint(word: str, rest: Sequence[str]) -> str:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Run one command. -> the exit status. Raises ValueError for what the user has to fix."""
+    """Run one command and return the exit status. Raises ValueError for mistakes that the user has to fix."""
     if not argv or argv[0] in ("-h", "--help"):
         _say(OVERVIEW)
         return 0 if argv else 2
@@ -578,7 +583,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def main() -> None:
-    """The `metarl` command. METARL_TRACEBACK=1 shows where an error came from."""
+    """The `metarl` command. METARL_TRACEBACK=1 shows the traceback of an error."""
     stop_on_signals()
     try:
         status = run(sys.argv[1:])
@@ -596,13 +601,13 @@ def main() -> None:
 STOPPED = 130
 """The exit status after SIGINT, SIGTERM or SIGHUP."""
 _ONE_REQUEST = 1.0
-"""Seconds within which signals are one and the same request: wrappers pass on what a terminal has sent already, and
-service managers send SIGHUP right after SIGTERM."""
+"""Seconds within which signals count as a single request: wrappers forward signals that the terminal has already sent,
+and service managers send SIGHUP right after SIGTERM."""
 
 
 def stop_on_signals() -> None:
-    """From now on the first SIGINT, SIGTERM or SIGHUP raises KeyboardInterrupt, which saves a run; a second one ends
-    the process at once with status 130. Whatever is ignored already, as SIGHUP is under nohup, stays so."""
+    """Make the first SIGINT, SIGTERM or SIGHUP raise KeyboardInterrupt, which saves a run, and a second one end the
+    process at once with status 130. Signals that are already ignored, such as SIGHUP under nohup, stay ignored."""
     first: list[float] = []
 
     def stop(number: int, frame: Any) -> None:

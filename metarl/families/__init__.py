@@ -1,4 +1,4 @@
-"""Where tasks come from: families by name, from Gymnasium environments, with visible tasks; `check_family`.
+"""Sources of tasks: families by name, from Gymnasium environments, with visible tasks; `check_family`.
 
 Imports `policies` and `vector`.
 """

@@ -1,14 +1,14 @@
-"""Tell whoever brings their own task family what is wrong with it, where, and how to fix it.
+"""Check a user-defined task family: what is wrong with it, where, and how to fix it.
 
     from metarl import check_family
 
-    check_family(MyFamily())                            # raises FamilyError with everything it found
+    check_family(MyFamily())                            # raises FamilyError with all findings
     for finding in check_family(MyFamily(), raise_problems=False):
         log.warning("%s", finding)
 
 It samples tasks from every split, plays random actions for a whole episode in single environments of a few of them,
-again with the same seeds, and once more in the vector environment: some dozen episodes in all. Then it looks for
-parameters that change nothing. It cannot tell whether the tasks are worth learning.
+again with the same seeds, and once more in the vector environment: about a dozen episodes in total. Then it looks for
+parameters that have no effect. It cannot tell whether the tasks are worth learning.
 """
 
 import warnings
@@ -31,7 +31,7 @@ __all__ = ["FamilyError", "Finding", "check_family"]
 
 
 class FamilyError(ValueError):
-    """A family is not fit for use; `findings` has the reasons, the message all of them in words."""
+    """A family cannot be used; `findings` lists the reasons, and the message describes them."""
 
     def __init__(self, name: str, findings: Sequence[Finding]):
         self.findings = list(findings)
@@ -40,20 +40,20 @@ class FamilyError(ValueError):
 
 @torch_defaults
 def check_family(family: TaskFamily, *, n_tasks: int = 50, seed: int = 0, raise_problems: bool = True) -> list[Finding]:
-    """Everything that can be found wrong with `family`; an environment that raises is a finding too.
+    """Find everything that is wrong with `family`; an exception in an environment is a finding too.
 
     Args:
         family: the family itself, not its class.
         n_tasks: tasks drawn from each split; three of them are stepped, two episodes each.
-        seed: of the tasks, the episodes and the actions.
-        raise_problems: raise instead of returning what was found.
+        seed: seed of the tasks, episodes and actions.
+        raise_problems: raise an error instead of returning the findings.
 
     Returns:
-        The findings; a stage whose findings would make a later one meaningless ends the search.
+        The findings. The search ends after a stage whose findings would make later stages meaningless.
 
     Raises:
-        FamilyError: there is a finding and `raise_problems` is set. A parameter that seems to change nothing where all
-            rewards were the same is only warned of: it may act where the actions that were tried do not lead.
+        FamilyError: there are findings and `raise_problems` is set. A parameter that seems to have no effect only gives
+            a warning if all rewards were equal: it may matter in states that the actions tried do not reach.
         ValueError: `n_tasks` is below 2.
     """
     n_tasks, seed = whole("n_tasks", n_tasks, 2), whole("seed", seed, 0)
@@ -125,7 +125,7 @@ def _check_members(family: Any) -> Iterator[Finding]:
 
 
 def _check_sampling(family: TaskFamily, n: int, seed: int, drawn: dict[str, Tasks]) -> Iterator[Finding]:
-    """Also puts the tasks of each split without problems into `drawn`."""
+    """Also adds the tasks of each split without problems to `drawn`."""
     try:
         splits = splits_of(family)
     except ValueError as error:
@@ -155,7 +155,7 @@ def _check_sampling(family: TaskFamily, n: int, seed: int, drawn: dict[str, Task
 
 
 def _check_apart(drawn: dict[str, Tasks], one: str, other: str) -> list[Finding]:
-    """Two splits have no task in common; of a finite set, validation tasks may be training tasks."""
+    """Check that splits have no task in common; in a finite set, validation tasks may be training tasks."""
     first, second = _keys(drawn[one]), _keys(drawn[other])
     if first == second:
         remedy = "start sample with rng = metarl.split_rng(rng, split), so that the splits never share a draw"
@@ -168,7 +168,7 @@ def _check_apart(drawn: dict[str, Tasks], one: str, other: str) -> list[Finding]
 
 
 def _first_steps(family: TaskFamily, task: Task, split: str, seed: int) -> Iterator[Finding]:
-    """A task of a further split, which may lie outside of what the other checks see, can be made and stepped."""
+    """Check that a task of an additional split, which may be outside the range of the other checks, can be stepped."""
     where = f"environment of a task of {split!r}"
     try:
         env = family.make(task)
@@ -204,12 +204,12 @@ def _task_problem(family: TaskFamily, tasks: Any, n: int, outside: bool) -> str 
 
 
 def _keys(tasks: Tasks) -> list[bytes]:
-    """One key for each task, equal for equal tasks."""
+    """One key per task, equal for equal tasks."""
     values = [np.asarray(tasks[name]) for name in sorted(tasks)]
     return [b"|".join(value[k].tobytes() for value in values) for k in range(len(values[0]))]
 
 
 def _distinct(tasks: Tasks, count: int) -> list[Task]:
-    """Up to `count` tasks, no two of them equal."""
+    """Up to `count` distinct tasks."""
     first = {key: k for k, key in reversed(list(enumerate(_keys(tasks))))}
     return [task_at(tasks, k) for k in sorted(first.values())[:count]]

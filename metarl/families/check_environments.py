@@ -1,4 +1,5 @@
-"""The part of `metarl.families.check` that steps environments: single ones, again, and all of them as one vector."""
+"""The part of `metarl.families.check` that steps environments: singly, repeatedly, and all as one vector
+environment."""
 
 import copy
 import dataclasses
@@ -21,13 +22,13 @@ _TOLERANCE = 1e-4  # a batched function may round otherwise than a single one
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong with a family."""
+    """One problem of a family."""
 
     problem: str
     where: str
     remedy: str
     certain: bool = True
-    """False where it may be that nothing is wrong; such findings alone do not raise."""
+    """False if there may be no problem after all; findings that are all uncertain do not raise."""
 
     def __str__(self) -> str:
         return f"{self.where}: {self.problem}\n    To fix it: {self.remedy}"
@@ -35,7 +36,7 @@ class Finding:
 
 @dataclasses.dataclass
 class _Episode:
-    """What a plain environment returned: one observation more than rewards."""
+    """The data returned by a plain environment: one more observation than rewards."""
 
     observations: list[Any]
     rewards: list[Any]
@@ -43,7 +44,7 @@ class _Episode:
 
 
 def check_environments(family: TaskFamily, tasks: list[Task], seed: int) -> list[Finding]:
-    """Single environments for themselves, then against each other, then against the vector environment."""
+    """Check single environments on their own, then against each other, then against the vector environment."""
     space = without_huge_bounds(family.action_space)
     space.seed(seed)
     n = len(tasks) * EPISODES
@@ -71,7 +72,7 @@ def check_environments(family: TaskFamily, tasks: list[Task], seed: int) -> list
 def _check_environment(
     family: TaskFamily, task: Task, seed: int, k: int, actions: list[list[Any]], episodes: list[_Episode]
 ) -> Iterator[Finding]:
-    """One task's environment; appends its episodes to `episodes`."""
+    """Check one task's environment; appends its episodes to `episodes`."""
     where = f"environment of task {k}"
     env = family.make(task)
     if not isinstance(env, gym.Env):
@@ -163,7 +164,7 @@ def _observation_problem(space: gym.Space, obs: Any) -> str | None:
 
 
 def _first_difference(a: _Episode, b: _Episode) -> int | None:
-    """The first step, 0 for the reset, at which two episodes are not equal to the last bit."""
+    """The first step, 0 for the reset, at which two episodes are not bitwise equal."""
     for t in range(max(len(a.observations), len(b.observations))):
         if t >= min(len(a.observations), len(b.observations)):
             return t
@@ -182,7 +183,7 @@ def _same(a: Any, b: Any) -> bool:
 def _check_vector(
     family: TaskFamily, tasks: list[Task], seed: int, actions: list[list[Any]], episodes: list[_Episode]
 ) -> Iterator[Finding]:
-    """Its numbers against those of single environments, one step beyond the horizon."""
+    """Compare its results with those of single environments, until one step beyond the horizon."""
     where = f"vector environment of {len(tasks)} tasks, {EPISODES} episodes"
     try:
         env: Any = make_vector(family, len(tasks), EPISODES)
@@ -235,7 +236,7 @@ def _differences(
 
 
 def _expected(episode: _Episode, t: int, horizon: int) -> dict[str, Any]:
-    """What a vector environment should return at step `t` where a single one played `episode`."""
+    """What a vector environment should return at step `t`, given the `episode` of a single environment."""
     length = len(episode.rewards)
     return {
         "observation": episode.observations[min(t, length)],
@@ -250,7 +251,7 @@ def _batch(actions: list[Any]) -> np.ndarray:
 
 
 def raised(error: Exception) -> str:
-    """An exception as the problem of a finding."""
+    """An exception as the problem text of a finding."""
     return f"raises {type(error).__name__}: {error}{hint(error)}"
 
 

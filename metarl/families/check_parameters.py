@@ -1,8 +1,8 @@
-"""The part of `metarl.families.check` that asks of every task parameter whether it changes anything.
+"""The part of `metarl.families.check` that tests whether each task parameter has an effect.
 
-Two tasks that differ in one parameter alone, as far apart as the draws allow, are played with the same seeds and the
-same actions: random ones, ones that stay the same for a while, and ones that stay the same for a whole episode. The
-first number that differs settles it.
+Two tasks that differ in only one parameter, as far apart as the draws allow, are played with the same seeds and the
+same actions: random ones, ones that are held for a while, and ones that are held for a whole episode. The first number
+that differs shows an effect.
 """
 
 import dataclasses
@@ -17,13 +17,13 @@ from metarl.tasks import Task, TaskFamily, Tasks, task_at, validate_task
 from metarl.vector.success import of_step
 
 STEPS = 20_000
-"""Environment steps that are taken at most for one parameter that changes nothing."""
+"""Maximum number of environment steps spent on a parameter without an effect."""
 _SEQUENCES, _HELD = 24, 10  # action sequences; steps for which one of two keeps its action
 
 
 @dataclasses.dataclass(frozen=True)
 class Inert:
-    """A parameter that changed nothing in what was played."""
+    """A parameter that had no effect in the episodes played."""
 
     name: str
     values: tuple[Any, Any]  # that were compared
@@ -32,12 +32,12 @@ class Inert:
 
     @property
     def certain(self) -> bool:
-        """Whether rewards came up at all: where all are the same, the parameter may act where no action got to."""
+        """Whether rewards differed at all; if not, the parameter may matter in states that no action reached."""
         return self.rewards > 1
 
 
 def inert_parameters(family: TaskFamily, tasks: Tasks, seed: int) -> Iterator[Inert]:
-    """The parameters that change no observation, reward, end or success. `tasks` are draws of all splits."""
+    """The parameters that affect no observation, reward, end or success. `tasks` are draws from all splits."""
     family = getattr(family, "family", family) if type(family).__name__ == "VisibleFamily" else family
     base = task_at(tasks, 0)
     for name in family.task_space.spaces:
@@ -49,7 +49,7 @@ def inert_parameters(family: TaskFamily, tasks: Tasks, seed: int) -> Iterator[In
 
 
 def _ends(values: np.ndarray) -> tuple[Any, Any] | None:
-    """The two of `values` [n, ...] that are farthest from each other, or nearly so; None where all are equal."""
+    """The two of `values` [n, ...] that are (nearly) farthest from each other; None if all are equal."""
     flat = values.reshape(len(values), -1).astype(np.float64)
     first = int(((flat - flat.mean(0)) ** 2).sum(1).argmax())
     apart = ((flat - flat[first]) ** 2).sum(1)
@@ -81,7 +81,7 @@ def _compare(family: TaskFamily, pair: list[Task], name: str, seed: int) -> Iner
 
 
 def _actions(family: TaskFamily, seed: int) -> Iterator[list[Any]]:
-    """Sequences for a whole episode: every extreme of a Box and every choice held, and random ones."""
+    """Action sequences for a whole episode: every extreme of a Box and every choice held constant, and random ones."""
     space = without_huge_bounds(family.action_space)
     space.seed(seed)
     yield [space.sample() for _ in range(family.horizon)]

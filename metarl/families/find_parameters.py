@@ -1,6 +1,6 @@
-"""Where an environment takes a parameter: a keyword of its constructor, an option of `reset`, an attribute.
+"""Where an environment takes a parameter: a keyword of its constructor, an option of `reset`, or an attribute.
 
-All is read off signatures, sources and one instance; what cannot be read off is simply not found.
+Everything is inferred from signatures, source code and one instance; what cannot be inferred is not found.
 """
 
 import ast
@@ -24,7 +24,7 @@ _NOT_PARAMETERS = {"render_mode", "spec", "metadata", "np_random", "observation_
 
 
 def keywords(creator: Callable[..., Any]) -> list[str]:
-    """The keywords of a constructor; where it takes `**kwargs`, also those of the base classes they go to."""
+    """The keywords of a constructor, including those of base classes if it passes `**kwargs` on to them."""
     if inspect.isclass(creator):
         functions = [vars(kind)["__init__"] for kind in creator.__mro__[:-1] if "__init__" in vars(kind)]
     else:
@@ -58,7 +58,7 @@ def options(env: gym.Env) -> list[str]:
 
 
 def _is_options(node: ast.expr) -> bool:
-    """`options`, or something like `(options or {})`."""
+    """Whether an expression is `options`, or something like `(options or {})`."""
     return any(isinstance(part, ast.Name) and part.id == "options" for part in ast.walk(node))
 
 
@@ -82,7 +82,8 @@ def _is_plain(env: gym.Env, name: str) -> bool:
 
 
 def derived(env: gym.Env, name: str) -> list[str]:
-    """Attributes that the constructor computes from `self.<name>`, and which therefore do not follow a change of it."""
+    """Attributes that the constructor computes from `self.<name>`, and that are therefore not updated when it
+    changes."""
     out, changed = [], {name}
     for node in _nodes(type(env.unwrapped), "__init__"):
         if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:

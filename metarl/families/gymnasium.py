@@ -1,4 +1,4 @@
-"""Any Gymnasium environment as a task family: which of its parameters vary, and how they are drawn.
+"""Any Gymnasium environment as a task family, with a choice of which parameters vary and how they are drawn.
 
 from gymnasium.spaces import Box
 from metarl import from_gymnasium
@@ -39,7 +39,7 @@ Parameters = Mapping[str, Any]
 Wrapper = Callable[[gym.Env], gym.Env]
 
 SEEDS = 2**31
-"""Environments get seeds below this, whatever an episode's own: old generators refuse larger ones."""
+"""Environments get seeds below this, whatever the episode's seed: old generators refuse larger ones."""
 
 
 def from_gymnasium(
@@ -59,38 +59,38 @@ def from_gymnasium(
 ) -> TaskFamily:
     """The task family of a Gymnasium environment and a distribution over some of its parameters.
 
-    A parameter is a keyword of the constructor, an option of `reset`, or else an attribute of the unwrapped
-    environment, looked for in this order. Its values are drawn uniformly from a bounded Box (also `Box(5.0, 15.0)`
-    holds one number), Discrete, MultiDiscrete or MultiBinary space, from a frozen `scipy.stats` distribution, from a
-    list of values, or by a function, given as `(function of (rng, n), space)`. Parameters are drawn independently. A
-    list of numbers makes tasks that hold the number; a list of anything else makes tasks that hold the index.
+    A parameter is a keyword of the constructor, an option of `reset`, or an attribute of the unwrapped environment,
+    searched for in this order. Its values are drawn uniformly from a bounded Box (`Box(5.0, 15.0)` also gives a single
+    number), Discrete, MultiDiscrete or MultiBinary space, from a frozen `scipy.stats` distribution, from a list of
+    values, or by a function, given as `(function of (rng, n), space)`. Parameters are drawn independently. With a list
+    of numbers a task contains the number; with a list of anything else it contains the index.
 
-    An attribute is set after the constructor and again before every reset. What the constructor computed from it
-    keeps its old value (a UserWarning names it): set that in `configure`.
+    An attribute is set after the constructor and again before every reset. Values that the constructor computed from it
+    are not updated (a UserWarning names them): set them in `configure`.
 
     Args:
-        env: a registered id (`"Pendulum-v1"`, `"package:Name-v0"`), a class, or any callable that makes environments.
+        env: a registered id (`"Pendulum-v1"`, `"package:Name-v0"`), a class, or any callable that creates environments.
         parameters: name -> distribution.
-        horizon: steps after which every episode is cut off; by default the id's own `max_episode_steps`.
-        splits: `{"test": {...}, "ood": {...}}`, distributions that take the place of those in `parameters` in that
-            split. `"train"`, `"validation"` and `"test"` always exist, with separate draws; any further name makes a
-            split to evaluate on. Without distributions of its own, a split has those of `parameters` (the validation
-            split those of training). Boxes of further splits do not widen `task_space`.
-        where: name -> `"keyword"`, `"option"`, `"attribute"` or `"configure"` (left to `configure`), instead of
-            looking for it.
-        configure: called with every new unwrapped environment and its task's values, once, before the first reset.
-        wrappers: put around every environment, the first one innermost. Dict and Tuple observations are flattened
+        horizon: number of steps after which every episode is truncated; by default the id's `max_episode_steps`.
+        splits: `{"test": {...}, "ood": {...}}`, distributions that replace those in `parameters` in that split.
+            `"train"`, `"validation"` and `"test"` always exist, with separate draws; any other name defines an
+            additional split to evaluate on. A split without its own distribution of a parameter uses that of
+            `parameters` (the validation split that of training). Boxes of additional splits do not widen `task_space`.
+        where: name -> `"keyword"`, `"option"`, `"attribute"` or `"configure"` (set by `configure`), which replaces the
+            search.
+        configure: called once with every new unwrapped environment and its task's values, before the first reset.
+        wrappers: applied to every environment, the first one innermost. Dict and Tuple observations are flattened
             after them.
-        make_kwargs: fixed keywords of the constructor.
-        id: the family's name; `"gym:"` and the environment's by default.
-        fresh: build a new environment for every reset but the first, where an environment's own reset leaves something
-            of the episode before behind (Box2D's BipedalWalker does; `check_family` tells).
-        hidden_task: set it to False if the first observation may tell tasks apart.
+        make_kwargs: fixed keyword arguments of the constructor.
+        id: the family's name; by default `"gym:"` and the environment's name.
+        fresh: build a new environment for every reset except the first, for environments whose reset keeps some state
+            of the previous episode (as Box2D's BipedalWalker does; `check_family` detects it).
+        hidden_task: set this to False if the first observation may identify the task.
         visible: append the task to the observation, see `metarl.visible`.
 
     Raises:
-        ValueError: an environment that cannot be made, a parameter it does not have, no distribution, no horizon, or
-            spaces that policies do not support.
+        ValueError: the environment cannot be created or lacks a parameter, a distribution is invalid, there is no
+            horizon, or policies do not support the spaces.
     """
     visible = yes_or_no("visible", visible)
     dicts = {"parameters": parameters, "splits": splits, "where": where, "make_kwargs": make_kwargs}
@@ -115,7 +115,7 @@ def from_gymnasium(
 
 @dataclass(frozen=True)
 class Definition:
-    """What defines a `GymnasiumFamily`: the arguments of `from_gymnasium`, documented there."""
+    """The definition of a `GymnasiumFamily`: the arguments of `from_gymnasium`, documented there."""
 
     env: str | Callable[..., gym.Env]
     parameters: Parameters = field(default_factory=dict)
@@ -131,10 +131,11 @@ class Definition:
 
 
 class GymnasiumFamily:
-    """What `from_gymnasium` returns: its arguments are documented there.
+    """The family that `from_gymnasium` returns, which documents its arguments.
 
-    Two families made of equal arguments are equal. It can be pickled if its arguments can. If they can be written as
-    JSON as well (a registered id, no wrappers, no functions), learners saved with it load without being handed it.
+    Families with equal arguments are equal. A family can be pickled if its arguments can. If they can also be written
+    as JSON (a registered id, no wrappers, no functions), learners saved with it can be loaded without passing the
+    family.
     """
 
     def __init__(self, definition: Definition):
@@ -161,7 +162,7 @@ class GymnasiumFamily:
         self.spec = self._spec(definition)
 
     def sample(self, n: int, rng: np.random.Generator, split: str = "train") -> Tasks:
-        """Draw `n` tasks. A parameter's values do not depend on which others there are."""
+        """Draw `n` tasks. A parameter's values do not depend on which other parameters there are."""
         n = whole("n", n, 0)
         check_split(self, split)
         base = int(split_rng(rng, split, self.splits).integers(2**63))
@@ -172,7 +173,7 @@ class GymnasiumFamily:
         return out
 
     def make(self, task: Task, render_mode: str | None = None) -> gym.Env:
-        """The environment of one task, with all wrappers, cut off after `horizon` steps."""
+        """The environment of one task, with all wrappers, truncated after `horizon` steps."""
         values = self._values(validate_task(self, task, outside=True))
         options = {name: x for name, x in values.items() if self.where[name] == OPTION}
 
@@ -203,7 +204,7 @@ class GymnasiumFamily:
         return {name: as_before(env.unwrapped, name, values[name]) for name in own}
 
     def wrap(self, env: gym.Env) -> gym.Env:
-        """A plain environment, as `gymnasium.make` gives it, as this family's policies see theirs."""
+        """A plain environment, as returned by `gymnasium.make`, with this family's wrappers applied."""
         return env if _is_wrapped(env) else TaskEnv(self._with_wrappers(env))
 
     def _with_wrappers(self, env: gym.Env) -> gym.Env:
@@ -254,7 +255,7 @@ class GymnasiumFamily:
         return whole("horizon", horizon, 1)
 
     def _find(self, creator: Callable[..., Any], given: dict[str, str]) -> dict[str, str]:
-        """Where each parameter goes: name -> one of `PLACES`. Raises ValueError for one that goes nowhere."""
+        """Where each parameter is set: name -> one of `PLACES`. Raises ValueError for one that cannot be set."""
         for name, place in given.items():
             if name not in self.priors:
                 raise ValueError(f"where names {name!r}, which is no parameter{did_you_mean(name, self.priors)}")
@@ -308,7 +309,7 @@ class GymnasiumFamily:
             )
 
     def _probe(self) -> None:
-        """The spaces of a first environment. `make` compares those of the others with them, here for every choice."""
+        """The spaces of a first environment, compared here with those of every choice; `make` compares the others."""
         task = self._example_task()
         env = self.make(task)
         env.close()
@@ -322,7 +323,7 @@ class GymnasiumFamily:
         return {name: priors[0].sample(np.random.default_rng(0), 1)[0] for name, priors in self.priors.items()}
 
     def _values(self, task: Task) -> dict[str, Any]:
-        """What the environment gets: Python numbers, arrays, or the chosen object."""
+        """The values passed to the environment: Python numbers, arrays, or the chosen object."""
         out: dict[str, Any] = {}
         for name, value in task.items():
             first = self.priors[name][0]
@@ -333,7 +334,7 @@ class GymnasiumFamily:
         return out
 
     def _plain(self, keywords: dict[str, Any], render_mode: str | None = None) -> gym.Env:
-        """The environment without wrappers of ours."""
+        """The environment without this package's wrappers."""
         arguments = {**self.make_kwargs, **keywords, **({} if render_mode is None else {"render_mode": render_mode})}
         try:
             if self._registered is None:
@@ -349,7 +350,7 @@ class GymnasiumFamily:
         return env
 
     def _spec(self, definition: Definition) -> FamilySpec | None:
-        """How `metarl.make` makes this family again, None where JSON cannot say it."""
+        """How `metarl.make` recreates this family; None if it cannot be expressed in JSON."""
         if not isinstance(self.env, str) or self.wrappers or self.configure is not None:
             return None
 
@@ -378,9 +379,9 @@ class GymnasiumFamily:
 
 
 class TaskEnv(gym.Wrapper):
-    """An environment that keeps its task's attributes and options through resets, outside all wrappers.
+    """An environment that keeps its task's attributes and options across resets, outside all wrappers.
 
-    `rebuild` makes the same environment again, which every reset but the first then does.
+    If `rebuild` is given, every reset except the first uses it to create the same environment anew.
     """
 
     def __init__(
@@ -425,7 +426,7 @@ def _can_be_flattened(space: gym.Space) -> bool:
 
 
 def _instead_of(env: Any) -> str:
-    """What to pass for an environment object, or for what is none."""
+    """What to pass instead of an environment object or of something else."""
     spec = getattr(env, "spec", None)
     plain = getattr(env, "unwrapped", env)
     if isinstance(env, VectorEnv):
@@ -443,7 +444,7 @@ def _kind(made: Any) -> str:
 
 
 def _adapter_for(made: Any) -> str:
-    """How what was made becomes a single Gymnasium environment."""
+    """How to turn the created object into a single Gymnasium environment."""
     if isinstance(made, VectorEnv):
         return "give the single environment, metarl runs many of them by itself"
     if hasattr(made, "possible_agents") or hasattr(made, "agents"):
@@ -475,7 +476,7 @@ def _registered(env_id: str) -> EnvSpec:
 
 
 def _with_package(env_id: str, registered: EnvSpec | None) -> str:
-    """`env_id` with the third-party package of its entry point in front, so that another process knows it too."""
+    """`env_id` prefixed by the third-party package of its entry point, so that another process can find it."""
     entry = None if registered is None else registered.entry_point
     module = entry.partition(":")[0] if isinstance(entry, str) else getattr(entry, "__module__", "")
     package = module.partition(".")[0]
@@ -496,8 +497,8 @@ def _creator(registered: EnvSpec) -> Callable[..., Any]:
 def _priors(
     parameters: Parameters, splits: Mapping[str, Parameters], names_of_splits: Sequence[str]
 ) -> tuple[dict[str, list[Prior]], dict[str, gym.Space]]:
-    """For every parameter, in order of names: its prior in each of the splits, and the space of its values in the
-    usual ones."""
+    """For every parameter, sorted by name: its prior in each split, and the space of its values in the standard
+    splits."""
     for split, values in splits.items():
         if not isinstance(split, str) or not split.isidentifier():
             raise ValueError(f"the keys of splits are names like 'test' or 'ood', got {split!r}")

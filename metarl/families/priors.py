@@ -1,8 +1,8 @@
-"""How the values of one task parameter are drawn, and where they lie.
+"""How the values of one task parameter are drawn, and their space.
 
-`prior` makes a prior of whatever names a distribution: a Gymnasium space (uniform), a frozen `scipy.stats`
-distribution, a sequence of values (each equally likely), or a function with a space. All drawing is done with the
-generator that is given.
+`prior` accepts anything that specifies a distribution: a Gymnasium space (uniform), a frozen `scipy.stats`
+distribution, a sequence of values (each equally likely), or a function with a space. Values are only drawn from the
+generator passed in.
 """
 
 import math
@@ -27,7 +27,7 @@ class Prior(Protocol):
 
     @property
     def space(self) -> Space:
-        """Where a task's entry lies."""
+        """The space of a task's entry."""
         ...
 
     @property
@@ -40,15 +40,15 @@ class Prior(Protocol):
         ...
 
     def to_json(self) -> Any:
-        """As JSON-able data that `prior` takes, None where there is no such form."""
+        """JSON-serialisable data that `prior` accepts, or None if there is no such form."""
         ...
 
 
 def prior(name: str, value: Any) -> Prior:
-    """The prior that `value` stands for. A Box of shape (1,), which is what `Box(5.0, 15.0)` is, holds one number.
+    """The prior specified by `value`. A Box of shape (1,), such as `Box(5.0, 15.0)`, gives a single number.
 
     Raises:
-        ValueError: nothing that `KINDS` lists (the message names the parameter).
+        ValueError: `value` is not one of `KINDS` (the message names the parameter).
     """
     try:
         return _prior(value)
@@ -76,9 +76,9 @@ def _prior(value: Any) -> Prior:
     if isinstance(value, np.ndarray) or (isinstance(value, Sequence) and not isinstance(value, str)):
         return _finite(list(value))
     if callable(value):
-        raise ValueError(f"a function needs the space of what it draws beside it, ({value!r}, Box(...))")
+        raise ValueError(f"a function needs the space of the values that it draws, ({value!r}, Box(...))")
     if isinstance(value, bool | int | float | str | np.generic):
-        raise ValueError(f"{value!r} is one fixed value, which belongs into make_kwargs; a distribution is {KINDS}")
+        raise ValueError(f"{value!r} is one fixed value, which belongs in make_kwargs; a distribution is {KINDS}")
     raise ValueError(f"a distribution is {KINDS}, got {value!r}")
 
 
@@ -87,7 +87,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _are_bounds(low: Any, high: Any) -> bool:
-    """Whether two arrays, or lists of numbers, could be the ends of a range."""
+    """Whether two arrays or lists of numbers could be the bounds of a range."""
     if not all(isinstance(x, np.ndarray | list | tuple) for x in (low, high)):
         return False
     try:
@@ -101,7 +101,8 @@ def _uniform(space: Space) -> "Uniform":
     if not isinstance(space, Box | Discrete | MultiDiscrete | MultiBinary):
         raise ValueError(f"a distribution is {KINDS}, got {space}")
     if isinstance(space, Box) and not (space.is_bounded() and np.abs([space.low, space.high]).max(initial=0) < HUGE):
-        raise ValueError(f"nothing is uniform in {space}; give bounds or a distribution such as scipy.stats.norm(0, 1)")
+        raise ValueError(f"there is no uniform distribution on {space}; give bounds or a distribution such as "
+                         "scipy.stats.norm(0, 1)")  # fmt: skip
     return Uniform(_number(space))
 
 
@@ -136,7 +137,7 @@ def _tuples(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Uniform:
-    """Every value of a bounded space equally likely."""
+    """The uniform distribution on a bounded space."""
 
     space: Any
 
@@ -179,7 +180,7 @@ def _ends(space: Any) -> tuple[Any, Any]:
 
 @dataclass(frozen=True, eq=False)
 class Frozen:
-    """A frozen `scipy.stats` distribution; one with arrays as its arguments, or a multivariate one, draws arrays."""
+    """A frozen `scipy.stats` distribution; with array arguments, or a multivariate distribution, it draws arrays."""
 
     distribution: Any
 
@@ -212,7 +213,7 @@ class Frozen:
         return np.asarray(self.distribution.rvs(size=size, random_state=rng)).reshape(shape).astype(space.dtype)
 
     def _key(self) -> tuple[Any, ...]:
-        """What tells two of them apart; SciPy's own compare as objects."""
+        """The data that identify a distribution; SciPy's own objects compare by identity."""
         family = getattr(self.distribution, "dist", None)
         if family is None:
             return (id(self.distribution),)
@@ -242,7 +243,7 @@ class Frozen:
 
 @dataclass(frozen=True)
 class Numbers:
-    """A finite set of numbers, or of arrays of one shape; a task holds the value itself."""
+    """A finite set of numbers, or of arrays of one shape; a task contains the value itself."""
 
     values: tuple[Any, ...]
     countable = True
@@ -264,7 +265,7 @@ class Numbers:
 
 @dataclass(frozen=True, eq=False)
 class Choices:
-    """A finite set of anything; a task holds the index into `among` (all values, of which only `values` are drawn)."""
+    """A finite set of any objects; a task contains the index into `among` (all values; only `values` are drawn)."""
 
     values: tuple[Any, ...]
     among: tuple[Any, ...] = ()
@@ -278,7 +279,7 @@ class Choices:
         return np.array(self.positions())[rng.integers(len(self.values), size=n)]
 
     def positions(self) -> list[int]:
-        """Where each of `values` stands in `among`."""
+        """The index of each of `values` in `among`."""
         return [_position(value, self.among or self.values) for value in self.values]
 
     def __eq__(self, other: object) -> bool:
@@ -295,7 +296,7 @@ class Choices:
 
 
 def _position(value: Any, among: Sequence[Any]) -> int:
-    """The first place of `value` in `among`, -1 if it is not there."""
+    """The first index of `value` in `among`, or -1."""
     return next((i for i, other in enumerate(among) if _equal(value, other)), -1)
 
 
@@ -312,7 +313,7 @@ def _equal(a: Any, b: Any) -> bool:
 
 @dataclass(frozen=True)
 class Drawn:
-    """Values by a function of (rng, n) -> [n, *space.shape]."""
+    """Values drawn by a function of (rng, n) -> [n, *space.shape]."""
 
     function: Callable[[np.random.Generator, int], Any]
     space: Any
@@ -340,11 +341,11 @@ class Drawn:
 
 
 def together(name: str, priors: Sequence[Prior], usual: int | None = None) -> tuple[list[Prior], Space]:
-    """The priors of one parameter in several splits, in terms of one space: it holds all choices, and the numbers of
-    the first `usual` of them (by default of all; others may lie outside).
+    """The priors of one parameter in several splits, expressed in one space. The space contains all choices, and the
+    numbers of the first `usual` splits (by default all; those of other splits may lie outside).
 
     Raises:
-        ValueError: they draw values of different shapes or kinds.
+        ValueError: the splits draw values of different shapes or kinds.
     """
     if all(isinstance(p, Choices) for p in priors):
         among: list[Any] = []
@@ -379,7 +380,7 @@ def in_common(a: Prior, b: Prior) -> bool:
 
 
 def _values(p: Prior) -> set[Hashable] | None:
-    """Every value, None if there may be very many."""
+    """All values, or None if there may be very many."""
     if isinstance(p, Numbers):
         return set(p.values)
     if isinstance(p, Choices):
@@ -395,7 +396,7 @@ def _values(p: Prior) -> set[Hashable] | None:
 
 
 def _from_json(data: Mapping[str, Any]) -> Prior:
-    """What `to_json` wrote, or a user in a command line."""
+    """The prior in the form written by `to_json`, or by a user on the command line."""
     known = {
         "box": ("dtype",), "discrete": ("start",), "multidiscrete": ("start",), "multibinary": (),
         "scipy": ("args", "kwds"),

@@ -1,4 +1,4 @@
-"""Families by their names: built in, registered, from entry points, Gymnasium environments, and files of the user's."""
+"""Families by name: built-in, registered, from entry points, from Gymnasium environments, and from users' files."""
 
 import functools
 import importlib.metadata
@@ -20,12 +20,13 @@ _registry: dict[str, Callable[..., TaskFamily]] = {}
 
 
 def register(id: str, factory: Callable[..., TaskFamily]) -> None:
-    """Make `factory` known as `id`, so that `metarl.make(id, **kwargs)` calls it.
+    """Register `factory` as `id`, so that `metarl.make(id, **kwargs)` calls it.
 
-    A package announces its families without being imported through entry points of the group `metarl.families`.
+    A package registers its families without being imported through entry points of the group `metarl.families`.
 
     Raises:
-        ValueError: another factory has this id already, the id is no word, or the factory cannot be called.
+        ValueError: another factory is already registered under this id, the id is not a valid name, or the factory
+            cannot be called.
     """
     if not isinstance(id, str):
         raise ValueError(f"a family's id is a word like 'PointNavigation-v0', got {id!r}")
@@ -53,7 +54,7 @@ def entry_point_module(id: str) -> str | None:
 
 
 def registered() -> dict[str, str]:
-    """Every known family: id -> one line about it."""
+    """One line about every known family, by id."""
     out = {}
     for id in sorted({*_registry, *_entry_points()}):
         try:
@@ -65,8 +66,8 @@ def registered() -> dict[str, str]:
 
 
 def further_splits(id: str) -> tuple[str, ...]:
-    """The splits of a known family besides those that every family has, as far as its class states them: of a function
-    that makes families they are not known before it is called."""
+    """The splits of a known family in addition to the standard ones, as far as its class declares them. For a function
+    that creates families they are not known before it is called."""
     try:
         factory = _factory(id)
         return tuple(split for split in splits_of(factory) if split not in SPLITS) if inspect.isclass(factory) else ()
@@ -84,7 +85,7 @@ def _factory(id: str) -> Callable[..., TaskFamily]:
 
 
 def _family_hint(id: str, known: Iterable[str]) -> str:
-    """What was probably meant by an unknown family's id, and where to look."""
+    """Suggestions for an unknown family's id, and where to look."""
     if id.lower().replace("-", "_") in ALGORITHMS:
         return f"; it is an algorithm, and the family comes after it: {id} PointNavigation-v0"
     if (hint := files.hint(id)) is not None:
@@ -104,14 +105,14 @@ def _gymnasium_factory(env_id: str) -> Callable[..., TaskFamily]:
 
 
 def make(id: str = "", /, **kwargs: Any) -> TaskFamily:
-    """Build the family registered as `id`.
+    """Create the family registered as `id`.
 
-    `gym:ID` makes a Gymnasium environment's, `kwargs` being the arguments of `metarl.from_gymnasium`; `visible:ID`
-    the family `ID` with its tasks visible (see `metarl.visible`); `path/to/file.py:NAME` the one that a function or
-    class in a Python file makes, or that is defined there.
+    `gym:ID` is the family of a Gymnasium environment, with the arguments of `metarl.from_gymnasium` as `kwargs`;
+    `visible:ID` is the family `ID` with its tasks visible (see `metarl.visible`); `path/to/file.py:NAME` is a family
+    defined in a Python file, or created by a function or class there.
 
     Raises:
-        ValueError: no family has this id (the message names the nearest), or it refuses `kwargs`.
+        ValueError: no family has this id (the message suggests the most similar one), or it refuses `kwargs`.
         OSError: there is no such Python file.
         ImportError: importing it fails, or it does not have that name.
     """
@@ -151,7 +152,7 @@ def _check_arguments(id: str, factory: Callable[..., TaskFamily], kwargs: dict[s
 
 
 def make_from_file(origin: Origin, id: str, kwargs: dict[str, Any]) -> TaskFamily:
-    """The family in a file of the user's own; `id` names it, with a path that may differ or prefixes.
+    """The family in a user's file. `id` refers to it, possibly with prefixes or with another path.
 
     Raises as `make`.
     """
@@ -175,7 +176,7 @@ def make_from_file(origin: Origin, id: str, kwargs: dict[str, Any]) -> TaskFamil
 
 
 def _value_called(value: Any, shown: str, kwargs: dict[str, Any], origin: Origin) -> Any:
-    """What a function or class in a file makes, or the object that is there."""
+    """The family created by a function or class in a file, or the object defined there."""
     if not callable(value) or is_family(value):
         if kwargs:
             raise ValueError(f"{shown} is an object, no function or class, and takes no arguments, got {kwargs}")

@@ -1,4 +1,4 @@
-"""Parameter values as an environment gets them: its own copies, in the form that an attribute had before."""
+"""Parameter values as passed to an environment: its own copies, in the form that an attribute had before."""
 
 from typing import Any
 
@@ -6,9 +6,10 @@ import numpy as np
 
 
 def own_copy(value: Any) -> Any:
-    """`value` with its arrays, lists, tuples and dicts copied, at any depth: an environment may change them in place.
+    """`value` with its arrays, lists, tuples and dicts copied, at any depth, since an environment may modify them in
+    place.
 
-    Other objects stay as they are. They may be unable to be copied, or be meant to be shared.
+    Other objects are not copied. They may not support it, or may be intended to be shared.
     """
     if isinstance(value, np.ndarray):
         return value.copy()
@@ -22,8 +23,8 @@ def own_copy(value: Any) -> Any:
 def as_before(env: Any, name: str, value: Any) -> Any:
     """`value` in the form that the attribute `name` has now: array, tuple or list.
 
-    An array keeps its type, unless that would cut off fractions: `np.array([0, 0])` is often a first value that was
-    written without decimal points.
+    An array keeps its type unless that would truncate fractions: `np.array([0, 0])` is often an initial value that was
+    simply written without decimal points.
     """
     now = getattr(env, name)
     if isinstance(now, np.ndarray):
@@ -38,7 +39,7 @@ def as_before(env: Any, name: str, value: Any) -> Any:
 
 
 def same_value(found: Any, value: Any) -> bool:
-    """Whether an attribute still has its value; `reset` may have made another type of it, as float32 of float64."""
+    """Whether an attribute still has its value; `reset` may have converted its type, for example float64 to float32."""
     try:
         return np.shape(found) == np.shape(value) and np.allclose(found, value, rtol=1e-6, atol=0)
     except (TypeError, ValueError):  # not numbers

@@ -1,7 +1,7 @@
-"""The record of the Python files that this user has trained with: what a run may import without being asked.
+"""The record of the Python files that this user has trained with, which runs may import without confirmation.
 
-One JSON file of the user's own, `trusted_files.json` in `$XDG_STATE_HOME/metarl` (by default `~/.local/state/metarl`),
-or the file that the environment variable METARL_TRUSTED_FILES names. Deleting it takes all trust back.
+It is one JSON file, `trusted_files.json` in `$XDG_STATE_HOME/metarl` (by default `~/.local/state/metarl`), or the file
+given by the environment variable METARL_TRUSTED_FILES. Deleting it revokes all trust.
 """
 
 import contextlib
@@ -17,12 +17,12 @@ from metarl.source_files import Origin
 
 VARIABLE = "METARL_TRUSTED_FILES"
 MOST = 1000
-"""Entries that are kept, the newest."""
+"""Number of entries to keep, newest first."""
 _FIELDS = {field.name for field in dataclasses.fields(Origin)}
 
 
 def record() -> Path:
-    """Where the record is, or would be."""
+    """The path of the record, whether or not it exists."""
     if named := os.environ.get(VARIABLE):
         return Path(named)
     state = os.environ.get("XDG_STATE_HOME", "")
@@ -31,8 +31,8 @@ def record() -> Path:
 
 
 def known() -> list[Origin]:
-    """What has been trained with, the oldest first. A record that is damaged, or that other users can write to, counts
-    as empty, with a UserWarning."""
+    """The files that have been trained with, oldest first. A record that is damaged, or writable by other users, is
+    treated as empty, with a UserWarning."""
     try:
         path = record()
         with path.open("rb") as file:
@@ -59,7 +59,7 @@ def _is_whole(entry: Any) -> bool:
 
 
 def add(origin: Origin) -> None:
-    """Put a file into the record, which only its user can read and write. A UserWarning where that fails."""
+    """Add a file to the record, which only its user can read and write. Gives a UserWarning if that fails."""
     from metarl.checkpoint import atomic_write  # here: it imports torch, which `metarl list` can do without
 
     try:
@@ -78,7 +78,7 @@ def add(origin: Origin) -> None:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """One process at a time, where the system has locks: two that start together both stay in the record."""
+    """A lock for one process at a time, if the system supports it, so that two concurrent entries are both kept."""
     try:
         import fcntl
     except ImportError:

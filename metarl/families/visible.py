@@ -1,7 +1,7 @@
-"""Families whose task can be seen: its parameters stand at the end of every observation.
+"""Families whose task is visible: its parameters are appended to every observation.
 
-A policy trained on such a family need not find out which task it is in. It is contextual reinforcement learning, and
-the oracle that adaptation is measured against:
+A policy trained on such a family does not have to infer the task. This is contextual reinforcement learning, and the
+oracle to compare adaptation with:
 
     oracle = MetaLearner("maml_trpo", metarl.visible(family), inner_steps=0)
 """
@@ -26,20 +26,20 @@ from metarl.vector.contract import TaskVectorEnv, fulfilled, set_spaces
 def visible(family: TaskFamily) -> "VisibleFamily":
     """The same family with the task's parameters appended to the observation, which becomes one flat vector.
 
-    A number with bounds is scaled so that [-1, 1] is its range, one without both bounds stays as it is; a choice
-    becomes a one-hot vector, and an image (uint8) is flattened and scaled to [0, 1]. The parameters follow in the
-    order of `task_space`. The vector is of float64 where the observations are (or are long integers), so that
-    `normalize_obs` subtracts the mean before anything is rounded to float32.
+    A bounded number is scaled to [-1, 1], a number without both bounds is not scaled; a choice becomes a one-hot
+    vector, and an image (uint8) is flattened and scaled to [0, 1]. The parameters follow in the order of `task_space`.
+    The vector is float64 if the observations are (or are long integers), so that `normalize_obs` subtracts the mean
+    before anything is rounded to float32.
 
     Raises:
-        ValueError: the family is visible already, or its observations or parameters are neither numbers nor choices.
+        ValueError: the family is already visible, or its observations or parameters are neither numbers nor choices.
     """
     check_is_family(family)
     return VisibleFamily(family)
 
 
 class VisibleFamily:
-    """What `visible` returns."""
+    """The family returned by `visible`."""
 
     hidden_task = False
 
@@ -69,32 +69,32 @@ class VisibleFamily:
         return self.family.sample(n, rng, split)
 
     def make(self, task: Task, **kwargs: Any) -> gym.Env:
-        """The hidden family's environment of one task, with another observation."""
+        """The hidden family's environment of one task, with the task in its observation."""
         return VisibleEnv(
             self, self.family.make(task, **kwargs), self.describe({n: np.asarray(x)[None] for n, x in task.items()})[0]
         )
 
     def describe(self, tasks: Tasks) -> np.ndarray:
-        """What is appended: float32 [K, ...]."""
+        """The numbers appended to observations: float32 [K, ...]."""
         return self._tasks.encode(tasks)
 
     def append(self, observations: Any, described: Any) -> Any:
-        """Observations of N environments and what is appended to each, arrays or tensors -> [N, O] of the same kind."""
+        """Observations of N environments and the numbers to append, arrays or tensors -> [N, O] of the same kind."""
         flat = self._observation.encode(observations)
         if isinstance(flat, Tensor):
             return torch.cat([flat, described.to(flat.dtype)], -1)
         return np.concatenate([flat, described.astype(flat.dtype)], -1)
 
     def wrap(self, env: gym.Env) -> gym.Env:
-        """Only environments of this family say which task they are."""
+        """Raises ValueError: only environments of this family know their task."""
         if not isinstance(env, VisibleEnv):
-            raise ValueError(f"{self.id} shows the task to its policies, and a plain environment does not say which "
-                             "it is: adapt to a task of the family instead")  # fmt: skip
+            raise ValueError(f"{self.id} shows the task to its policies, but a plain environment does not specify one: "
+                             "adapt to a task of the family instead")  # fmt: skip
         return env
 
     @property
     def make_vector(self) -> Any:
-        """Present where the hidden family has one; the others run by `make`."""
+        """Present if the hidden family has one; others use `make`."""
         own = self.family.make_vector  # type: ignore[attr-defined]
 
         def make(n_tasks: int, episodes: int, device: torch.device | str = "cpu", **kwargs: Any) -> VectorEnv:
@@ -105,7 +105,7 @@ class VisibleFamily:
 
     @property
     def draw(self) -> Any:
-        """Present where the hidden family has one, which gets its own observations."""
+        """Present if the hidden family has one, which receives its own observations."""
         own = self.family.draw  # type: ignore[attr-defined]
 
         def draw(axes: Any, task: Task, observations: Sequence[np.ndarray]) -> None:
@@ -124,7 +124,7 @@ class VisibleFamily:
 
 
 class VisibleEnv(gym.Wrapper):
-    """One environment, its observation followed by the description of its task."""
+    """One environment, with the description of its task appended to its observations."""
 
     def __init__(self, family: VisibleFamily, env: gym.Env, described: np.ndarray):
         super().__init__(env)
@@ -144,7 +144,7 @@ class VisibleEnv(gym.Wrapper):
 
 
 class VisibleVectorEnv(VectorEnv):
-    """A family's own vector environment with the tasks' descriptions behind its observations, tensors or arrays."""
+    """A family's vector environment, with the tasks' descriptions appended to its observations (tensors or arrays)."""
 
     def __init__(self, family: VisibleFamily, env: TaskVectorEnv):
         self.family, self.env, self.name = family, env, family.id

@@ -85,11 +85,11 @@ def test_bounds_are_those_of_the_support():
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (3.0, "one fixed value, which belongs into make_kwargs"),
+        (3.0, "one fixed value, which belongs in make_kwargs"),
         ("easy", "one fixed value"),
-        (Box(0.0, np.inf), "nothing is uniform in Box"),
+        (Box(0.0, np.inf), "there is no uniform distribution on Box"),
         (Dict({}), "a distribution is a bounded Box"),
-        (twos, "needs the space of what it draws"),
+        (twos, "needs the space of the values that it draws"),
         ([], "at least one"),
         ([1.0, np.nan], "finite"),
         (None, "got None"),

@@ -135,7 +135,7 @@ def test_it_cannot_be_done_twice_or_for_a_plain_environment():
         visible(family)
     learner = tiny(family)
     task = {"goal": [0.1, 0.2]}
-    with pytest.raises(ValueError, match="does not say which it is"):
+    with pytest.raises(ValueError, match="does not specify one"):
         learner.adapt(family.family.make(task))
     assert same_params(learner.adapt(family.make(task)).params, learner.adapt(task).params)
 
