@@ -27,20 +27,21 @@ _SURE, _SIMILAR = 0.75, 0.5
 """Similarity (by difflib) above which a single name is suggested, and below which none is."""
 
 _INNER = "the inner loop's step size is {inner_lr}"
+_SIZES, _STEPS = "the sizes of inner steps are {step_sizes}", "the number of inner steps is {steps}"
 _BATCH = ("the tasks of a meta-iteration are {n_tasks}", "the episodes of each task {episodes}",
           "the trials of each task {trials}")  # fmt: skip
 _ELSEWHERE: dict[str, tuple[str, ...]] = {
-    "learning_rate lr step_size alpha": (_INNER, "the outer loop's step size is {outer_lr}",
+    "learning_rate lr step_size alpha inner_lr": (_SIZES, _INNER, "the outer loop's step size is {outer_lr}",
                                          "the outer loop's TRPO step is bounded by {max_kl}"),
     "meta_lr meta_learning_rate beta outer_learning_rate outer_step_size": (
         "the outer loop's step size is {outer_lr}", "the outer loop's TRPO step is bounded by {max_kl}"),
-    "fast_lr adapt_lr adaptation_lr inner_learning_rate inner_step_size": (_INNER,),
-    "num_inner_steps n_inner_steps adapt_steps adaptation_steps num_updates num_inner_grad_steps inner_updates":
-        ("the number of inner steps is {inner_steps}", "a trial has {trial_episodes} episodes"),
+    "fast_lr adapt_lr adaptation_lr inner_learning_rate inner_step_size": (_SIZES, _INNER),
+    "num_inner_steps n_inner_steps adapt_steps adaptation_steps num_updates num_inner_grad_steps inner_updates "
+    "inner_steps": (_STEPS, "the number of inner steps is {inner_steps}", "a trial has {trial_episodes} episodes"),
     "batch_size meta_batch_size num_tasks task_batch_size tasks_per_batch n_envs num_envs":
         (*_BATCH, "the parts into which they are cut for Adam {minibatches}"),
     "n_steps num_steps rollout_length rollouts_per_task num_rollouts rollouts n_rollouts shots":
-        (*_BATCH, "the episodes of a trial {trial_episodes}", "an episode has the family's horizon steps"),
+        (_STEPS, *_BATCH, "the episodes of a trial {trial_episodes}", "an episode has the family's horizon steps"),
     "policy_kwargs net_arch hidden_sizes hidden_size hidden_dim layers num_layers units":
         ("the hidden units of the network are {hidden}", "their activation is {activation}"),
     "ent_coef entropy entropy_coeff entropy_bonus": ("the entropy's weight is {entropy_coef}",),

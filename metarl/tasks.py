@@ -134,6 +134,14 @@ def validate_task(family: TaskFamily, task: Mapping[str, Any], outside: bool = F
     """
     spaces = family.task_space.spaces
     if not isinstance(task, Mapping):
+        if isinstance(task, type) and issubclass(task, gym.Env):
+            raise ValueError(f"{task.__name__} is a class: pass an environment made of it, {task.__name__}(...), or a "
+                             f"task of {family.id}")  # fmt: skip
+        if isinstance(task, gym.vector.VectorEnv):
+            raise ValueError(f"{task!r} is a vector environment: pass a single one, or a task of {family.id}")
+        if isinstance(task, str) and task in gym.registry:
+            raise ValueError(f"{task!r} is an id: pass the environment, gymnasium.make({task!r}), or a task of "
+                             f"{family.id}")  # fmt: skip
         if callable(getattr(task, "step", None)):
             raise ValueError(f"{task!r} is neither a task of {family.id} nor a gymnasium.Env: write a class that "
                              "inherits from gymnasium.Env around it")  # fmt: skip

@@ -211,6 +211,18 @@ def test_learn_answers_what_other_packages_call_its_arguments():
     assert learner.state.iteration == 0
 
 
+@pytest.mark.parametrize(
+    ("method", "word", "part"),
+    [("evaluate", "lr", "the sizes of inner steps are step_sizes"), ("adapt", "inner_lr", "inner steps are step_sizes"),
+     ("adapt", "learning_rate", "inner steps are step_sizes"), ("adapt", "num_steps", "number of inner steps is steps"),
+     ("evaluate", "inner_steps", "the number of inner steps is steps"), ("evaluate", "num_tasks", "n_tasks")],
+)  # fmt: skip
+def test_evaluate_and_adapt_do_too(method, word, part):
+    learner = tiny()
+    call = {"evaluate": learner.evaluate, "adapt": lambda **more: learner.adapt({"goal": (0.1, 0.1)}, **more)}[method]
+    assert part in message(lambda: call(**{word: 1}), TypeError)
+
+
 def test_known_arguments_lets_the_others_through():
     @known_arguments
     def area(width: float, height: float = 2.0) -> float:

@@ -126,7 +126,7 @@ def _play(env: gym.Env, seed: int, actions: list[Any]) -> _Episode:
         episode.observations.append(copy.deepcopy(obs))
         episode.rewards.append(reward)
         episode.flags.append((terminated, truncated))
-        if terminated or truncated:
+        if np.any(terminated) or np.any(truncated):  # what is no flag is found afterwards
             break
     return episode
 
@@ -170,7 +170,7 @@ def _first_difference(a: _Episode, b: _Episode) -> int | None:
             return t
         if not _same(a.observations[t], b.observations[t]):
             return t
-        if t and not (_same(a.rewards[t - 1], b.rewards[t - 1]) and a.flags[t - 1] == b.flags[t - 1]):
+        if t and not (_same(a.rewards[t - 1], b.rewards[t - 1]) and all(map(_same, a.flags[t - 1], b.flags[t - 1]))):
             return t
     return None
 

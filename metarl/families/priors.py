@@ -14,7 +14,7 @@ import numpy as np
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete, Space
 
 from metarl.policies.spaces import HUGE
-from metarl.tasks import did_you_mean
+from metarl.suggestions import did_you_mean, nearest
 
 KINDS = (
     "a bounded Box, a Discrete, MultiDiscrete or MultiBinary space (uniform in it), a frozen scipy.stats distribution, "
@@ -82,6 +82,10 @@ def _prior(value: Any) -> Prior:
     raise ValueError(f"a distribution is {KINDS}, got {value!r}")
 
 
+def _is_whole(box: Box) -> bool:
+    return bool(np.issubdtype(box.dtype, np.integer))
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float | np.number) and not isinstance(value, bool)
 
@@ -143,12 +147,13 @@ class Uniform:
 
     @property
     def countable(self) -> bool:
-        return not isinstance(self.space, Box) or bool(np.issubdtype(self.space.dtype, np.integer))
+        space = self.space
+        return not isinstance(space, Box) or _is_whole(space) or bool((space.low == space.high).all())
 
     def sample(self, rng: np.random.Generator, n: int) -> np.ndarray:
         space = self.space
         shape = (n, *(space.shape or ()))
-        if isinstance(space, Box) and not self.countable:
+        if isinstance(space, Box) and not _is_whole(space):
             return rng.uniform(space.low, space.high, shape).astype(space.dtype)
         low, high = _ends(space)
         return rng.integers(low, high, shape, endpoint=True).astype(space.dtype)
@@ -404,7 +409,8 @@ def _from_json(data: Mapping[str, Any]) -> Prior:
     kind = next((key for key in data if key in known), None)
     if kind is None:
         word = next(iter(data), "")
-        raise ValueError(f"a distribution as a dict has one of the keys {list(known)}{did_you_mean(word, known)}")
+        hint = did_you_mean(word, known) if nearest(str(word), known) else ""
+        raise ValueError(f"a distribution as a dict has one of the keys {list(known)}, got {word!r}{hint}")
     unknown = set(data) - {kind, *known[kind]}
     if unknown:
         raise ValueError(f"{dict(data)!r} has the unknown key(s) {sorted(unknown)}, {kind!r} takes {known[kind]}")

@@ -173,6 +173,8 @@ def load_model(kind: Any, path: Path, trust: bool) -> Any:
         ValueError: loading it would run code that is not stable-baselines3's, unless `trust`; or allocate far more than
             the file holds.
     """
+    if not _with_suffix(path, ".zip").is_file():
+        raise FileNotFoundError(f"there is no model {path}")
     path = _with_suffix(path, ".zip")
     content = path.read_bytes()
     data = _data(path, content)
@@ -223,6 +225,8 @@ def read_vec_normalize(path: Path, trust: bool) -> Any:
     """What `VecNormalize.save` wrote to `path`. Raises ValueError where that would run other code than
     stable-baselines3's, unless `trust`, or where it is no such file."""
     wrong = f"vec_normalize={str(path)!r} is no file that VecNormalize.save wrote"
+    if not _with_suffix(path, ".pkl").is_file():
+        raise ValueError(f"{wrong}: there is no such file")
     try:
         if trust:
             found = load_from_pkl(path)

@@ -8,7 +8,7 @@ from gymnasium.vector import VectorEnv
 
 from metarl.tasks import TaskFamily, Tasks
 from metarl.vector.contract import CPU, Assignment, read_reset, seed_list, set_spaces
-from metarl.vector.transition import Reader, check_env, reraise
+from metarl.vector.transition import EpisodeError, Reader, check_env, reraise
 from metarl.vector.worker import stack_observations
 
 
@@ -55,7 +55,7 @@ class LoopVectorEnv(VectorEnv):
             self._tasks.give(tasks, mask)
         for i in np.flatnonzero(mask).tolist():
             if tasks is not None:
-                self.envs[i].close()
+                self._close(i)
                 self.envs[i] = self._made(i)
             self._obs[i] = self._first(i, seeds[i])
         self._terminated[mask] = self._truncated[mask] = False
@@ -99,14 +99,26 @@ class LoopVectorEnv(VectorEnv):
         self._tasks.forget()
         reraise(error, self.name, f"{doing} of {self.describe(*divmod(i, self.episodes))}", task_refused)
 
+    def _close(self, i: int) -> None:
+        try:
+            self.envs[i].close()
+        except Exception as error:
+            reraise(error, self.name, f"close of {self.describe(*divmod(i, self.episodes))}")
+
     def _infos(self, success: dict[int, bool]) -> dict[str, Any]:
         return {"success": np.array([success.get(i, False) for i in range(self.num_envs)])} if success else {}
 
     def _close_envs(self) -> None:
-        for env in self.envs:
-            env.close()
+        failed: list[Exception] = []
+        for i in range(len(self.envs)):
+            try:
+                self._close(i)
+            except EpisodeError as error:
+                failed.append(error)
         self.envs = []
         self._tasks.forget()
+        if failed:
+            raise failed[0]
 
     def close_extras(self, **kwargs: Any) -> None:
         self._close_envs()

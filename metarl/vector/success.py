@@ -59,6 +59,8 @@ def _flag(name: str, value: Any) -> bool | None:
     array = np.asarray(value)
     if array.size != 1 or array.dtype.kind not in "fiub":
         raise ValueError(f"info[{name!r}] is {value!r}: report one yes or no in each step, True or False")
+    if array.dtype.kind == "f" and array.item() not in (0.0, 1.0):  # NaN and shares would count as a success
+        raise ValueError(f"info[{name!r}] is {value!r}: report one yes or no in each step, True or False")
     return bool(array.item())
 
 
@@ -70,7 +72,18 @@ def _masked(infos: Mapping[str, Any], name: str, n: int) -> Any:
                          f"its {n} environments")  # fmt: skip
     if isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.dtype.kind == "O"):
         value = np.array([bool(_flag(name, one)) for one in value])
+    if _is_float(value):
+        undecided = _array((value != 0) & (value != 1)).reshape(n)
+        undecided = undecided if mask is None else undecided & _array(mask).reshape(n).astype(bool)
+        if undecided.any():
+            one = _array(value).reshape(n)[undecided][0]
+            raise ValueError(f"infos[{name!r}] of a vector environment has {one}: report one yes or no for each")
     return value if mask is None else _array(value).reshape(n).astype(bool) & _array(mask).reshape(n).astype(bool)
+
+
+def _is_float(value: Any) -> bool:
+    tensor = getattr(value, "is_floating_point", None)
+    return bool(tensor()) if tensor is not None else np.asarray(value).dtype.kind == "f"
 
 
 def _array(value: Any) -> np.ndarray:

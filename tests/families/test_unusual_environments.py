@@ -6,6 +6,7 @@ import pytest
 from gymnasium.spaces import Box
 
 from metarl import MetaLearner, check_family, from_gymnasium, make
+from metarl.vector.transition import EpisodeError
 
 SMALL = {"n_tasks": 2, "episodes": 2, "hidden": (4,), "device": "cpu"}
 
@@ -119,3 +120,50 @@ def test_what_step_and_reset_must_return_is_said(kind, said, workers):
         MetaLearner("maml_trpo", family, workers=workers, **SMALL).learn(1, eval_every=0)
     for error in (caught, learning):
         assert "NoneType' object" not in str(error.value)  # not what Python says of it
+
+
+class NoEnd(Plain):
+    def close(self):
+        if self.started:
+            raise RuntimeError("stuck")
+
+    started = False
+
+    def step(self, action):
+        self.started = True
+        return super().step(action)
+
+
+def test_one_that_cannot_be_closed_is_named_with_its_task():
+    learner = MetaLearner("maml_trpo", family_of(NoEnd), workers=0, **SMALL)
+    with pytest.raises(EpisodeError, match=r"raised RuntimeError: stuck \(in close of episode 0 of task 0"):
+        learner.learn(2, eval_every=0)
+    learner.close()  # which has nothing left to close
+
+
+class TwoFlags(Plain):
+    def step(self, action):
+        obs, reward, _, truncated, info = super().step(action)
+        return obs, reward, np.array([False, True]), truncated, info
+
+
+def test_flags_of_several_values_are_a_finding_of_their_own():
+    findings = check_family(family_of(TwoFlags), raise_problems=False)
+    assert findings and {x.problem for x in findings} == {"terminated, truncated are (array([False,  True]), False)"}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [(Plain, r"Plain is a class: pass an environment made of it, Plain\(\.\.\.\)"),
+     ("Pendulum-v1", r"'Pendulum-v1' is an id: pass the environment, gymnasium\.make\('Pendulum-v1'\)"),
+     (gym.make_vec("Pendulum-v1", num_envs=2), "is a vector environment: pass a single one")],
+)  # fmt: skip
+def test_what_is_adapted_to_is_one_environment(given, said):
+    learner = MetaLearner("maml_trpo", family_of(Plain), **SMALL)
+    with pytest.raises(ValueError, match=said):
+        learner.adapt(given)
+
+
+def test_a_range_of_one_value_is_one_task():
+    name = next(iter(family_of(Plain).task_space.spaces))
+    assert check_family(from_gymnasium(Plain, {name: Box(1.0, 1.0)}, horizon=5)) == []

@@ -21,6 +21,7 @@ from metarl.rollout.rollout import Rollout, collect
 from metarl.rollout.sampler import EnvSampler, Sampler
 from metarl.tasks import Task, task_at
 from metarl.training.train import RunDirectory
+from metarl.vector import success
 from metarl.vector.loop import LoopVectorEnv
 
 K, E = 4, 30
@@ -251,3 +252,16 @@ def test_the_command_line_says_them(tmp_path, capsys, monkeypatch):
     assert cli.run(["adapt", "run", "--task", "steps=4", "--episodes", "30", "--out", str(tmp_path / "p")]) == 0
     rates = learner.adapt({"steps": 4}, episodes=30).success_rates
     assert f"success rate {rates[1]:.0%}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("value", [float("nan"), 0.5, np.float32("nan"), torch.tensor(0.25)])
+def test_a_report_that_is_neither_yes_nor_no_is_no_success(value):
+    for name in success.NAMES:
+        with pytest.raises(ValueError, match=rf"info\['{name}'\] is .*: report one yes or no in each step"):
+            success.of_step({name: value})
+        for many in (np.array([1.0, float(value)]), torch.tensor([1.0, float(value)]), [1.0, value]):
+            with pytest.raises(ValueError, match="report one yes or no"):
+                success.of_steps({name: many}, 2)
+    counted = {"success": np.array([1.0, float(value)]), "_success": np.array([True, False])}
+    assert success.of_steps(counted, 2).tolist() == [True, False]  # which does not count
+    assert success.of_step({"success": np.float32(1.0)}) is True and success.of_step({"success": 0.0}) is False

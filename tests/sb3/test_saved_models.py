@@ -85,6 +85,14 @@ def test_models_of_theirs_and_of_ours_need_none(tmp_path):
     assert same_params(from_sb3(tmp_path / "ours").params, from_sb3(to_sb3(tiny(), device="cpu")).params)
 
 
+def test_a_file_that_is_not_there_is_named_as_it_was_given(tmp_path):
+    for trust in (False, True):
+        with pytest.raises(FileNotFoundError, match=r"there is no model .*/nowhere\.zip$"):
+            from_sb3(tmp_path / "nowhere.zip", trust=trust)
+        with pytest.raises(ValueError, match=r"nowhere\.pkl' is no file that VecNormalize\.save wrote: there is no"):
+            from_sb3(to_sb3(tiny(), device="cpu"), vec_normalize=tmp_path / "nowhere.pkl", trust=trust)
+
+
 def test_a_file_that_is_no_model_is_named(tmp_path):
     (tmp_path / "m.zip").write_bytes(b"no")
     with pytest.raises(ValueError, match=r"m\.zip is no model that stable-baselines3 saved"):
