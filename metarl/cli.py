@@ -331,6 +331,7 @@ class EvaluateOptions:
 
 def evaluate_command(argv: Sequence[str]) -> int:
     options = parse(EvaluateOptions, "metarl evaluate", argv)
+    from metarl.algorithms.contract import EPISODE
     from metarl.report import figures
     from metarl.report.evaluation import Evaluation, file_name, side_by_side
     from metarl.splits import check_split
@@ -357,7 +358,7 @@ def evaluate_command(argv: Sequence[str]) -> int:
     table = evaluation.table(title) if len(found) == 1 else side_by_side(list(found.values()), title)
     console.print(table, width=None if console.is_terminal else 120)  # a file has no 80 columns to fit into
     for split, one in found.items():
-        if None in one.step_sizes:
+        if one.unit == EPISODE:
             where = "" if len(found) == 1 else f"{split} tasks: "
             _say(f"{where}return of a whole trial of {one.returns.shape[1]} episodes: {one.returns.sum(1).mean():.2f}")
     written = [path for one in found.values() for path in one.save(out)]
