@@ -16,34 +16,34 @@ from metarl.policies.stacked_mlp import ACTIVATIONS
 
 
 class AnyPolicy(Protocol):
-    """What every policy has, with or without a memory."""
+    """The interface of every policy, with or without a memory."""
 
     @property
     def spaces(self) -> Spaces:
-        """What it observes and how it acts."""
+        """Its observation and action spaces."""
         ...
 
     @property
     def kind(self) -> str:
-        """Its class's name, under which files know it (see `metarl.policies.kinds`)."""
+        """Its class's name, which identifies it in files (see `metarl.policies.kinds`)."""
         ...
 
     @property
     def memory(self) -> int:
-        """How many numbers it remembers from step to step; 0 for a function of the present observation."""
+        """Size of the memory carried from step to step; 0 for a function of the current observation."""
         ...
 
     def init(self, generator: torch.Generator) -> Params:
-        """Fresh meta-parameters, without a task axis."""
+        """Initial meta-parameters, without a task axis."""
         ...
 
     def describe(self) -> dict[str, Any]:
-        """What `from_description(spaces, described)` of its class makes it from again, as JSON-able data."""
+        """JSON-serialisable data from which `from_description(spaces, described)` of its class recreates it."""
         ...
 
 
 class Policy(AnyPolicy, Protocol):
-    """What the gradient-based algorithms need of a policy; its `memory` is 0."""
+    """The interface of a policy for the gradient-based algorithms; its `memory` is 0."""
 
     def distribution(self, params: Params, obs: Tensor) -> Distribution:
         """params [K, ...], obs [K, ..., O] -> the action distribution in every state."""
@@ -56,7 +56,7 @@ def check_std(init_std: float, min_std: float) -> None:
 
 
 def check_network(hidden: tuple[int, ...], activation: str, init_std: float, min_std: float) -> None:
-    """Raise ValueError for settings of a network that make no sense."""
+    """Raise ValueError for invalid settings of a network."""
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {list(ACTIVATIONS)}, got {activation!r}")
     if any(width < 1 for width in hidden):
@@ -85,8 +85,8 @@ def dense_layers(generator: torch.Generator, sizes: tuple[int, ...]) -> Params:
 def floored_log_std(params: Params, min_std: float) -> Tensor | None:
     """The log standard deviation [K, A] of a Gaussian head, None of a categorical one.
 
-    Below the floor it is the floor's, with the derivative of one that has no floor (straight-through). A plain clamp,
-    as in the code of MAML and ProMP, has the derivative zero there: what once went below would never come back.
+    Below the floor the value is clamped, but gradients pass straight through. A plain clamp, as in the code of MAML and
+    ProMP, has a zero derivative there: a parameter that once went below could never come back.
     """
     if "log_std" not in params:
         return None
@@ -95,13 +95,13 @@ def floored_log_std(params: Params, min_std: float) -> Tensor | None:
 
 
 def at_least(log_std: Tensor, min_std: float) -> Tensor:
-    """`log_std` with what is below the floor put on it, where the next step starts from: without this the
-    straight-through derivative could carry it ever further down, out of reach of the steps that lead back."""
+    """`log_std`, with values below the floor set to it before the next step. Otherwise the straight-through derivative
+    could move it ever further down, too far for later steps to bring it back."""
     return log_std.clamp_min(math.log(min_std))
 
 
 def std_statistics(dist: Distribution, min_std: float) -> dict[str, float]:
-    """What is logged of a Gaussian policy's standard deviation (see docs/logging.md); nothing of another policy."""
+    """Statistics of a Gaussian policy's standard deviation (see docs/logging.md); empty for other policies."""
     if not isinstance(dist, Gaussian):
         return {}
     on_floor = dist.log_std <= math.log(min_std) + 1e-5

@@ -15,7 +15,7 @@ from metarl.policies.spaces import Image, Spaces, distribution_of
 from metarl.policies.stacked_mlp import ACTIVATIONS, forward
 
 SMALL_ENOUGH = 4
-"""Without `channels` of its own a network halves its image until neither side is longer than this."""
+"""By default a network halves its image until neither side is longer than this."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,13 @@ class CNNPolicy:
     They are meant for images of about 16 x 16 to 84 x 84 pixels. Every step is differentiable any number of times.
 
     Raises:
-        ValueError: the observation is no image.
+        ValueError: the observation is not an image.
     """
 
     spaces: Spaces
     channels: tuple[int, ...] = ()
-    """Output channels of each convolution. Empty: 16 in as many as bring both sides of the image to 4 or less (two
-    for 16 x 16 pixels, five for 84 x 84)."""
+    """Output channels of each convolution. Empty: 16 channels each, in as many layers as reduce both sides of the image
+    to at most 4 (two for 16 x 16 pixels, five for 84 x 84)."""
     hidden: tuple[int, ...] = (64, 64)
     activation: str = "tanh"
     init_std: float = 1.0
@@ -65,18 +65,18 @@ class CNNPolicy:
         return 0
 
     def describe(self) -> dict[str, Any]:
-        """The network and its standard deviations; gains are of the start alone."""
+        """The network and its standard deviations, without the gains, which only affect initialisation."""
         return {"init_std": self.init_std, "min_std": self.min_std, "hidden": list(self.hidden),
                 "activation": self.activation, "channels": list(self.channels)}  # fmt: skip
 
     @classmethod
     def from_description(cls, spaces: Spaces, described: Mapping[str, Any]) -> Self:
-        """The policy that `describe` was called on, but for what only its start needed."""
+        """The policy that `describe` was called on, except for settings that only affect its initialisation."""
         return cls(spaces, tuple(described["channels"]), tuple(described["hidden"]), described["activation"],
                    described["init_std"], described["min_std"])  # fmt: skip
 
     def settings(self) -> dict[str, Any]:
-        """The settings of an algorithm that make the same network."""
+        """The algorithm settings that create the same network."""
         own = {"hidden": tuple(self.hidden), "activation": self.activation, "channels": tuple(self.channels)}
         return {"min_std": self.min_std, "network": "cnn", **own}
 
@@ -105,7 +105,7 @@ def image_of(spaces: Spaces) -> Image:
     """The images' shape.
 
     Raises:
-        ValueError: the observation is no image.
+        ValueError: the observation is not an image.
     """
     if spaces.image is None:
         raise ValueError(
@@ -116,7 +116,7 @@ def image_of(spaces: Spaces) -> Image:
 
 
 def enough_channels(image: Image) -> tuple[int, ...]:
-    """16 output channels of as many convolutions as bring both sides of the image to `SMALL_ENOUGH` or less."""
+    """16 output channels each, in as many convolutions as reduce both sides of the image to at most `SMALL_ENOUGH`."""
     return (16,) * max(1, math.ceil(math.log2(max(image.height, image.width) / SMALL_ENOUGH)))
 
 

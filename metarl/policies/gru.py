@@ -1,6 +1,6 @@
-"""A recurrent policy with a value head: one gated recurrent unit that remembers a whole trial.
+"""A recurrent policy with a value head: one gated recurrent unit whose memory lasts for a whole trial.
 
-It adapts by what it remembers, so its parameters are the same for all tasks and have no task axis. B is any number of
+It adapts through its memory, so its parameters are the same for all tasks and have no task axis. B is any number of
 trials side by side, L the steps of a trial, I the length of an input: observation, last action, last reward,
 whether an episode begins (O + A + 2) and, if wanted, the last observation (another O) and products (2 O A), H the
 units, A as in `spaces`.
@@ -23,7 +23,7 @@ from metarl.policies.stacked_mlp import tanh
 
 
 class Memory(NamedTuple):
-    """What a trial carries from step to step, past the end of its episodes too."""
+    """The data that a trial carries from step to step, also across the ends of episodes."""
 
     hidden: Tensor  # [..., H]
     action: Tensor  # [..., A], the last one as a vector (see `action_vector`); zero before the first
@@ -31,7 +31,7 @@ class Memory(NamedTuple):
     obs: Tensor  # [..., O], on which that action was taken; [..., 0] where the policy is not shown it
 
     def where(self, mask: Tensor, other: "Memory") -> "Memory":
-        """This one where `mask` [...] is true, `other` where not."""
+        """This memory where `mask` [...] is true, `other` elsewhere."""
         wide = mask[..., None]
         return Memory(
             torch.where(wide, self.hidden, other.hidden),
@@ -72,21 +72,22 @@ class GRUPolicy:
     output_gain: float = 0.01
     """Factor on the initial weights of the action head."""
     last_obs: bool = False
-    """Whether an input has the last observation too: with action, reward and present observation it is the whole last
-    transition."""
+    """Whether inputs contain the previous observation: with action, reward and current observation this is the complete
+    previous transition."""
     products: bool = False
-    """Whether an input also has the products of the last observation and the last action, and those times the last
-    reward: of one-hot vectors, which pair it was and what it paid. Only with `last_obs`, and not of images."""
+    """Whether inputs also contain the products of the previous observation and action, and those products times the
+    previous reward: for one-hot vectors, the state-action pair and its reward. Only with `last_obs`, and not for
+    images."""
     head_hidden: int = 0
-    """Units of a layer between the memory and the heads, which both of them use; 0: none, the heads are linear."""
+    """Units of a layer between the memory and both heads; 0: no such layer, the heads are linear."""
     input_gain: float = 1.0
     """Factor on the initial weights of the inputs."""
     memory_steps: float = 1.0
     """Initial biases of the update gates are drawn so that, with no input, 1 - z is 1 / (1 + s) with s log-uniform
-    between 1 and this: that many steps a unit keeps what is in it (after Tallec and Ollivier 2018,
+    between 1 and this: a unit retains its content for about that many steps (after Tallec and Ollivier 2018,
     https://arxiv.org/abs/1804.11188, section 3)."""
     channels: tuple[int, ...] = ()
-    """Output channels of the convolutions; empty: none, an observation goes into the GRU as it is."""
+    """Output channels of the convolutions; empty: none, observations are fed to the GRU directly."""
 
     def __post_init__(self) -> None:
         check_network((self.hidden,), "tanh", self.init_std, self.min_std)
@@ -111,13 +112,14 @@ class GRUPolicy:
         return self.hidden
 
     def describe(self) -> dict[str, Any]:
-        """The network and its standard deviations; gains and `memory_steps` are of the start alone."""
+        """The network and its standard deviations, without gains and `memory_steps`, which only affect
+        initialisation."""
         names = ("hidden", "init_std", "min_std", "last_obs", "products", "head_hidden")
         return {name: getattr(self, name) for name in names} | {"channels": list(self.channels)}
 
     @classmethod
     def from_description(cls, spaces: Spaces, described: Mapping[str, Any]) -> Self:
-        """The policy that `describe` was called on, but for what only its start needed."""
+        """The policy that `describe` was called on, except for settings that only affect its initialisation."""
         return cls(spaces, **{**described, "channels": tuple(described.get("channels", ()))})
 
     @property
@@ -128,7 +130,7 @@ class GRUPolicy:
 
     @property
     def _gru_inputs(self) -> int:
-        """The same with features in the place of images."""
+        """The same, with features in place of images."""
         if not self.channels:
             return self.input_dim
         return (1 + self.last_obs) * num_features(image_of(self.spaces), self.channels) + self.spaces.act_dim + 2
@@ -201,7 +203,7 @@ class GRUPolicy:
         return torch.gru(seen, hidden[None], weights, True, 1, 0.0, torch.is_grad_enabled(), False, False)[0]
 
     def _seen(self, params: Params, x: Tensor) -> Tensor:
-        """The input x [..., I] with features in the place of images."""
+        """The input x [..., I], with features in place of images."""
         if not self.channels:
             return x
         O, image = self.spaces.obs_dim, image_of(self.spaces)

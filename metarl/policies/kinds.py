@@ -1,9 +1,8 @@
-"""Kinds of policies by name, so that a policy from outside of this package saves and loads.
+"""Kinds of policies by name, so that policies from outside this package can be saved and loaded.
 
-A file says of a policy its kind and what `describe()` returned. Making it again calls `from_description` of that kind:
-of this package's own, of one that `register_policy` has named in this process, or of a package that announces it as
-an entry point of the group `metarl.policies`. A package that is not imported yet is imported only where the user
-allows it.
+A file stores a policy's kind and the result of `describe()`. It is recreated by `from_description` of that kind: one of
+this package's own, one registered by `register_policy` in this process, or one that a package registers as an entry
+point of the group `metarl.policies`. A package that has not been imported yet is imported only if the user allows it.
 """
 
 import importlib.metadata
@@ -24,14 +23,14 @@ _KINDS: dict[str, Any] = {kind.__name__: kind for kind in (MLPPolicy, CNNPolicy,
 
 
 def register_policy(kind: type) -> type:
-    """Make a class of policies known by its name, so that what is saved with it can be loaded. Also as a decorator.
+    """Register a policy class by its name, so that files saved with it can be loaded. Can be used as a decorator.
 
     Raises:
-        ValueError: it has no `describe` or `from_description`, or another class has its name.
+        ValueError: it has no `describe` or `from_description`, or another class has the same name.
     """
     for name in ("describe", "from_description", "init"):
         if not callable(getattr(kind, name, None)):
-            raise ValueError(f"{kind.__name__} has no {name}(), without which it cannot be made again from a file")
+            raise ValueError(f"{kind.__name__} has no {name}(), which is needed to recreate it from a file")
     known = _KINDS.get(kind.__name__)
     if known is not None and (known.__module__, known.__qualname__) != (kind.__module__, kind.__qualname__):
         raise ValueError(f"a kind of policies {kind.__name__!r} is registered already, of {known.__module__}: "
@@ -41,7 +40,7 @@ def register_policy(kind: type) -> type:
 
 
 def descriptions() -> dict[str, str]:
-    """Every known kind: name -> one line about it. Those that installed packages announce are imported."""
+    """One line about every known kind, by name. Kinds registered by installed packages are imported."""
     out: dict[str, str] = {}
     points = _announced()
     for name in (*_KINDS, *sorted(points.keys() - _KINDS.keys())):
@@ -58,13 +57,13 @@ def _announced() -> dict[str, importlib.metadata.EntryPoint]:
 
 
 def described_policy(kind: str, spaces: Spaces, described: Mapping[str, Any], trust: bool = False) -> Policy:
-    """The policy that a file describes.
+    """The policy described in a file.
 
     Args:
-        trust: import the package that announces the kind.
+        trust: import the package that registers the kind.
 
     Raises:
-        ValueError: no such kind is known, or its package is neither imported nor trusted.
+        ValueError: the kind is unknown, or its package is neither imported nor trusted.
     """
     if kind not in _KINDS:
         points = _announced()

@@ -25,12 +25,12 @@ class MLPPolicy:
     """Initial standard deviation of a Gaussian head, in policy units (1 is half the range of a bounded action)."""
     min_std: float = 1e-3
     input_gain: float = 1.0
-    """Factor on the first layer's initial weights: above 1 where observations are small numbers."""
+    """Factor on the first layer's initial weights; use a value above 1 if observations are small."""
     output_gain: float = 0.01
-    """Factor on the last layer's initial weights: actions near zero at first, whatever the observation."""
+    """Factor on the last layer's initial weights; small values make initial actions near zero for any observation."""
     context: int = 0
-    """Numbers in a context vector, an input to the first layer beside the observation (CAVIA, Zintgraf et al. 2019,
-    https://arxiv.org/abs/1810.03642, section 3). It is a parameter, `context` [C], and starts as zero."""
+    """Size of a context vector fed to the first layer along with the observation (CAVIA, Zintgraf et al. 2019,
+    https://arxiv.org/abs/1810.03642, section 3). It is a parameter, `context` [C], initially zero."""
 
     def __post_init__(self) -> None:
         check_network(self.hidden, self.activation, self.init_std, self.min_std)
@@ -44,18 +44,18 @@ class MLPPolicy:
         return 0
 
     def describe(self) -> dict[str, Any]:
-        """The network and its standard deviations; gains and context are of the start alone."""
+        """The network and its standard deviations, without gains and context, which only affect initialisation."""
         return {"init_std": self.init_std, "min_std": self.min_std, "hidden": list(self.hidden),
                 "activation": self.activation}  # fmt: skip
 
     @classmethod
     def from_description(cls, spaces: Spaces, described: Mapping[str, Any]) -> Self:
-        """The policy that `describe` was called on, but for what only its start needed."""
+        """The policy that `describe` was called on, except for settings that only affect its initialisation."""
         return cls(spaces, tuple(described["hidden"]), described["activation"], described["init_std"],
                    described["min_std"])  # fmt: skip
 
     def settings(self) -> dict[str, Any]:
-        """The settings of an algorithm that make the same network."""
+        """The algorithm settings that create the same network."""
         return {"min_std": self.min_std, "hidden": tuple(self.hidden), "activation": self.activation, "network": "mlp"}
 
     def init(self, generator: torch.Generator) -> Params:
@@ -80,8 +80,8 @@ class MLPPolicy:
 
 
 def folded(params: Params) -> Params:
-    """The parameters [K, ...] of the network without a context vector that does the same: being the same in every
-    state, the context is a further bias of the first layer."""
+    """The parameters [K, ...] of an equivalent network without a context vector: since it is the same in every state,
+    the context acts as an additional bias of the first layer."""
     if "context" not in params:
         return params
     own = {name: value for name, value in params.items() if not name.startswith("context")}

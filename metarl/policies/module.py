@@ -44,11 +44,12 @@ class ModulePolicy:
         return 0
 
     def describe(self) -> dict[str, Any]:
-        """Its standard deviations; the module is code, which no file has: whoever loads it has to bring it."""
+        """Its standard deviations. The module is code, which is not stored in files and has to be passed when
+        loading."""
         return {"init_std": self.init_std, "min_std": self.min_std}
 
     def settings(self) -> dict[str, Any]:
-        """The settings of an algorithm that make the same policy around the module."""
+        """The algorithm settings that create the same policy around the module."""
         return {"min_std": self.min_std}
 
     @property
@@ -57,7 +58,7 @@ class ModulePolicy:
         return self.stacked.batched
 
     def init(self, generator: torch.Generator) -> Params:
-        """The module's own present parameters; `generator` is not used."""
+        """The module's current parameters; `generator` is not used."""
         params = self.stacked.init()
         return params if self.spaces.discrete else params | {"log_std": log_std_init(self.spaces, self.init_std)}
 

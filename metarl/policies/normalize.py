@@ -19,9 +19,9 @@ from metarl.policies.spaces import Spaces
 ObsStats = dict[str, Tensor]
 
 CLIP = 10.0
-"""Normalised observations are cut off there, as in stable-baselines3's VecNormalize."""
+"""Normalised observations are clipped to this range, as in stable-baselines3's VecNormalize."""
 SURVEY = 0x50B7E7
-"""The stage (in `rl2`, the iteration) whose keys the episodes have that are rolled out for the first statistics."""
+"""Stage number (in `rl2`, iteration number) whose random keys are used for the episodes of the first statistics."""
 _LEAST_VARIANCE = 1e-8  # added to the variance, as there
 
 
@@ -29,12 +29,12 @@ def start(spaces: Spaces, device: torch.device | str = "cpu") -> ObsStats:
     """The statistics before the first observation.
 
     Raises:
-        ValueError: observations of a kind that has no scale to be mended: images or choices.
+        ValueError: the observations need no normalisation: images or choices.
     """
     if not isinstance(spaces.observation, Box) or spaces.image is not None:
         raise ValueError(
-            f"normalize_obs is for vectors of numbers, and the observation space is {spaces.observation}: images are "
-            "scaled to [0, 1] and choices one-hot vectors already, leave it out"
+            f"normalize_obs is for vectors of numbers, but the observation space is {spaces.observation}: images are "
+            "already scaled to [0, 1] and choices are one-hot vectors, so leave it out"
         )
     zero = torch.zeros(spaces.obs_dim, dtype=torch.float64, device=device)
     return {"count": zero.sum(), "mean": zero, "m2": zero.clone()}
@@ -42,9 +42,10 @@ def start(spaces: Spaces, device: torch.device | str = "cpu") -> ObsStats:
 
 def scaler(stats: ObsStats | None, device: torch.device | str = "cpu") -> Callable[[Tensor], Tensor]:
     """The function from raw observations [..., O], float32 or float64, to float32 ones with mean 0 and standard
-    deviation 1. The mean is taken off in float64: of times in seconds since 1970, say, little would be left in float32.
+    deviation 1. The mean is subtracted in float64: values such as times in seconds since 1970 would lose most digits in
+    float32.
 
-    Before the first data it only cuts off; without statistics it changes nothing.
+    Before the first data it only clips; without statistics it changes nothing.
     """
     if not stats:
         return lambda obs: obs
@@ -64,9 +65,9 @@ def _std(mean: Tensor, variance: Tensor, kind: torch.dtype) -> Tensor:
 
 @torch.no_grad()
 def update(stats: ObsStats, obs: Tensor, mask: Tensor) -> ObsStats:
-    """The statistics with the valid steps of obs [K, T, E, O], mask [K, T, E] added; empty ones stay empty.
+    """The statistics updated with the valid steps of obs [K, T, E, O], mask [K, T, E]; empty ones stay empty.
 
-    Chunk by chunk by the formula of Chan, Golub and LeVeque (1983), which loses nothing where the mean is large.
+    Uses the chunk-wise formula of Chan, Golub and LeVeque (1983), which stays accurate if the mean is large.
     """
     if not stats:
         return stats

@@ -1,7 +1,7 @@
 """Autograd functions marked with `once_differentiable`, whose second derivatives torch leaves out without an error.
 
-Their gradient is a constant to torch, or an error that hangs on no parameter. So they are looked for in the graph, and
-a second derivative through them is refused.
+Torch treats their gradient as a constant, or as an error that depends on no parameter. They are therefore searched for
+in the graph, and a second derivative through them is refused.
 """
 
 from collections.abc import Iterable

@@ -19,7 +19,7 @@ from torch import Tensor
 from metarl.formulas.distributions import Categorical, Distribution, Gaussian, multi_categorical
 
 HUGE = 1e18
-"""Bounds from here on are none, see `has_range`."""
+"""Bounds of at least this magnitude are treated as missing, see `has_range`."""
 SUPPORTED = Box, Discrete, MultiDiscrete, MultiBinary
 Space = Box | Discrete | MultiDiscrete | MultiBinary
 
@@ -42,7 +42,7 @@ class Image:
 
 @dataclass(frozen=True)
 class Spaces:
-    """How one family's observations and actions are translated."""
+    """The conversion of one family's observations and actions."""
 
     observation: Space
     action: Space
@@ -93,7 +93,7 @@ class Spaces:
 
     @functools.cached_property
     def sizes(self) -> tuple[int, ...] | None:
-        """Of a MultiDiscrete or MultiBinary action: how many values each of its D choices has. None for others."""
+        """The number of values of each of the D choices of a MultiDiscrete or MultiBinary action; None for others."""
         return _choices(self.action) if isinstance(self.action, MultiDiscrete | MultiBinary) else None
 
     @functools.cached_property
@@ -140,7 +140,7 @@ class Spaces:
     def _bounds(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """centre, scale, low, high, each [A]; centre 0 and scale 1 in dimensions that are not bounded on both sides.
 
-        A bound that is nearly the largest number counts as none: it is a way to write that there is no bound.
+        A bound close to the largest representable number is treated as missing.
         """
         assert isinstance(self.action, Box)
         low, high = (torch.from_numpy(x) for x in _inner_float32(self.action))
@@ -158,14 +158,14 @@ def wide(space: Any) -> bool:
 def has_range(box: Box) -> np.ndarray:
     """Which entries of a Box are bounded on both sides, bool of its shape.
 
-    `np.finfo(dtype).max` and the like are no bounds: nothing whose square is beyond float32.
+    `np.finfo(dtype).max` and the like do not count as bounds, nor does anything whose square overflows float32.
     """
     most = float(np.finfo(np.float16).max) if box.dtype == np.float16 else HUGE
     return (box.low.astype(np.float64) > -most) & (box.high.astype(np.float64) < most)
 
 
 def without_huge_bounds(space: Any) -> Any:
-    """A copy of `space` to draw actions from: bounds that are none (see `has_range`) are infinite."""
+    """A copy of `space` to draw actions from, with missing bounds (see `has_range`) set to infinity."""
     if not isinstance(space, Box) or not np.issubdtype(space.dtype, np.floating) or has_range(space).all():
         return copy.deepcopy(space)
     low = np.where(space.low > -HUGE, space.low, -np.inf)
@@ -173,7 +173,7 @@ def without_huge_bounds(space: Any) -> Any:
 
 
 def _tensor(obs: Any, device: torch.device | str) -> Tensor:
-    """A tensor as it is, or a copy of any array: flipped, read-only, of the other byte order, of any kind of number."""
+    """A tensor unchanged, or a copy of any array: flipped, read-only, of either byte order, of any numeric type."""
     if isinstance(obs, Tensor):
         return obs.to(device)
     array = np.asarray(obs)
@@ -186,7 +186,7 @@ def _tensor(obs: Any, device: torch.device | str) -> Tensor:
 
 
 def _choices(space: Space) -> tuple[int, ...]:
-    """How many values each of a space's independent choices has."""
+    """The number of values of each of a space's independent choices."""
     if isinstance(space, Discrete):
         return (int(space.n),)
     if isinstance(space, MultiDiscrete):
@@ -201,7 +201,7 @@ def lowest(space: Space) -> np.ndarray:
 
 
 def _inner_float32(box: Box) -> tuple[np.ndarray, np.ndarray]:
-    """The bounds in float32, rounded inwards: what is clipped to them lies inside a float64 Box too."""
+    """The bounds in float32, rounded inwards, so that values clipped to them also lie inside a float64 Box."""
     with np.errstate(over="ignore"):  # float64's largest number
         low, high = (x.reshape(-1).astype(np.float32) for x in (box.low, box.high))
     low = np.where(low < box.low.reshape(-1), np.nextafter(low, np.float32(np.inf)), low)
@@ -212,10 +212,10 @@ _SUPPORTED_NAMES = "Box, Discrete, MultiDiscrete and MultiBinary"
 
 
 def spaces_of(source: Any) -> Spaces:
-    """The translation for a family or environment.
+    """The conversion for a family or environment.
 
     Raises:
-        ValueError: a space that no policy here supports.
+        ValueError: no policy here supports one of the spaces.
     """
     name = getattr(source, "id", None) or type(source).__name__
     observation, action = source.observation_space, source.action_space
@@ -273,7 +273,7 @@ def _same_values(ours: Space, theirs: Any, what: str) -> bool:
 def distribution_of(output: Tensor, log_std: Tensor | None, sizes: tuple[int, ...] | None = None) -> Distribution:
     """A network's output [K, ..., A] as a distribution.
 
-    Gaussian where there is a `log_std` [K, A]; else categorical, over several choices where there are `sizes`.
+    Gaussian if there is a `log_std` [K, A]; otherwise categorical, over several choices if there are `sizes`.
     """
     if log_std is None:
         return Categorical(output) if sizes is None else multi_categorical(sizes)(output)
@@ -281,7 +281,7 @@ def distribution_of(output: Tensor, log_std: Tensor | None, sizes: tuple[int, ..
 
 
 def spaces_to_json(spaces: Spaces) -> dict[str, Any]:
-    """As JSON-able data; infinite bounds become strings, which JSON has no numbers for."""
+    """As JSON-serialisable data; infinite bounds become strings, since JSON has no infinite numbers."""
     return {"observation": _space_to_json(spaces.observation), "action": _space_to_json(spaces.action)}
 
 

@@ -1,4 +1,4 @@
-"""Any `nn.Module` as a function of parameters with the task axis in front."""
+"""Any `nn.Module` as a function of parameters with a leading task axis."""
 
 import contextlib
 import copy
@@ -19,7 +19,7 @@ from metarl.params import Params
 from metarl.policies.once import differentiable_once, marked_once
 
 PREFIX = "module."
-"""What the names of a module's parameters begin with among other parameters."""
+"""Prefix of the names of a module's parameters among other parameters."""
 
 
 _NO_SECOND_DERIVATIVE = re.compile(r"derivative for .* is not implemented|differentiate twice", re.DOTALL)
@@ -46,10 +46,9 @@ def second_derivatives_of(network: Any) -> Iterator[None]:
 class StackedModule:
     """A module that maps [N, *in_shape] to [N, A], with its own parameters for each of K tasks.
 
-    Buffers are shared and stay as they are. The tasks run under `torch.func.vmap`, or one after the other where the
-    module is one that `vmap` refuses (data-dependent control flow, in-place updates of buffers), which is slower and
-    says so once, in a warning. Attention is computed by its plain formula: the fused kernels have no second derivative,
-    which the outer loop takes.
+    Buffers are shared and not updated. The tasks run under `torch.func.vmap`, or one after the other if `vmap` refuses
+    the module (data-dependent control flow, in-place updates of buffers), which is slower and gives one warning.
+    Attention is computed by its plain formula: the fused kernels have no second derivative, which the outer loop needs.
 
     Raises:
         ValueError: the module does not map [N, *in_shape] to [N, A], cannot be copied, has no parameters, or cannot be
@@ -83,7 +82,7 @@ class StackedModule:
             sizes = ", ".join(map(str, ("N", *self.in_shape)))
             raise ValueError(f"the module must map [{sizes}] to [N, {self.outputs}]; for N = 3 it gave {got}")
         if not self._params():
-            raise ValueError(f"the module {type(self.module).__name__} has no parameters, so nothing of it can adapt")
+            raise ValueError(f"the module {type(self.module).__name__} has no parameters, so it cannot adapt")
         params = {name: value[None].expand(2, *value.shape) for name, value in self._params().items()}
         try:
             self._forward_vmap(params, probe.expand(2, *probe.shape))
@@ -130,7 +129,7 @@ class StackedModule:
         return marked_once([out])
 
     def init(self) -> Params:
-        """The module's own present parameters, without a task axis."""
+        """The module's current parameters, without a task axis."""
         return {name: value.detach().clone() for name, value in self._params().items()}
 
     def forward(self, params: Params, x: Tensor) -> Tensor:
@@ -193,8 +192,8 @@ _restore = contextlib.ExitStack()
 
 @contextlib.contextmanager
 def plain_attention() -> Iterator[None]:
-    """Attention by its formula in here: no fused kernel. Torch's switches are the process's, and tasks run in several
-    threads: the first one sets them, the last one puts them back."""
+    """A block in which attention is computed by its formula, without fused kernels. Torch's switches are per process,
+    and tasks run in several threads: the first one sets them, the last one restores them."""
     global _users
     with _lock:
         if _users == 0:

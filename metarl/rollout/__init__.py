@@ -1,4 +1,4 @@
 """Acting: a policy with its own parameters for every task, in all tasks and episodes at once.
 
-Imports `policies`, `vector` and what is below them.
+Imports `policies`, `vector` and the rooms below them.
 """

@@ -1,6 +1,6 @@
-"""To and from stable-baselines3: policies both ways, and task families as its vector environments.
+"""Conversion of policies to and from stable-baselines3, and task families as its vector environments.
 
-`docs/stable_baselines3.md` has examples. Imports `learner` and what is below it; nothing imports this room.
+`docs/stable_baselines3.md` has examples. Imports `learner` and the rooms below it; nothing imports this room.
 """
 
 from metarl.sb3.policies import from_sb3, to_sb3

@@ -1,4 +1,4 @@
-"""One by one at first, in worker processes from then on where that has been seen to pay."""
+"""Environments stepped one by one at first, and in worker processes once that has been measured to be faster."""
 
 import os
 import time
@@ -15,16 +15,16 @@ from metarl.vector.loop import LoopVectorEnv
 from metarl.vector.process import ProcessVectorEnv, WorkerError
 
 STEP_SECONDS, ROLLOUT_SECONDS = 1e-3, 0.05
-"""Processes pay where the loop needs more than both: per step, its share of the reset included, and for the whole
-rollout. Waking the workers costs about a tenth of the first, starting them about a second, once."""
+"""Processes are used if the loop takes longer than both: per step (including a share of the reset), and for the whole
+rollout. Waking the workers costs about a tenth of the former; starting them takes about a second, once."""
 
 
 class AutomaticVectorEnv(VectorEnv):
-    """`LoopVectorEnv` that becomes a `ProcessVectorEnv` between two rollouts; nobody but a clock can tell.
+    """A `LoopVectorEnv` that can become a `ProcessVectorEnv` between two rollouts, without any effect on results.
 
-    The environments run one by one for a rollout, on a clock. If they took longer than `STEP_SECONDS` and
-    `ROLLOUT_SECONDS`, the next reset of all with tasks moves them into as many processes as PyTorch has threads, at
-    most one for each core. Where that cannot be done, they stay with a warning.
+    The environments run one by one for a rollout, which is timed. If they take longer than `STEP_SECONDS` and
+    `ROLLOUT_SECONDS`, the next full reset with tasks moves them into as many processes as PyTorch has threads, at most
+    one per core. If that is not possible, they continue one by one, with a warning.
     """
 
     device, tensors = CPU, False
@@ -38,7 +38,7 @@ class AutomaticVectorEnv(VectorEnv):
 
     @property
     def workers(self) -> int:
-        """How many processes there are at present."""
+        """The current number of processes."""
         return self._env.workers if isinstance(self._env, ProcessVectorEnv) else 0
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
@@ -71,7 +71,7 @@ class AutomaticVectorEnv(VectorEnv):
         return self._steps > 0 and self._seconds > max(ROLLOUT_SECONDS, STEP_SECONDS * self._steps)
 
     def _move(self, seed: Any, options: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any]] | None:
-        """Into processes; None where they cannot be had."""
+        """Create the processes; None if that is not possible."""
         processes = None
         try:
             processes = ProcessVectorEnv(self.family, self.n_tasks, self.episodes, cores())
@@ -90,6 +90,6 @@ class AutomaticVectorEnv(VectorEnv):
 
 
 def cores() -> int:
-    """How many processes may run at once: PyTorch's threads (`--threads`), at most one for each core."""
+    """The number of processes to use: PyTorch's threads (`--threads`), at most one per core."""
     own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(own, torch.get_num_threads())

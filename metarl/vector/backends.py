@@ -1,4 +1,4 @@
-"""Which vector environment steps a family."""
+"""The choice of a vector environment for a family."""
 
 import torch
 
@@ -18,12 +18,13 @@ def make_vector(
     """K*E environments of `family` as one `gymnasium.vector.VectorEnv`; results do not depend on the backend.
 
     Args:
-        workers: None takes what the family offers itself (`make_vector`), else environments one by one, which move
-            into worker processes where that pays (see `AutomaticVectorEnv` for the rule); 0 is one by one; more is
-            this many worker processes. 0 and more hold for families with a backend of their own too.
+        workers: None uses the family's own `make_vector` if it has one, and otherwise steps environments one by one,
+            moving them into worker processes if that is faster (see `AutomaticVectorEnv` for the rule); 0 always steps
+            one by one; a larger number uses this many worker processes. Numbers also override a family's own backend.
 
     Raises:
-        ValueError: `n_tasks` or `episodes` is below 1, `workers` below 0, or a family that no process can take.
+        ValueError: `n_tasks` or `episodes` is below 1, `workers` is negative, or the family cannot be sent to a
+            process.
     """
     check_is_family(family)
     n_tasks, episodes = whole("n_tasks", n_tasks, 1), whole("episodes", episodes, 1)
@@ -43,6 +44,6 @@ def make_vector(
 
 
 def check_workers(workers: int | None) -> None:
-    """Raises ValueError for a number of processes that is none (see `make_vector`)."""
+    """Raise ValueError for an invalid number of processes (see `make_vector`)."""
     if workers is not None and (not isinstance(workers, int) or isinstance(workers, bool) or workers < 0):
         raise ValueError(f"workers must be a whole number and not negative, or None to choose, got {workers!r}")

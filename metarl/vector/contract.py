@@ -1,6 +1,6 @@
-"""The contract of vector environments: what rollouts ask of them, and what a reset has to check.
+"""The contract of vector environments: what rollouts require of them, and what a reset has to check.
 
-Every backend uses the functions here, so that all accept, refuse and report the same.
+Every backend uses the functions here, so that all of them accept, refuse and report the same.
 """
 
 import numbers
@@ -32,12 +32,12 @@ class TaskVectorEnv(Protocol):
 
     @property
     def name(self) -> str:
-        """What the environments are called in errors: the family's id."""
+        """The name of the environments in error messages: the family's id."""
         ...
 
     @property
     def device(self) -> torch.device:
-        """Where observations and rewards are."""
+        """The device of observations and rewards."""
         ...
 
     @property
@@ -51,10 +51,10 @@ class TaskVectorEnv(Protocol):
         Args:
             seed: None, one seed (environment i gets seed + i), or one for each environment.
             options: `tasks` (every value [K, ...]), which the first reset needs; later ones without it keep the tasks.
-                `reset_mask` (bool [N]): which environments to reset; the others go on as if nothing had happened.
+                `reset_mask` (bool [N]): which environments to reset; the others continue unaffected.
 
         Raises:
-            ValueError: another number of tasks or seeds, a mask of another shape or type, or a first reset of some.
+            ValueError: the wrong number of tasks or seeds, a mask of the wrong shape or type, or a partial first reset.
         """
         ...
 
@@ -63,10 +63,10 @@ class TaskVectorEnv(Protocol):
         ...
 
     def describe(self, k: int, e: int, n: int | None = None) -> str:
-        """Task and episode for an error, like "episode 1 of task 0 = {...}".
+        """Task and episode for an error message, such as "episode 1 of task 0 = {...}".
 
         Args:
-            n: the number of the episode within trial e, where several episodes share one memory.
+            n: the number of the episode within trial e, if several episodes share one memory.
         """
         ...
 
@@ -76,7 +76,7 @@ class TaskVectorEnv(Protocol):
 
 
 def set_spaces(env: VectorEnv, family: Any, num_envs: int) -> None:
-    """Give `env` the attributes that Gymnasium asks of a vector environment."""
+    """Set the attributes that Gymnasium requires of a vector environment on `env`."""
     env.num_envs = num_envs
     env.single_observation_space, env.single_action_space = family.observation_space, family.action_space
     env.observation_space = batch_space(family.observation_space, num_envs)
@@ -89,7 +89,7 @@ def set_spaces(env: VectorEnv, family: Any, num_envs: int) -> None:
 
 
 class Reset(NamedTuple):
-    """What a reset was asked to do."""
+    """The parsed options of a reset."""
 
     tasks: Tasks | None  # None: the environments keep theirs
     mask: np.ndarray | None  # bool [N]; None: reset all
@@ -102,7 +102,7 @@ def read_reset(options: dict[str, Any] | None, n_tasks: int, num_envs: int, begu
         begun: whether all environments have been reset before.
 
     Raises:
-        ValueError: another number of tasks, a mask that is none, no tasks in a first reset, or one of some only.
+        ValueError: the wrong number of tasks, an invalid mask, or a first reset that is partial or without tasks.
     """
     tasks: Tasks | None = (options or {}).get("tasks")
     mask = reset_mask(options, num_envs)
@@ -116,10 +116,10 @@ def read_reset(options: dict[str, Any] | None, n_tasks: int, num_envs: int, begu
 
 
 def reset_mask(options: dict[str, Any] | None, num_envs: int) -> np.ndarray | None:
-    """Which environments are to be reset, bool [num_envs]; None where all are.
+    """Which environments are to be reset, bool [num_envs]; None means all.
 
     Raises:
-        ValueError: a mask of another shape or type, or one that names no environment.
+        ValueError: the mask has the wrong shape or type, or selects no environment.
     """
     mask = (options or {}).get("reset_mask")
     if mask is None:
@@ -145,8 +145,8 @@ def seed_list(seed: Any, n: int) -> list[int | None]:
 
 
 def drawn_seeds(env: VectorEnv, seed: Any) -> list[int]:
-    """`seed_list` for environments without generators of their own: None draws the seeds from `env.np_random`, and one
-    seed starts that generator anew."""
+    """`seed_list` for environments without their own generators: None draws the seeds from `env.np_random`, and a
+    single seed reseeds that generator."""
     if seed is None:
         return [int(s) for s in env.np_random.integers(2**62, size=env.num_envs)]
     if isinstance(seed, numbers.Integral):
@@ -157,9 +157,9 @@ def drawn_seeds(env: VectorEnv, seed: Any) -> list[int]:
 class Assignment:
     """Which task every environment has, and whether a reset has to build environments.
 
-    The rollouts of one adaptation share one dict of tasks, and a reset that passes the dict of the reset before keeps
-    the environments. It must be the same object, not merely an equal one: whatever an unclean reset leaves behind then
-    stays within one adaptation, and results do not depend on what ran before it.
+    The rollouts of one adaptation share one dict of tasks, and a reset with the same dict as the reset before keeps the
+    environments. It must be the same object, not merely an equal one, so that state left behind by an incomplete reset
+    stays within one adaptation, and results do not depend on what ran before.
     """
 
     def __init__(self, n_tasks: int, episodes: int):
@@ -168,7 +168,7 @@ class Assignment:
         self._last: Tasks | None = None
 
     def give(self, tasks: Tasks, mask: np.ndarray | None = None) -> None:
-        """The environments in `mask` [N], or all, get their entries of `tasks`."""
+        """Assign the entries of `tasks` to the environments in `mask` [N], or to all."""
         values = {name: np.array(value) for name, value in tasks.items()}
         if mask is None:
             self._given = [values] * len(self._given)
@@ -178,7 +178,7 @@ class Assignment:
             self.forget()
 
     def forget(self) -> None:
-        """The next reset with tasks builds environments, whatever its tasks are."""
+        """Make the next reset with tasks build environments, whatever its tasks are."""
         self._last = None
 
     def keeps(self, tasks: Tasks) -> bool:
@@ -203,9 +203,9 @@ class Assignment:
 
 
 def fulfilled(env: Any, family: Any, n_tasks: int, episodes: int) -> TaskVectorEnv:
-    """`env`, which a family's own `make_vector` returned, with what it lacks of the contract.
+    """`env`, returned by a family's own `make_vector`, with the members of the contract that it lacks.
 
-    One with a `device` and no word on `tensors` returns tensors there; one with neither returns arrays.
+    If it has a `device` but no `tensors`, it returns tensors on that device; if it has neither, it returns arrays.
     """
     if all(hasattr(env, member) for member in ("name", "device", "tensors", "describe")):
         return env

@@ -1,4 +1,4 @@
-"""Any Gymnasium environments, stepped one by one: the slow, obvious twin of every faster backend."""
+"""Any Gymnasium environments, stepped one by one: the slow, obvious reference for every faster backend."""
 
 from typing import Any, NoReturn
 
@@ -15,13 +15,13 @@ from metarl.vector.worker import stack_observations
 class LoopVectorEnv(VectorEnv):
     """K*E environments `family.make(task)`, by the contract of `metarl.vector.contract.TaskVectorEnv`.
 
-    A reset with `tasks` builds environments; without them, or with the very dict of the reset before, the old ones are
-    reset. The environment of an episode that ended is not stepped again. Every episode is truncated after
-    `family.horizon` steps; one that terminates there counts as terminated only.
+    A reset with `tasks` builds environments; without them, or with the same dict object as the reset before, existing
+    ones are reset. The environment of an episode that has ended is not stepped again. Every episode is truncated after
+    `family.horizon` steps; one that terminates at that step counts as terminated only.
 
     Raises:
-        TransitionError: in reset or step, when an environment returns what it should not (a ValueError).
-        EpisodeError: when an environment raises. Both name task, episode and step.
+        TransitionError: in reset or step, if an environment returns something invalid (a ValueError).
+        EpisodeError: if an environment raises. Both name task, episode and step.
     """
 
     device, tensors = CPU, False

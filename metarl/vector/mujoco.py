@@ -1,13 +1,13 @@
-"""Gymnasium's MuJoCo environments as task families: all K*E of them advanced by threads, to the last bit.
+"""Gymnasium's MuJoCo environments as task families: all K*E of them advanced by threads, with bitwise equal results.
 
-An environment is one row of a contiguous array, MuJoCo's integration state. A thread puts it into its own `MjData`,
-advances it by one control step and takes it out again: MuJoCo's own threads where it offers them (`mujoco.batch`, from
-MuJoCo 4 on), else Python's, which wait a little for Python's lock between environments. Observations and rewards are
+An environment is one row of a contiguous array, MuJoCo's integration state. A thread copies it into its own `MjData`,
+advances it by one control step and copies it back: MuJoCo's own threads if available (`mujoco.batch`, from MuJoCo 4
+on), otherwise Python threads, which wait briefly for Python's lock between environments. Observations and rewards are
 then computed for all environments at once.
 
-`mujoco.rollout` starts the constraint solver cold in every call and does not say where it ended. Gymnasium carries
-that warm start over from step to step; without it, a half cheetah's trajectory differs from Gymnasium's in the tenth
-digit after one step and altogether after a hundred. The integration state holds it.
+`mujoco.rollout` cold-starts the constraint solver in every call and does not return its final state. Gymnasium carries
+that warm start from step to step; without it, a half cheetah's trajectory differs from Gymnasium's in the tenth digit
+after one step and entirely after a hundred. The integration state contains the warm start.
 """
 
 import abc
@@ -39,7 +39,7 @@ _CHUNKS_PER_THREAD = 4  # environments do not take equally long: whoever is done
 
 @functools.cache
 def import_mujoco() -> ModuleType:
-    """The `mujoco` package. Raises ImportError, with the command that installs it, where there is none."""
+    """The `mujoco` package. Raises ImportError, with the command to install it, if it is missing."""
     try:
         import mujoco
     except ImportError as error:
@@ -52,8 +52,8 @@ def import_mujoco() -> ModuleType:
 
 @contextlib.contextmanager
 def _without_deprecations() -> Iterator[None]:
-    """MuJoCo's complaints about Gymnasium's models stay silent: nobody here can mend them, and each would go to the
-    terminal and to a file MUJOCO_LOG.TXT in the working directory. Other warnings become Python's."""
+    """Suppress MuJoCo's warnings about Gymnasium's models, which users cannot fix and which would be written to the
+    terminal and to a file MUJOCO_LOG.TXT in the working directory. Other warnings become Python warnings."""
     mujoco = import_mujoco()
     messages: list[str] = []
     before = mujoco.get_mju_user_warning()
@@ -68,13 +68,13 @@ def _without_deprecations() -> Iterator[None]:
 
 
 class Physics:
-    """What N environments look like after a control step: views of one buffer, overwritten by the next step.
+    """The state of N environments after a control step: views of one buffer, overwritten by the next step.
 
     Attributes:
         qpos, qvel: positions [N, nq] and velocities [N, nv] of the joints, float64.
         ctrl: the controls [N, nu] of the step that led here.
-        fields: further arrays of `MjData` [N, ...], those that `MujocoFamily.fields` names. As in Gymnasium, they
-            belong to the state before the last simulation step of the control step.
+        fields: further arrays of `MjData` [N, ...], as listed in `MujocoFamily.fields`. As in Gymnasium, they belong to
+            the state before the last simulation step of the control step.
     """
 
     def __init__(self, qpos: np.ndarray, qvel: np.ndarray, ctrl: np.ndarray, fields: dict[str, np.ndarray]):
@@ -82,13 +82,13 @@ class Physics:
 
 
 class MujocoFamily(abc.ABC):
-    """A task family made from one of Gymnasium's MuJoCo environments. Write the abstract methods.
+    """A task family based on one of Gymnasium's MuJoCo environments. Subclasses implement the abstract methods.
 
-    The reward is written twice: `plain_reward` from what Gymnasium's own step returns, for the plain environment, and
-    `reward` for many environments at once. `check_family` and the tests hold the two together.
+    The reward is implemented twice: `plain_reward` uses what Gymnasium's own step returns, for the plain environment,
+    and `reward` serves many environments at once. `check_family` and the tests check that the two agree.
 
     Args:
-        horizon: steps after which an episode is cut off.
+        horizon: number of steps after which an episode is truncated.
     """
 
     id: str
@@ -98,13 +98,13 @@ class MujocoFamily(abc.ABC):
     task_space: gym.spaces.Dict
     hidden_task: ClassVar[bool] = True
     env_id: ClassVar[str]
-    """The Gymnasium environment, like `HalfCheetah-v5`."""
+    """The id of the Gymnasium environment, such as `HalfCheetah-v5`."""
     env_kwargs: ClassVar[dict[str, Any]] = {}
-    """What `gymnasium.make` gets beside the id."""
+    """Further arguments of `gymnasium.make`."""
     fields: ClassVar[tuple[str, ...]] = ()
     """Arrays of `MjData` that `observe` or `reward` need beside qpos and qvel."""
     changes_model: ClassVar[bool] = False
-    """Whether `change_model` does anything; every task then has a model of its own."""
+    """Whether `change_model` changes the model; every task then has its own model."""
 
     __repr__ = family_text
 
@@ -123,11 +123,11 @@ class MujocoFamily(abc.ABC):
 
     @abc.abstractmethod
     def sample(self, n: int, rng: np.random.Generator, split: str = "train") -> Tasks:
-        """`n` tasks, each value [n, ...]. Use `metarl.split_rng(rng, split)` to keep the splits apart."""
+        """`n` tasks, each value [n, ...]. Use `metarl.split_rng(rng, split)` so that splits never share draws."""
 
     @abc.abstractmethod
     def initial(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """The first qpos [nq] and qvel [nv], with the very draws of Gymnasium's `reset_model`."""
+        """The first qpos [nq] and qvel [nv], with the same draws as Gymnasium's `reset_model`."""
 
     @abc.abstractmethod
     def observe(self, physics: Physics) -> np.ndarray:
@@ -142,7 +142,7 @@ class MujocoFamily(abc.ABC):
         """The same for one environment, from the `reward` and `info` of Gymnasium's step."""
 
     def terminated(self, physics: Physics) -> np.ndarray | None:
-        """Which episodes end here [N]; None where none ever does."""
+        """Which episodes end at this step [N]; None if episodes never end early."""
         return None
 
     def change_model(self, model: Any, task: Task) -> None:  # noqa: B027  # a hook: most families change nothing
@@ -159,7 +159,7 @@ class MujocoFamily(abc.ABC):
         return MujocoTaskEnv(env, self, task)
 
     def make_vector(self, n_tasks: int, episodes: int, device: torch.device | str = "cpu") -> "MujocoVectorEnv":
-        """K*E environments as one, task-major; they run on the CPU whatever the device."""
+        """K*E environments as one vector environment, task-major; they always run on the CPU."""
         return MujocoVectorEnv(self, n_tasks, episodes)
 
     def task_model(self, task: Task) -> Any:
@@ -194,7 +194,7 @@ class MujocoTaskEnv(gym.Wrapper):
 class MujocoVectorEnv(VectorEnv):
     """K*E environments of a `MujocoFamily`, task-major, advanced by a pool of threads.
 
-    As `LoopVectorEnv`, to the last bit and with any number of threads.
+    Results equal those of `LoopVectorEnv` bit for bit, with any number of threads.
 
     Args:
         threads: by default as many as PyTorch uses when this is built.
@@ -258,7 +258,7 @@ class MujocoVectorEnv(VectorEnv):
         return self._tasks.describe(k, e, n)
 
     def _set_tasks(self, tasks: Tasks, rows: np.ndarray) -> None:
-        """Give the environments `rows` their entries of `tasks`."""
+        """Assign the entries of `tasks` to the environments `rows`."""
         chosen = np.isin(np.arange(self.num_envs), rows)
         for name, value in tasks.items():
             every = np.repeat(np.asarray(value), self.episodes, 0)
@@ -269,7 +269,7 @@ class MujocoVectorEnv(VectorEnv):
 
 
 def _simulator(family: MujocoFamily, n: int, threads: int) -> "_Simulator":
-    """The faster of the two ways that this MuJoCo and family allow; both give the same bits."""
+    """The faster of the two implementations that this MuJoCo version and family allow; results are bitwise equal."""
     # Beside the package that was imported: an older one put first on the path lets a newer one shine through.
     native = Path(import_mujoco().__file__ or "").with_name("batch.py").exists()
     native = native and _CONTACT_FORCES not in family.fields
@@ -277,7 +277,7 @@ def _simulator(family: MujocoFamily, n: int, threads: int) -> "_Simulator":
 
 
 class _Simulator(abc.ABC):
-    """N environments' integration states [N, S] and what advances them."""
+    """The integration states [N, S] of N environments, and the methods that advance them."""
 
     _state: np.ndarray
     _fields: dict[str, np.ndarray]
@@ -294,7 +294,7 @@ class _Simulator(abc.ABC):
 
     @abc.abstractmethod
     def forward(self, rows: np.ndarray) -> None:
-        """Begin episodes as Gymnasium does: everything at its default but the positions and velocities."""
+        """Begin episodes as Gymnasium does: everything at its default except the positions and velocities."""
 
     @abc.abstractmethod
     def advance(self, rows: np.ndarray) -> None:
@@ -329,7 +329,7 @@ class _Simulator(abc.ABC):
 
 
 class _BatchSimulator(_Simulator):
-    """MuJoCo's own batch of simulations (from MuJoCo 4 on), which holds no lock of Python's."""
+    """MuJoCo's own batch of simulations (from MuJoCo 4 on), which does not hold Python's lock."""
 
     def __init__(self, family: MujocoFamily, n: int, threads: int):
         super().__init__(family, n)
@@ -355,7 +355,7 @@ class _BatchSimulator(_Simulator):
 
 
 class _ThreadSimulator(_Simulator):
-    """A pool of threads, each with an `MjData` that it puts one environment after the other into."""
+    """A pool of threads, each with its own `MjData`, into which it loads one environment after the other."""
 
     def __init__(self, family: MujocoFamily, n: int, threads: int):
         super().__init__(family, n)
@@ -374,7 +374,7 @@ class _ThreadSimulator(_Simulator):
         self._everywhere(self._advance, rows.tolist())
 
     def _everywhere(self, function: Any, rows: list[int]) -> None:
-        """`function(rows)`, the rows shared out among the threads."""
+        """Run `function(rows)` with the rows divided among the threads."""
         if self._threads == 1:
             function(rows)
             return

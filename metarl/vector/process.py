@@ -24,7 +24,7 @@ from metarl.vector.survival import Guardian, started_by_main_thread
 from metarl.vector.transition import EpisodeError
 
 TIMEOUT = 300.0
-"""Seconds that importing the family, or one call of make, reset or step of one environment, may take."""
+"""Time limit in seconds for importing the family, or for one call of an environment's make, reset or step."""
 
 _GRACE = 5.0  # seconds for environments to close
 _REAPING = 5.0  # seconds for a process to go that has been killed, or has closed its pipe
@@ -36,20 +36,20 @@ class WorkerError(EpisodeError):
 
 
 class ProcessVectorEnv(VectorEnv):
-    """As `LoopVectorEnv`, to the last bit, with the environments shared out over worker processes.
+    """Equal to `LoopVectorEnv` bit for bit, with the environments distributed over worker processes.
 
-    The processes start at the first reset and live until `close`, the end of this object or of the interpreter; new
-    tasks do not restart them. After an error they are gone, and the next `reset` with tasks starts new ones. They
-    never run the main module again, so scripts need no `if __name__ == "__main__"`.
+    The processes start at the first reset and live until `close`, or the end of this object or of the interpreter; new
+    tasks do not restart them. After an error they are ended, and the next `reset` with tasks starts new ones. They
+    never run the main module again, so scripts do not need `if __name__ == "__main__"`.
 
     Args:
-        workers: how many processes; no more are started than there are environments.
-        timeout: seconds that importing the family, or one call of one environment's method, may take.
+        workers: the number of processes; no more are started than there are environments.
+        timeout: time limit in seconds for importing the family, or for one call of an environment's method.
 
     Raises:
-        ValueError: nonsense, spaces that are not arrays, or a family that cannot be sent to another process.
+        ValueError: invalid arguments, spaces that are not arrays, or a family that cannot be sent to another process.
         OSError: the system is not POSIX.
-        WorkerError: in reset or step, when a worker fails.
+        WorkerError: in reset or step, if a worker fails.
     """
 
     device, tensors = CPU, False
@@ -287,7 +287,7 @@ class _Pool:
 
 
 def _end_of(process: subprocess.Popen) -> str:
-    """How a worker ended whose pipe is closed. One that goes on without a pipe is not waited for."""
+    """How a worker whose pipe is closed has ended. Workers that continue without a pipe are not waited for."""
     try:
         status = process.wait(_REAPING)
     except subprocess.TimeoutExpired:
@@ -296,7 +296,7 @@ def _end_of(process: subprocess.Popen) -> str:
 
 
 def _nameless_file() -> int:
-    """A file that is gone with its last user, in memory where the system can."""
+    """A file that disappears with its last user, in memory if the system supports it."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("metarl")
     with tempfile.TemporaryFile() as file:

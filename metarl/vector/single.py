@@ -11,7 +11,7 @@ from metarl.vector.transition import Reader, reraise
 
 
 class SingleEnv(VectorEnv):
-    """One plain environment as a vector environment of length one that leaves the task alone.
+    """One plain environment as a vector environment of length one that does not change the task.
 
     Args:
         horizon: steps after which every episode is truncated.
@@ -52,5 +52,5 @@ class SingleEnv(VectorEnv):
         return self._obs[None].copy(), np.array([reward]), *flags, infos
 
     def describe(self, k: int, e: int, n: int | None = None) -> str:
-        """Which of the episodes played here it is: of tasks it knows nothing."""
+        """The number of the episode played here; the task is unknown."""
         return f"episode {self.episode}"

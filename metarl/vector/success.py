@@ -1,8 +1,8 @@
 """Whether a step was a success, as environments report it.
 
-Gymnasium has no word for it. Meta-World says `info["success"]`; Fetch, panda-gym and stable-baselines3 say
-`info["is_success"]`. Some report it in every step, some only at the end, some only when it happens. Both names count,
-and a step without a report is no success.
+Gymnasium does not define a name for it. Meta-World uses `info["success"]`; Fetch, panda-gym and stable-baselines3 use
+`info["is_success"]`. Some report it in every step, some only at the end, some only when it happens. Both names are
+accepted, and a step without a report is not a success.
 """
 
 from collections.abc import Mapping
@@ -15,10 +15,10 @@ _LAST = ("final_info", "_final_info")  # where Gymnasium keeps the info of an ep
 
 
 def of_step(info: Mapping[str, Any]) -> bool | None:
-    """Whether the `info` of one environment's step reports a success; None where it reports nothing.
+    """Whether the `info` of one environment's step reports a success; None if it reports nothing.
 
     Raises:
-        ValueError: a report that is not one yes or no.
+        ValueError: the report is not a single boolean.
     """
     found: bool | None = None
     for name in NAMES:
@@ -30,14 +30,14 @@ def of_step(info: Mapping[str, Any]) -> bool | None:
 
 
 def of_steps(infos: Mapping[str, Any], n: int) -> Any:
-    """The reports of `n` environments' steps, [n]; None where none of them reports anything.
+    """The reports of `n` environments' steps, [n]; None if none of them reports anything.
 
-    `infos` are those of a Gymnasium vector environment: an array [n] for each key, where `infos["_KEY"]` may say which
-    entries count; `infos["final_info"]` is such a dict again, or a list of `n` dicts and Nones. An entry that does not
-    count is False. A lone report under one name comes back as it is, so that a tensor stays on its device.
+    `infos` are those of a Gymnasium vector environment: an array [n] per key, where `infos["_KEY"]` may say which
+    entries are valid; `infos["final_info"]` is such a dict again, or a list of `n` dicts and Nones. Invalid entries are
+    False. A single report under one name is returned unchanged, so that a tensor stays on its device.
 
     Raises:
-        ValueError: a report that is not one yes or no for each environment.
+        ValueError: the report is not one boolean per environment.
     """
     parts = [_masked(infos, name, n) for name in NAMES if infos.get(name) is not None]
     last = infos.get(_LAST[0])

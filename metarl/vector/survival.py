@@ -1,8 +1,10 @@
-"""What keeps processes from surviving whoever started them. Workers import it, so it imports no torch.
+"""Ensures that processes do not outlive the process that started them. Workers import this, so it does not import
+torch.
 
-A process that is killed cannot end its children. So every worker asks the kernel to be killed along with its parent
-(Linux), and a guardian outside of all workers ends their process groups, with whatever their environments started,
-once the parent is gone: also where a worker is stopped, or hangs in C and holds the interpreter's lock.
+A process that is killed cannot end its children. Every worker therefore asks the kernel to be killed along with its
+parent (Linux), and a guardian outside the workers ends their process groups, including processes started by their
+environments, once the parent is gone. This also works if a worker is stopped, or hangs in C while holding the
+interpreter's lock.
 """
 
 import contextlib
@@ -15,7 +17,7 @@ import threading
 from collections.abc import Sequence
 
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-"""The signals that ask a run to end: Ctrl-C, a kill that may be caught, a terminal that was closed."""
+"""The signals that request a run to end: Ctrl-C, a kill that can be caught, a closed terminal."""
 
 _PR_SET_PDEATHSIG = 1
 
@@ -35,9 +37,9 @@ for group in groups:
 
 
 def die_with(parent: int) -> None:
-    """Have the kernel kill this process when the thread that started it ends. Does nothing but on Linux.
+    """Have the kernel kill this process when the thread that started it ends. Has an effect only on Linux.
 
-    Only for processes that a main thread has started: any other may end before its process does.
+    Only for processes started by a main thread: other threads may end before their process does.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -48,7 +50,7 @@ def die_with(parent: int) -> None:
 
 
 def started_by_main_thread() -> bool:
-    """Whether what is started here ends no earlier than this process."""
+    """Whether the current thread lives as long as this process."""
     return threading.current_thread() is threading.main_thread()
 
 
@@ -58,7 +60,7 @@ def end_group() -> None:
 
 
 class Guardian:
-    """A small process that ends process groups when this process is gone, however it ended.
+    """A small process that ends process groups when this process is gone, for whatever reason.
 
     Args:
         groups: process groups, by number.
@@ -86,11 +88,11 @@ class Guardian:
         return self._process.pid
 
     def dismiss(self) -> None:
-        """End it; it ends no group any more."""
+        """End the guardian without ending any group."""
         self._process.kill()
         self._process.wait()
         os.close(self._alive)
 
     def leave(self) -> None:
-        """Close this process's end of the pipe: for a forked copy, which has to leave the guardian alone."""
+        """Close this process's end of the pipe: for a forked copy, which must not affect the guardian."""
         os.close(self._alive)

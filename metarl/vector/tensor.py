@@ -1,7 +1,7 @@
 """Families whose dynamics are written as torch functions: all K*E environments in one call, on a CPU or a GPU.
 
 The dynamics are written once. `TensorVectorEnv` runs them for [K, E] environments; `TensorEnv`, the plain
-`gymnasium.Env` that comes for free, runs the same functions for [1, 1].
+`gymnasium.Env` derived from them, runs the same functions for [1, 1].
 """
 
 import abc
@@ -26,12 +26,13 @@ _DRAW_BLOCK = 1 << 22  # numbers drawn at once: 16 MiB
 
 
 class TensorFamily(abc.ABC):
-    """A task family with dynamics in torch. Write the four abstract methods; `make` and `make_vector` are given.
+    """A task family with dynamics in torch. Subclasses implement the four abstract methods; `make` and `make_vector`
+    exist.
 
-    Everything the methods get has the leading axes [K, E]; written with operations on the last axes, they serve one
-    environment and a million alike. They must not change their arguments in place.
+    All arguments of the methods have the leading axes [K, E]; written with operations on the last axes, the methods
+    work for any number of environments. They must not modify their arguments in place.
 
-    Randomness enters as `draws`, uniform numbers in [0, 1): set `reset_draws` and `step_draws` to how many an
+    Randomness is passed in as `draws`, uniform numbers in [0, 1): set `reset_draws` and `step_draws` to how many an
     environment needs. The same seed then gives the same episode in every backend.
     """
 
@@ -48,11 +49,11 @@ class TensorFamily(abc.ABC):
 
     @abc.abstractmethod
     def sample(self, n: int, rng: np.random.Generator, split: str = "train") -> Tasks:
-        """`n` tasks, each value [n, ...]. Use `metarl.split_rng(rng, split)` to keep the splits apart."""
+        """`n` tasks, each value [n, ...]. Use `metarl.split_rng(rng, split)` so that splits never share draws."""
 
     @abc.abstractmethod
     def initial(self, task: State, draws: Tensor) -> State:
-        """The first state. draws [K, E, reset_draws] also gives the leading shape, the device and the float type."""
+        """The first state. draws [K, E, reset_draws] also determines the leading shape, device and float type."""
 
     @abc.abstractmethod
     def observe(self, state: State, task: State) -> Tensor:
@@ -60,10 +61,10 @@ class TensorFamily(abc.ABC):
 
     @abc.abstractmethod
     def step(self, state: State, action: Tensor, task: State, draws: Tensor) -> tuple[State, Tensor, Tensor | None]:
-        """-> next state, reward [K, E], terminated [K, E] (bool; None where no episode ever ends early)."""
+        """-> next state, reward [K, E], terminated [K, E] (bool; None if no episode ends early)."""
 
     def render_rgb(self, state: State, task: Task) -> np.ndarray:
-        """One environment as an image [H, W, 3] of uint8; only where `render_modes` names it."""
+        """One environment as an image [H, W, 3] of uint8; only if `render_modes` lists it."""
         raise gym.error.Error(f"{self.id} has nothing to draw")
 
     render_modes: ClassVar[tuple[str, ...]] = ()
@@ -73,14 +74,14 @@ class TensorFamily(abc.ABC):
         return TensorEnv(self, validate_task(self, task, outside=True), render_mode)
 
     def make_vector(self, n_tasks: int, episodes: int, device: torch.device | str = "cpu") -> "TensorVectorEnv":
-        """K*E environments as one, task-major."""
+        """K*E environments as one vector environment, task-major."""
         return TensorVectorEnv(self, n_tasks, episodes, device)
 
 
 class TensorVectorEnv(VectorEnv):
     """K*E environments of a `TensorFamily`, task-major; observations and actions are tensors on `device`.
 
-    As `LoopVectorEnv`, to the number.
+    Results equal those of `LoopVectorEnv`.
     """
 
     tensors = True
@@ -114,7 +115,7 @@ class TensorVectorEnv(VectorEnv):
         return self._observation(), {}
 
     def _reset_some(self, mask: Tensor, seeds: Tensor, new_task: State | None) -> tuple[Tensor, dict[str, Any]]:
-        """Reset where `mask` [K, E] says so."""
+        """Reset the environments selected by `mask` [K, E]."""
         if new_task is not None:
             self._task = {k: torch.where(_like(mask, v), new_task[k], v) for k, v in self._task.items()}
         self._seeds = torch.where(mask, seeds, self._seeds)
@@ -158,14 +159,14 @@ class TensorVectorEnv(VectorEnv):
         return self._tasks.describe(k, e, n)
 
     def _out_of_time(self, like: Tensor) -> Tensor | None:
-        """[K, E] as `like`: whose horizon is reached. None: nobody's."""
+        """Which environments have reached the horizon, [K, E] as `like`; None if none has."""
         if self._started is not None:
             return self._elapsed - self._started >= self.family.horizon
         return torch.ones_like(like, dtype=torch.bool) if self._elapsed >= self.family.horizon else None
 
     @property
     def state(self) -> State:
-        """The present state, every value [K, E, ...]."""
+        """The current state, every value [K, E, ...]."""
         return self._state
 
     def _observation(self) -> Tensor:

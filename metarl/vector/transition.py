@@ -1,6 +1,6 @@
-"""What `reset` and `step` of one environment return: taken apart, checked, made one kind of value.
+"""The values returned by `reset` and `step` of one environment: unpacked, checked and converted.
 
-Every way to run single environments reads them here, so that all accept the same and refuse the same.
+All code that runs single environments reads them here, so that all of it accepts and refuses the same values.
 """
 
 import numbers
@@ -21,14 +21,14 @@ class EpisodeError(RuntimeError):
 
 
 class TransitionError(ValueError):
-    """An environment returned what Gymnasium's interface does not have."""
+    """An environment returned something that violates Gymnasium's interface."""
 
 
 class Reader:
-    """Reads what environments with one observation space return.
+    """Reads the values returned by environments with a given observation space.
 
     Args:
-        name: of the family or environment, for errors.
+        name: name of the family or environment, for error messages.
         space: its observation space.
     """
 
@@ -40,7 +40,7 @@ class Reader:
         """The observation that `reset` returned, a copy.
 
         Raises:
-            TransitionError: something other than (obs, info), or an observation that is none of the space's.
+            TransitionError: the value is not (obs, info), or the observation is not in the space.
         """
         check_pair(self.name, returned)
         return np.array(self._observation("reset", returned[0]))
@@ -49,7 +49,7 @@ class Reader:
         """Observation (not copied), reward, terminated, truncated, success (None: not reported) of one step.
 
         Raises:
-            TransitionError: something other than these five, or values of another kind.
+            TransitionError: there are not five values, or one has the wrong type.
         """
         if type(returned) is not tuple or len(returned) != 5:
             check_five(self.name, returned)
@@ -110,10 +110,10 @@ class Reader:
 
 
 def check_env(name: str, env: Any) -> gym.Env:
-    """What `make` of the family `name` returned.
+    """The environment returned by `make` of the family `name`.
 
     Raises:
-        TransitionError: no environment.
+        TransitionError: it is not an environment.
     """
     if not isinstance(env, gym.Env):
         raise TransitionError(f"make of {name} returned {_short(env)} of {type(env)}, which is no gymnasium.Env: write "
@@ -122,10 +122,10 @@ def check_env(name: str, env: Any) -> gym.Env:
 
 
 def check_info(name: str, info: Any) -> bool | None:
-    """Whether the `info` of a step of the environment `name` reports a success; None where it reports nothing.
+    """Whether the `info` of a step of the environment `name` reports a success; None if it reports nothing.
 
     Raises:
-        TransitionError: no dict, or a report that is not one yes or no.
+        TransitionError: it is not a dict, or the report is not a single boolean.
     """
     if not isinstance(info, Mapping):
         raise TransitionError(f"{name} returned the info {_short(info)} from step: return a dict, {{}} where there is "
@@ -160,10 +160,10 @@ def check_five(name: str, returned: Any) -> None:
 
 
 def reraise(error: Exception, name: str, where: str, task_refused: bool = False) -> NoReturn:
-    """Raise `error`, of the environment `name`, with the place where it came up.
+    """Raise `error`, from the environment `name`, with its location added.
 
-    What `Reader` finds stays a TransitionError, and with `task_refused` a ValueError one (a `make` says so that it
-    cannot build a task); everything else becomes an EpisodeError, whose cause it is.
+    An error found by `Reader` stays a TransitionError and, with `task_refused`, a ValueError stays a ValueError (`make`
+    raises it for tasks that it cannot build); everything else becomes the cause of an EpisodeError.
     """
     if isinstance(error, TransitionError):
         raise TransitionError(f"{error} (in {where})") from None
@@ -173,7 +173,7 @@ def reraise(error: Exception, name: str, where: str, task_refused: bool = False)
 
 
 def hint(error: Exception) -> str:
-    """The remedy, where a wrapper around an environment of Gym's old interface raised `error`; else nothing."""
+    """A remedy if `error` was raised by a wrapper around an environment with Gym's old interface; otherwise empty."""
     if isinstance(error, ValueError) and "values to unpack (expected" in str(error):
         return (". Gymnasium's step returns five values, (obs, reward, terminated, truncated, info), its reset two, "
                 "(obs, info)")  # fmt: skip
@@ -181,7 +181,7 @@ def hint(error: Exception) -> str:
 
 
 def _ends(space: gym.Space) -> tuple[Any, Any] | None:
-    """The lowest and the highest value of every choice; None for what is no choice."""
+    """The lowest and highest value of every choice; None for other spaces."""
     if isinstance(space, gym.spaces.Discrete):
         return int(space.start), int(space.start + space.n - 1)
     if isinstance(space, gym.spaces.MultiDiscrete):
@@ -190,7 +190,7 @@ def _ends(space: gym.Space) -> tuple[Any, Any] | None:
 
 
 def _one_number(value: Any) -> float | None:
-    """The one real number that `value` holds: an array or tensor of one entry; None for anything else."""
+    """The single real number in `value`, which may be an array or tensor with one entry; None for anything else."""
     if value is None or isinstance(value, str | bytes):
         return None
     try:

@@ -1,11 +1,11 @@
 """A worker process of `metarl.vector.process`: steps its share of the environments.
 
-It lives outside `metarl.vector`, which imports torch: a worker is ready after gymnasium is imported, and as large.
+It does not import torch: a worker is ready once gymnasium is imported, and takes no more memory than that.
 
-Parent and worker share one anonymous piece of memory (`Shared`), where observations, actions, rewards and flags lie.
-The parent sends one byte for a command and gets one byte back; what is longer lies in the file `messages`. In front
-of every call of an environment's method the worker notes in the memory which one it is, so that the parent can tell
-where a worker hangs or died. Tracebacks go to the file `log`.
+Parent and worker share an anonymous block of memory (`Shared`), which holds observations, actions, rewards and flags.
+The parent sends one byte per command and gets one byte back; anything longer is in the file `messages`. Before every
+call of an environment's method the worker records in the shared memory which environment it is, so that the parent can
+tell where a worker hangs or has died. Tracebacks go to the file `log`.
 """
 
 import faulthandler
@@ -33,7 +33,7 @@ START, RESET, OBSERVATION_TYPE, ACTION_TYPE, STEP, CLOSE = (bytes([code]) for co
 DONE, FAILED = b".", b"!"
 
 WAITING, IMPORTING, MAKE_PHASE, RESET_PHASE, STEP_PHASE = -2, -1, 0, 1, 2
-"""What a worker is busy with: `Shared.at` holds WAITING, IMPORTING or phase * N + environment."""
+"""What a worker is doing: `Shared.at` holds WAITING, IMPORTING or phase * N + environment."""
 
 _LENGTH = struct.Struct("<Q")
 _ITEM = 16  # bytes kept free for a number of an observation or action, whatever its type; unused ones cost nothing
@@ -42,8 +42,8 @@ _ITEM = 16  # bytes kept free for a number of an observation or action, whatever
 class Shared:
     """The memory that parent and workers share, as NumPy views of a file without a name.
 
-    Environment i belongs to worker i % W: episodes of one task tend to end together, so that shares of neighbouring
-    environments would leave some workers idle.
+    Environment i belongs to worker i % W: episodes of one task tend to end together, so contiguous shares would leave
+    some workers idle.
     """
 
     def __init__(self, file: int, n: int, workers: int, obs_shape: tuple[int, ...], action_shape: tuple[int, ...]):
@@ -96,9 +96,9 @@ def fetch(file: int) -> bytes:
 
 
 def stack_observations(space: Any, observations: list[Any]) -> np.ndarray:
-    """First observations [N, ...], of a type that takes the later ones as well: that of `space` does too.
+    """First observations [N, ...], with a type that can hold later ones and those of `space` as well.
 
-    An environment whose reset returns whole numbers, as `np.array([0, 0])` is, may return fractions afterwards.
+    An environment whose reset returns integers, such as `np.array([0, 0])`, may return fractions afterwards.
     """
     found = np.stack([np.asarray(x) for x in observations])
     return found.astype(np.result_type(found, space.dtype or found.dtype), copy=False)

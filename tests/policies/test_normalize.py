@@ -102,7 +102,7 @@ def test_without_statistics_nothing_changes(stats):
     "space", [Box(0, 255, (4, 4, 1), np.uint8), Discrete(3), MultiDiscrete([2, 3]), MultiBinary(3)], ids=str
 )
 def test_observations_without_a_scale_are_refused(space):
-    with pytest.raises(ValueError, match="normalize_obs is for vectors of numbers, and the observation space is"):
+    with pytest.raises(ValueError, match="normalize_obs is for vectors of numbers, but the observation space is"):
         normalize.start(Spaces(space, Discrete(2)))
 
 
