@@ -1,4 +1,4 @@
-"""What adaptation gives: policies with `predict`, saved and loaded.
+"""Adapted policies: `predict`, saving and loading.
 
-Imports `policies` and what is below it.
+Imports `policies` and the rooms below it.
 """

@@ -1,4 +1,4 @@
-"""AdaptedPolicy: what adaptation gives, with stable-baselines3's `predict`."""
+"""AdaptedPolicy: the result of adaptation, with stable-baselines3's `predict`."""
 
 import copy
 from collections.abc import Mapping
@@ -45,9 +45,9 @@ class AdaptedPolicy:
         self.returns = returns
         """Mean return before and after each inner step of the adaptation."""
         self.success_rates = success_rates
-        """Share of episodes with a success, likewise; None where the environment does not report it."""
+        """Fraction of episodes with a success, likewise; None if the environment does not report success."""
         self.obs_stats: ObsStats = obs_stats or {}
-        """By which observations are normalised, if at all (see `metarl.policies.normalize`)."""
+        """Statistics used to normalise observations; empty for none (see `metarl.policies.normalize`)."""
         self._prepare(torch.Generator().manual_seed(seed))
 
     def _prepare(self, generator: torch.Generator) -> None:
@@ -76,13 +76,14 @@ class AdaptedPolicy:
         episode_start: Any = None,
         deterministic: bool = False,
     ) -> tuple[np.ndarray, Any]:
-        """Actions for one observation or a batch of them, and `state` as it is.
+        """Actions for one observation or a batch of them, and `state` unchanged.
 
         Args:
-            state: what `predict` or `observe` returned; used, like `episode_start`, by policies that remember.
+            state: the value returned by `predict` or `observe`; like `episode_start`, only used by policies with
+                memory.
 
         Raises:
-            ValueError: an observation that is none of the policy's (see `metarl.adapted.observations`).
+            ValueError: an observation is not in the policy's space (see `metarl.adapted.observations`).
         """
         deterministic = yes_or_no("deterministic", deterministic)
         obs, single = batch_of(self.policy.spaces, observation)
@@ -103,11 +104,11 @@ class AdaptedPolicy:
         return (out[0] if single else out), state
 
     def observe(self, state: Any, reward: Any) -> Any:
-        """`state` as it is: this policy learns nothing from a reward any more. Policies that remember do."""
+        """`state` unchanged: unlike policies with a memory, this one does not use rewards after adaptation."""
         return state
 
     def fresh(self) -> "AdaptedPolicy":
-        """This policy: it has no memory that could be emptied."""
+        """This policy itself, since it has no memory to reset."""
         return self
 
     @torch_defaults

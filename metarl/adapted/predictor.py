@@ -1,4 +1,4 @@
-"""Predictor: what acts in one environment, whether it has a memory or none."""
+"""Predictor: the interface of policies for one environment, with or without a memory."""
 
 from typing import Any, Protocol
 
@@ -16,8 +16,8 @@ class Predictor(Protocol):
             state = policy.observe(state, reward)
             over = terminated or truncated
 
-    A policy without a memory hands `state` on as it is, so that stable-baselines3's own loop, which tells no rewards,
-    does the same.
+    A policy without a memory returns `state` unchanged, so stable-baselines3's own loop, which does not pass rewards,
+    gives the same result.
     """
 
     def predict(
@@ -36,5 +36,5 @@ class Predictor(Protocol):
         ...
 
     def fresh(self) -> "Predictor":
-        """The same policy with nothing in its memory."""
+        """The same policy with an empty memory."""
         ...

@@ -1,4 +1,4 @@
-"""RecurrentPolicy: what a trial leaves, a policy that remembers one environment, with stable-baselines3's `predict`."""
+"""RecurrentPolicy: a policy with the memory of a trial in one environment, with stable-baselines3's `predict`."""
 
 from pathlib import Path
 from typing import Any
@@ -37,17 +37,17 @@ observation [n, O] and action [n, A] of the step taken since, which wait for the
 
 
 class RecurrentPolicy:
-    """A policy for one environment that starts from what a trial left in its memory.
+    """A policy for one environment that starts with the memory left by a trial.
 
-    An environment's reward is part of what the policy sees, and `predict` of stable-baselines3 has no place for it.
-    So the memory goes on only when the reward is told:
+    Rewards are an input of the policy, but stable-baselines3's `predict` does not take them. The memory is therefore
+    only updated when the reward is passed to `observe`:
 
         action, state = policy.predict(obs, state, episode_start)
         obs, reward, terminated, truncated, _ = env.step(action)
         state = policy.observe(state, reward)
 
-    Without `observe` it stays as the trial left it: every action then depends on the present observation and on that
-    memory alone. With it the trial goes on just as in training: episode after episode, the memory never reset.
+    Without `observe` the memory stays as the trial left it: actions then depend only on the current observation and on
+    that memory. With it the trial continues as in training, episode after episode, without resetting the memory.
     `episode_start` marks an episode's first step; by default that is the step without a `state`.
     """
 

@@ -1,4 +1,4 @@
-"""One formula of a paper each: tensors in, tensors out.
+"""Formulas from papers, one function each: tensors in, tensors out.
 
 Imports the modules beside the rooms.
 """

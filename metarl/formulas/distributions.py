@@ -1,7 +1,7 @@
 """The action distributions, as pure functions of their parameters.
 
-Every function reduces over the action axis A and keeps the leading axes. The sums are over action dimensions, never
-means: a mean would divide the score, and so every step size, by A.
+Every function reduces over the action axis A and keeps the leading axes. It sums over action dimensions and never
+averages: a mean would divide the score, and hence the effect of every step size, by A.
 """
 
 import functools
@@ -32,8 +32,8 @@ class _Logits(NamedTuple):
 class MultiCategorical(_Logits):
     """D independent choices, the d-th among `sizes[d]`: `logits` [..., A] has their logits one after the other.
 
-    The sizes are no tensor and so no field: they belong to the class, which `multi_categorical` makes. `list(dist)`
-    and `type(dist)(*tensors)` therefore mean the same for every distribution.
+    The sizes are not a tensor and therefore not a field: they belong to the class, which `multi_categorical` creates.
+    `list(dist)` and `type(dist)(*tensors)` thus work in the same way for every distribution.
     """
 
     sizes: ClassVar[tuple[int, ...]] = ()
@@ -56,11 +56,11 @@ def _rebuild(sizes: tuple[int, ...], logits: Tensor) -> MultiCategorical:
 Distribution = Gaussian | Categorical | MultiCategorical
 
 _IMPOSSIBLE = -1e30
-"""The logit of a choice that is not there. Not -inf, whose product with the probability zero is no number."""
+"""The logit of a padding entry. It is not -inf, whose product with probability zero is NaN."""
 
 
 def _blocks(dist: MultiCategorical, x: Tensor, fill: float) -> Tensor:
-    """x [..., A] -> [..., D, most choices], one row for each choice, the short ones filled up with `fill`."""
+    """x [..., A] -> [..., D, most choices], one row per choice, with short rows padded by `fill`."""
     sizes, most = dist.sizes, max(dist.sizes)
     assert x.shape[-1] == sum(sizes), (x.shape, sizes)
     if min(sizes) == most:
@@ -70,7 +70,7 @@ def _blocks(dist: MultiCategorical, x: Tensor, fill: float) -> Tensor:
 
 @functools.lru_cache(64)
 def _places(sizes: tuple[int, ...], device: torch.device) -> Tensor:
-    """[D, most choices]: where in [A + 1] a block's entries lie; A stands for those that are not there."""
+    """[D, most choices]: the indices in [A + 1] of a block's entries; A stands for padding."""
     starts = [sum(sizes[:d]) for d in range(len(sizes))]
     rows = [[s + i if i < n else sum(sizes) for i in range(max(sizes))] for s, n in zip(starts, sizes, strict=True)]
     return torch.tensor(rows, device=device)
@@ -85,12 +85,12 @@ def _unblocks(dist: MultiCategorical, blocks: Tensor) -> Tensor:
 
 
 def _rows(dist: Categorical | MultiCategorical) -> Tensor:
-    """The logits as [..., choices], with one more leading axis D where there are several choices."""
+    """The logits as [..., choices], with an additional axis D if there are several choices."""
     return dist.logits if isinstance(dist, Categorical) else _blocks(dist, dist.logits, _IMPOSSIBLE)
 
 
 def _total(dist: Categorical | MultiCategorical, x: Tensor) -> Tensor:
-    """The sum over independent choices of what was computed for each."""
+    """The sum over independent choices of a quantity computed for each."""
     return x if isinstance(dist, Categorical) else x.sum(-1)
 
 
@@ -129,8 +129,8 @@ def entropy(dist: Distribution) -> Tensor:
 
 
 def sample(dist: Distribution, noise: Tensor) -> Tensor:
-    """An action from outside randomness: standard normals [..., A], one uniform number [..., 1] for one choice, or
-    one for each of several [..., D]."""
+    """An action from given random numbers: standard normals [..., A], one uniform number [..., 1] for one choice, or
+    one per choice [..., D]."""
     if isinstance(dist, Gaussian):
         return dist.mean + torch.exp(dist.log_std) * noise
     if isinstance(dist, MultiCategorical):
@@ -149,7 +149,7 @@ def mode(dist: Distribution) -> Tensor:
 
 
 def probabilities(dist: Categorical | MultiCategorical) -> Tensor:
-    """How probable every choice is, [..., A]; of several, one distribution after the other."""
+    """The probability of every choice, [..., A]; for several choices, their distributions are concatenated."""
     if isinstance(dist, MultiCategorical):
         return _unblocks(dist, torch.softmax(_rows(dist), -1))
     return torch.softmax(dist.logits, -1)
@@ -174,6 +174,6 @@ def fisher_product(dist: Distribution, tangent: Distribution, weight: Tensor) ->
 
 
 def _choice_fisher(logits: Tensor, along: Tensor) -> Tensor:
-    """(diag(p) - p p^T) along, over the last axis."""
+    """The product of (diag(p) - p p^T) with `along`, over the last axis."""
     p = torch.softmax(logits, -1)
     return p * (along - (p * along).sum(-1, keepdim=True))

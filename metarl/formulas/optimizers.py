@@ -1,7 +1,7 @@
 """Gradient transformations as pure functions: (gradients, memory) -> (directions, memory).
 
-They serve both loops. Outside, `params - lr * direction` is the optimiser's step; inside, where every tensor has the
-task axis in front, it is every task's own step, and it can be differentiated.
+They serve both loops. In the outer loop, `params - lr * direction` is the optimiser's step; in the inner loop, where
+every tensor has a leading task axis, it is every task's own step, and it can be differentiated.
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from metarl.params import Params
 
 COUNT = "count"
-"""The name in an Adam memory of the number of steps taken."""
+"""The key of the step count in Adam's memory."""
 
 
 def momentum(grads: Params, memory: Params, beta: float = 0.9) -> tuple[Params, Params]:
@@ -24,8 +24,9 @@ def adam(
 ) -> tuple[Params, Params]:
     """Adam (Kingma and Ba 2015, https://arxiv.org/abs/1412.6980, algorithm 1). An empty memory starts at zero.
 
-    Differentiable also where a gradient is zero: the root is taken of the second moment plus eps^2 / 100, which
-    makes the divisor larger by less than a tenth of `eps`, and by less than a hundredth where the root is above it.
+    It is differentiable even where a gradient is zero: eps^2 / 100 is added to the second moment under the root, which
+    increases the divisor by less than a tenth of `eps`, and by less than a hundredth where the root is larger than
+    `eps`.
     """
     first, second = betas
     one = next(iter(grads.values()))
@@ -41,7 +42,7 @@ def adam(
 
 
 def clip_norm(grads: Params, most: float) -> tuple[Params, Tensor]:
-    """`grads` scaled down to a joint Euclidean norm of at most `most`; and the norm before."""
+    """`grads` clipped to a joint Euclidean norm of at most `most`, and the norm before clipping."""
     norm = torch.stack([g.norm() for g in grads.values()]).norm()
     if most == float("inf"):
         return grads, norm
@@ -50,7 +51,7 @@ def clip_norm(grads: Params, most: float) -> tuple[Params, Tensor]:
 
 
 def adam_start(params: Params) -> Params:
-    """The memory of `adam` before its first step, with all its entries: a state to save and to compare with."""
+    """The memory of `adam` before its first step, with all entries present, so that it can be saved and compared."""
     zeros = {name: torch.zeros_like(value) for name, value in params.items()}
     count = torch.zeros((), dtype=torch.float64, device=next(iter(params.values())).device)
     moments = {f"{kind}/{name}": zero.clone() for name, zero in zeros.items() for kind in ("mean", "square")}

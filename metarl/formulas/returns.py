@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def discounted_returns(rew: Tensor, gamma: float | Tensor) -> Tensor:
-    """Sum of discounted rewards from each step on. rew [K, T, E] -> [K, T, E]; differentiable in both."""
+    """The discounted sum of rewards from each step on. rew [K, T, E] -> [K, T, E]; differentiable in both arguments."""
     out, acc = [], torch.zeros_like(rew[:, 0])
     for t in reversed(range(rew.shape[1])):
         acc = rew[:, t] + gamma * acc

@@ -1,4 +1,4 @@
-"""Policies that remember: trials of several episodes, the sequences to train on, critics that see the task.
+"""Policies with a memory: trials of several episodes, sequences to train on, a critic that sees the task.
 
-Imports `rollout` and what is below it.
+Imports `rollout` and the rooms below it.
 """

@@ -13,9 +13,9 @@ from metarl.recurrent.trials import WIDE, Trials
 
 @dataclass(frozen=True)
 class Sequences:
-    """B trials without the steps that do not count: their valid steps come first, one after the other.
+    """B trials with their valid steps moved to the front, contiguously.
 
-    Time in front, as recurrent networks want it. L' is the length of the longest trial.
+    Time is the leading axis, as recurrent networks expect. L' is the length of the longest trial.
     """
 
     x: Tensor  # [L', B, I]
@@ -57,7 +57,7 @@ def _take(value: Tensor, order: Tensor) -> Tensor:
 def summed_up(
     loss: Callable[[Params, slice], tuple[Tensor, dict[str, Tensor]]], params: Params, mask: Tensor
 ) -> tuple[Params, dict[str, Tensor]]:
-    """The gradient of a loss that is a mean over the valid steps of trials, and its parts. mask [L, B]."""
+    """The gradient of a loss that is a mean over the valid steps of trials, and the loss's parts. mask [L, B]."""
     (L, B), total = mask.shape, mask.sum()
 
     def of_chunk(chunk: slice) -> tuple[list[Tensor], dict[str, Tensor]]:
@@ -74,7 +74,7 @@ def summed_up(
 
 
 def trial_chunks(length: int, n_trials: int, device: torch.device) -> list[slice]:
-    """B trials in chunks of about `parallel.CHUNK_ROWS` steps, but of `WIDE` trials where those are more; on a GPU all
-    are one chunk."""
+    """B trials in chunks of about `parallel.CHUNK_ROWS` steps, but at least `WIDE` trials; on a GPU they are one
+    chunk."""
     size = n_trials if device.type != "cpu" else max(WIDE, CHUNK_ROWS // length)
     return [slice(i, min(i + size, n_trials)) for i in range(0, n_trials, size)]

@@ -1,9 +1,9 @@
 """A value function for training only, which sees the task and the policy's memory.
 
-What a policy with a memory earns depends on the task that it is in, which it does not know: its own value head has to
-average over all tasks that it may be in, and how a trial's task differs from that average is noise in the advantages.
-While tasks are simulated, they are known, and nothing that only the training needs has to be blind. A value of memory
-*and* task leaves the policy's gradient unbiased; of the task alone it would not (Baisero and Amato 2022,
+The return of a policy with a memory depends on its task, which it does not know: its own value head has to average over
+all possible tasks, and a task's deviation from that average is noise in the advantages. In simulation the task is
+known, and components that are used in training only may see it. A value that depends on memory *and* task leaves the
+policy's gradient unbiased; one that depends on the task alone would not (Baisero and Amato 2022,
 https://arxiv.org/abs/2105.11674; the idea is that of Pinto et al. 2018, https://arxiv.org/abs/1710.06542).
 
 B trials of L steps; H units of the policy's memory, A its actions, D numbers that describe a task, M units here.
@@ -25,13 +25,13 @@ from metarl.recurrent.sequences import Sequences, summed_up, trial_chunks
 
 @dataclass(frozen=True)
 class TaskCritic:
-    """V(memory, task), with s what it sees of a policy's step, d the task, and l the share of the trial that is left:
+    """V(memory, task), where s describes a policy's step, d the task, and l is the fraction of the trial that remains:
 
         u = [relu(W_s s + W_d d + b), (A_s s + a_s) * (A_d d + a_d)]      y = relu(W_u [u, l u] + b_u)
         V = w [y, l y] + b_v
 
-    What is earned is often a product: of how probable an action is and of what it pays in this task, for as long as
-    the trial lasts; hence the products. `w_value` [1, 2M] and `b_value` [1] are named as those of the policy.
+    Returns often are products of an action's probability, its reward in this task and the remaining time; hence the
+    products. `w_value` [1, 2M] and `b_value` [1] have the same names as those of the policy.
     """
 
     policy: GRUPolicy
@@ -42,13 +42,13 @@ class TaskCritic:
 
     @property
     def input_dim(self) -> int:
-        """The length of s: memory, what the policy is about to do and, where the policy is given products of
-        observations and actions, those of the present observation with that."""
+        """The length of s: the memory, the action distribution and, if the policy's inputs contain products of
+        observations and actions, the products of the current observation with that distribution."""
         O, A = self.policy.spaces.obs_dim, self.policy.spaces.act_dim
         return self.policy.hidden + A + self.policy.products * O * A
 
     def init(self, generator: torch.Generator) -> Params:
-        """Xavier-uniform weights, zero biases; it starts with the value 0 everywhere."""
+        """Xavier-uniform weights, zero biases; the initial value is 0 everywhere."""
         S, D, M = self.input_dim, self.task_dim, self.units
         return {
             "w_sum_step": xavier(generator, (M, S), S, M), "w_sum_task": xavier(generator, (M, D), D, M),
@@ -83,7 +83,7 @@ class TaskCritic:
 
 @dataclass(frozen=True)
 class CriticView:
-    """What the critic sees of B trials."""
+    """The critic's inputs for B trials."""
 
     critic: TaskCritic
     seen: Tensor  # [L, B, S]
@@ -94,7 +94,7 @@ class CriticView:
         return replace(self, seen=self.seen[:, trials], task=self.task[trials])
 
     def value(self, params: Params) -> Tensor:
-        """[L, B], differentiable, all at once."""
+        """Values [L, B], differentiable, computed at once."""
         return self.critic.value(params, self.seen, self.task, self.left)
 
     @torch.no_grad()
@@ -115,8 +115,8 @@ class CriticView:
 
 @torch.no_grad()
 def view_of(critic: TaskCritic, params: Params, data: Sequences, task: Tensor, length: int) -> CriticView:
-    """What `critic` sees of the trials `data` with the tasks [B, D], in which the policy had the parameters `params`.
-    `length`: the most steps that a trial can have."""
+    """The inputs of `critic` for the trials `data` with the tasks [B, D], collected with the policy parameters
+    `params`. `length` is the maximum number of steps of a trial."""
     policy, O = critic.policy, critic.policy.spaces.obs_dim
 
     def of_chunk(chunk: slice) -> Tensor:

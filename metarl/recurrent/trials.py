@@ -1,9 +1,9 @@
-"""Trials: several episodes in the same environment, one after the other, with a memory that lasts through all of them.
+"""Trials: several consecutive episodes in the same environment, with a memory that is kept throughout.
 
-K tasks, E trials of each side by side, N episodes in a trial, at most T steps in an episode (the horizon, or less where
-all episodes ended long before it); time L = N T spans the whole trial. All trials go in lockstep: where an episode has
-ended early, its trial waits with its memory as it is until the next episode begins. So what happens in a trial does not
-depend on the trials beside it.
+K tasks, E parallel trials of each, N episodes per trial, at most T steps per episode (the horizon, or less if all
+episodes ended long before it); time L = N T spans the whole trial. All trials run in lockstep: after an early end of an
+episode, its trial waits with its memory unchanged until the next episode begins. A trial therefore does not depend on
+the other trials.
 """
 
 from collections.abc import Sequence
@@ -31,12 +31,13 @@ from metarl.vector.contract import TaskVectorEnv
 from metarl.vector.single import SingleEnv
 
 WIDE = 128
-"""Trials per chunk at least: each step of the recurrence is a product with this many rows, and fewer cost as much."""
+"""Minimum number of trials per chunk: a step of the recurrence is a product with this many rows, and fewer rows would
+not be faster."""
 
 
 @dataclass(frozen=True, repr=False)
 class Trials:
-    """E trials of each of K tasks. Where `mask` is zero, so is everything else. The flags and `last_obs` are those of
+    """E trials of each of K tasks. Everything is zero where `mask` is zero. The flags and `last_obs` are as in
     `metarl.rollout.rollout.Rollout`, for each of the N episodes."""
 
     x: Tensor  # [K, L, E, I], what went into the policy (see `GRUPolicy.inputs`)
@@ -61,7 +62,7 @@ class Trials:
 
     @property
     def raw_obs(self) -> Tensor:
-        """The observations as the environments gave them, [K, L, E, O]."""
+        """The observations as returned by the environments, [K, L, E, O]."""
         return self.x[..., : self.obs_dim] if self.raw is None else self.raw
 
     @property
@@ -71,7 +72,7 @@ class Trials:
 
     @property
     def success_rates(self) -> Tensor | None:
-        """[K, N]: share of trials with a success in their n-th episode; None where no environment reports it."""
+        """[K, N]: fraction of trials with a success in their n-th episode; None if no environment reports success."""
         return None if self.success is None else self.success.float().mean(2)
 
     @property
@@ -81,7 +82,7 @@ class Trials:
 
     @property
     def rollouts(self) -> list[Rollout]:
-        """The n-th episodes of all trials as a rollout of their own, for every n."""
+        """The n-th episodes of all trials as a rollout, for every n."""
         T = self.mask.shape[1] // self.episodes
         out = []
         for n in range(self.episodes):
@@ -98,8 +99,8 @@ class Trials:
 
 
 def shown_episodes(episodes: int) -> list[int]:
-    """Which episodes of a trial are worth a column in a log: of up to ten all, of more those with the numbers 0, 1, 2,
-    5, 10, 20, 50, ... and the last."""
+    """Which episodes of a trial get a column in the log: up to ten, all of them; otherwise numbers 0, 1, 2, 5, 10, 20,
+    50, ... and the last."""
     if episodes <= 10:
         return list(range(episodes))
     series = [m * 10**e for e in range(len(str(episodes))) for m in (1, 2, 5)]
@@ -143,7 +144,7 @@ def collect_trials(
 
 
 def trial_seeds(seed: int, iteration: int, episodes: int, n_tasks: int, trials: int) -> Tensor:
-    """The keys of all episodes, int64 [N, K, E]: `random.episode_seeds` with the number of the episode as stage."""
+    """The keys of all episodes, int64 [N, K, E]: `random.episode_seeds` with the episode number as the stage."""
     n, k, e = torch.meshgrid(*(torch.arange(size) for size in (episodes, n_tasks, trials)), indexing="ij")
     return random.seeds_at(seed, k, e, torch.tensor(iteration), n)
 

@@ -1,4 +1,4 @@
-"""What training came to: adaptation curves with intervals, figures, films.
+"""Results of training: adaptation curves with intervals, figures, videos.
 
-Imports `adapted`, `recurrent` and what is below them.
+Imports `adapted`, `recurrent` and the rooms below them.
 """

@@ -1,7 +1,7 @@
-"""How well adaptation works: the adaptation curve on tasks of a split, with its uncertainty over tasks.
+"""Evaluation of adaptation: the adaptation curve on the tasks of a split, with its uncertainty over tasks.
 
-One result for everything that adapts: gradient methods and RL2, whose tasks have returns, and few-shot learning, whose
-tasks have losses (`metarl.report.measures`).
+The result type is the same for all methods: gradient methods and RL2, whose tasks have returns, and few-shot learning,
+whose tasks have losses (`metarl.report.measures`).
 """
 
 import csv
@@ -27,11 +27,11 @@ FINAL, PERIODIC, STEP_SIZES = 1, 2, 3
 """Purposes of an evaluation: the final one; the periodic ones of training, which choose the best state; and the choice
 of step sizes. Each draws its own tasks, the latter two from the validation split."""
 GIVEN = "given"
-"""What stands for the split where tasks were given."""
+"""Stands for the split if tasks were given."""
 
 
 def evaluation_seed(seed: int, purpose: int) -> int:
-    """The seed of an evaluation's tasks and episodes: the same for every state of a run, shared with no training."""
+    """The seed of an evaluation's tasks and episodes: the same for every state of a run, and never used by training."""
     return int(np.random.SeedSequence([seed, purpose, 0xE7A1]).generate_state(1, np.uint64)[0] >> 2)
 
 
@@ -44,44 +44,44 @@ class Row:
     mean_low: float
     mean_high: float
     iqm: float | None = None
-    """The interquartile mean; None where the measure has none."""
+    """The interquartile mean; None if the measure does not use it."""
     iqm_low: float | None = None
     iqm_high: float | None = None
     rate: float | None = None
-    """Mean success rate or accuracy over tasks; None where there is none."""
+    """Mean success rate or accuracy over tasks; None if there is none."""
     rate_low: float | None = None
     rate_high: float | None = None
 
 
 @dataclass(frozen=True, repr=False)
 class Evaluation:
-    """Adapting to K tasks by S steps.
+    """The result of adapting to K tasks by S steps.
 
-    The numbers have the names of what is measured as well: `returns`, `success_rates` and `episodes`, or `losses`,
-    `accuracies`, `shots` and `queries`.
+    The numbers are also available under the names of what is measured: `returns`, `success_rates` and `episodes`, or
+    `losses`, `accuracies`, `shots` and `queries`.
     """
 
     values: np.ndarray
     """[K, S + 1]: each task's mean undiscounted return, or mean loss on its query set, after 0, 1, ..., S steps."""
     step_sizes: tuple[float | None, ...]
-    """The S inner step sizes, without learned factors; None for steps that have none (further episodes of a trial)."""
+    """The S inner step sizes, without learned factors; None for steps without a size (episodes of a trial)."""
     amounts: Mapping[str, int]
     """The data of each task: `episodes` before and after every step (of RL2: trials), or `shots` and `queries`."""
     tasks: Mapping[str, np.ndarray]
-    """What tells the tasks apart, each [K, ...]; empty where a family of sets does not say it."""
+    """The task parameters, each [K, ...]; empty if a family of sets does not provide them."""
     seed: int
     details: Any = None
     """What the algorithm's `evaluate` returned (all rollouts and parameters), if it was asked for."""
     rates: np.ndarray | None = None
-    """[K, S + 1]: share of each task's episodes with a success, or of its query set that is predicted right; None where
-    nothing reports it."""
+    """[K, S + 1]: fraction of each task's episodes with a success, or of its query set predicted correctly; None if not
+    reported."""
     choice: Choice | None = None
-    """How the sizes of steps beyond those of training were chosen; None where all were given or are training's."""
+    """How the sizes of steps beyond those of training were chosen; None if all were given or are training's."""
     split: str = TEST
     """The split that the tasks were drawn from; `"given"` if they were given."""
     measure: Measure = RETURN
     unit: str = "inner step"
-    """What a step is: "inner step", or "episode" of a trial."""
+    """The unit of adaptation: "inner step", or "episode" of a trial."""
 
     def __repr__(self) -> str:
         return as_text(self.table(steps=shown_episodes(self.values.shape[1])))

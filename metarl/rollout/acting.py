@@ -1,6 +1,6 @@
-"""The acting loop: episodes in K*E environments at once, with a policy that has a memory or none.
+"""The acting loop: episodes in K*E environments at once, for policies with and without a memory.
 
-An `Actor` is a policy with its parameters as the loop sees it: `start` before the first episode, `act` in every step,
+An `Actor` is the loop's view of a policy with its parameters: `start` before the first episode, `act` in every step,
 `observe` after it. The loop encodes, normalises, draws, decodes, records and checks.
 """
 
@@ -26,7 +26,7 @@ from metarl.vector.success import of_steps
 
 
 class Acted(NamedTuple):
-    """What a policy makes of an observation."""
+    """The output of a policy for an observation."""
 
     dist: Distribution  # of actions, [K, E, A] (log_std: [K, 1, A])
     record: dict[str, Tensor]  # what is recorded of the step, [K, E, ...] by name
@@ -38,7 +38,7 @@ class Actor(Protocol):
 
     @property
     def spaces(self) -> Spaces:
-        """What it observes and how it acts."""
+        """Its observation and action spaces."""
         ...
 
     @property
@@ -48,8 +48,8 @@ class Actor(Protocol):
 
     @property
     def kinds(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        """What `act` records: name -> the shape behind [K, T, E] and the type. One is `x`, what went into the network;
-        its first O entries are the observation."""
+        """What `act` records: name -> the shape after [K, T, E] and the type. One entry is `x`, the network's input,
+        whose first O entries are the observation."""
         ...
 
     def start(self, n_tasks: int, episodes: int) -> Any:
@@ -57,21 +57,21 @@ class Actor(Protocol):
         ...
 
     def act(self, memory: Any, obs: Tensor, first: bool) -> Acted:
-        """obs [K, E, O], normalised if at all; whether it is the first of the episodes.
+        """Act on obs [K, E, O], normalised if enabled; `first` says whether it is the first step of the episodes.
 
-        The environment may overwrite `obs` in the next step: `Acted.state` must not refer to it.
+        The environment may overwrite `obs` in the next step, so `Acted.state` must not refer to it.
         """
         ...
 
     def observe(self, memory: Any, acted: Acted, action: Tensor, reward: Tensor, alive: Tensor) -> Any:
-        """The memory after the step. action [K, E, ...] in policy units, reward [K, E], alive [K, E] bool: whose step
-        it was; where it is false, the memory stays as it is."""
+        """The memory after the step. action [K, E, ...] in policy units, reward [K, E], alive [K, E] bool: which
+        episodes took the step; the memory of the others is unchanged."""
         ...
 
 
 @dataclass(frozen=True)
 class Memoryless:
-    """A policy that acts on the present observation alone, with parameters [K, ...] on the environments' device."""
+    """A policy that acts on the current observation alone, with parameters [K, ...] on the environments' device."""
 
     policy: Policy
     params: Params
@@ -97,7 +97,7 @@ class Memoryless:
 
 @dataclass(frozen=True)
 class Played:
-    """N episodes of K*E environments, one behind the other in time: L = N T. Zero where `mask` is false."""
+    """N episodes of K*E environments, concatenated in time: L = N T. Zero where `mask` is false."""
 
     values: dict[str, Tensor]  # [K, L, E, ...]: act, rew, mask, terminated, truncated, what the actor records, raw
     dist: Distribution  # [K, L, E, A] (log_std: [K, 1, 1, A])
@@ -113,11 +113,12 @@ def play(
     """Let `actor` act for N episodes of at most `horizon` steps in each of K*E environments.
 
     Args:
-        seeds: int64 [N, K, E]; the episode's environment and its action noise both follow from its seed alone.
-        obs_stats: by which observations are normalised, if at all (see `metarl.policies.normalize`).
+        seeds: int64 [N, K, E]; an episode's environment and action noise are both determined by its seed.
+        obs_stats: statistics used to normalise observations; empty for none (see `metarl.policies.normalize`).
 
     Raises:
-        NotFiniteError: the environment or the policy gave a number that is not finite (names task, episode and step).
+        NotFiniteError: the environment or the policy returned a number that is not finite (names task, episode and
+            step).
     """
     with torch.no_grad(), threads_for(seeds[0].numel(), env.device):
         loop = _Loop(env, tasks, horizon, actor, seeds.to(env.device), obs_stats)
@@ -131,7 +132,7 @@ class _Episode(NamedTuple):
 
 
 class _Loop:
-    """What goes on from step to step: the actor's memory, and who has had a success."""
+    """What is carried from step to step: the actor's memory, and which episodes have had a success."""
 
     def __init__(
         self,
@@ -152,7 +153,7 @@ class _Loop:
         self.success: Tensor | None = None
 
     def episode(self, n: int) -> _Episode:
-        """Episode n in every environment."""
+        """Play episode n in every environment."""
         record = Recording(*self.shape, self.horizon, self.kinds, self.device)
         alive = torch.ones(self.shape, dtype=torch.bool, device=self.device)
         options: dict[str, Any] = {} if n else {"tasks": self.tasks}
@@ -187,7 +188,7 @@ class _Loop:
         return _Episode(values, last, acted.dist)
 
     def joined(self, parts: Sequence[_Episode]) -> Played:
-        """Episodes one behind the other."""
+        """The episodes, concatenated in time."""
         T = max(part.values["mask"].shape[1] for part in parts)
         values: dict[str, Tensor] = {}
         for name in self.kinds:
@@ -237,7 +238,7 @@ class _Loop:
 
 
 def step_kinds(spaces: Spaces, normalised: bool) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    """What the loop records of every step: the shape behind [K, T, E] and the type."""
+    """What the loop records in every step: the shape after [K, T, E] and the type."""
     kinds: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
         "act": (spaces.action_shape, torch.int64 if spaces.discrete else torch.float32),
         "rew": ((), torch.float32),
@@ -250,22 +251,22 @@ def step_kinds(spaces: Spaces, normalised: bool) -> dict[str, tuple[tuple[int, .
 
 
 def longer(x: Tensor, steps: int) -> Tensor:
-    """x [K, T, E, ...] with zeros behind, [K, steps, E, ...]."""
+    """x [K, T, E, ...] padded with zeros to [K, steps, E, ...]."""
     if x.shape[1] == steps:
         return x
     return torch.cat([x, x.new_zeros(len(x), steps - x.shape[1], *x.shape[2:])], 1)
 
 
 def _at(step: Tensor, recorded: Tensor, steps: int, after: Tensor) -> Tensor:
-    """The observation at `step` [K, E] out of those of `steps` steps, [K, T, E, O or more], and of `after` [K, E, O],
-    which followed them."""
+    """The observation at `step` [K, E], taken from those of `steps` steps, [K, T, E, O or more], and from `after` [K,
+    E, O], which followed them."""
     O = after.shape[-1]
     index = step.clamp(max=recorded.shape[1] - 1)[:, None, :, None].expand(-1, 1, -1, O)
     return torch.where((step < steps)[..., None], recorded[..., :O].gather(1, index)[:, 0], after)
 
 
 def _spread(dist: Distribution, heads: Tensor) -> Distribution:
-    """The distribution of all steps, [K, T, E, A], from their heads and what one step's has for all."""
+    """The distribution of all steps, [K, T, E, A], from their heads and the parts that are the same in every step."""
     return type(dist)(heads, *((dist.log_std.unsqueeze(1),) if isinstance(dist, Gaussian) else ()))
 
 

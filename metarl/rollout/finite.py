@@ -1,4 +1,4 @@
-"""Numbers that are not finite, caught where they arise: before they are kept, and blamed on whoever made them."""
+"""Numbers that are not finite, caught where they arise, before they are kept, and attributed to their source."""
 
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -12,14 +12,14 @@ SMALLER_STEPS = "take smaller steps: lower inner_lr or the step sizes that were 
 
 
 class NotFiniteError(ValueError):
-    """A number is NaN or infinite. The message says which, where it arose, whose it is and what to change.
+    """A number is NaN or infinite. The message says which, where it arose, its source and what to change.
 
-    It is raised before the number is kept: the state of a learner that raised it is the one before that iteration.
+    It is raised before the number is kept: a learner that raised it still has its state from before that iteration.
     """
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether no entry is NaN or infinite: one sum for each tensor; only sums that overflow are looked at closely."""
+    """Whether all entries are finite: one sum per tensor; entries are only checked if the sum is not finite."""
     floats = [x.detach() for x in tensors if x.is_floating_point()]
     sums = [x.sum() for x in floats]
     if not sums or bool(torch.stack([x.double() for x in sums]).isfinite().all()):
@@ -59,24 +59,25 @@ class Fault(NamedTuple):
 
 
 def unusable(dist: Distribution, action: Tensor) -> Tensor:
-    """Which of a policy's outputs make no action, bool [...]. A logit of -inf is a choice that is ruled out."""
+    """Which of a policy's outputs give no valid action, bool [...]. A logit of -inf is allowed: it excludes a
+    choice."""
     if isinstance(dist, Gaussian):
         return ~(dist.mean.isfinite() & action.isfinite()).all(-1)
     return (dist.logits.isnan() | dist.logits.isposinf()).any(-1) | dist.logits.isneginf().all(-1)
 
 
 def any_unusable(dist: Distribution, action: Tensor, alive: Tensor) -> bool:
-    """Whether a policy's output is unusable in an episode that is alive, bool [...]; mostly known from one sum."""
+    """Whether a policy's output is unusable in an ongoing episode, bool [...]; usually decided by a single sum."""
     if bool((action.sum() if isinstance(dist, Gaussian) else dist.logits.sum()).isfinite()):
         return False
     return bool((unusable(dist, action) & alive).any())
 
 
 def first_fault(obs: Tensor, unusable: Tensor, rew: Tensor, mask: Tensor) -> Fault | None:
-    """What went wrong first: obs [K, T, E, O] before normalisation; unusable, rew and mask [K, T, E].
+    """The first fault: obs [K, T, E, O] before normalisation; unusable, rew and mask [K, T, E].
 
-    Within a step the observation comes before the action and the action before the reward, so that whoever made the
-    first such number is named, not whoever passed it on.
+    Within a step the observation comes before the action and the action before the reward, so that the fault is
+    attributed to its source and not to where it propagated.
     """
     if bool((obs.sum() + rew.sum()).isfinite()) and not bool(unusable.any()):
         return None
@@ -87,12 +88,12 @@ def first_fault(obs: Tensor, unusable: Tensor, rew: Tensor, mask: Tensor) -> Fau
 
 
 def fault_error(fault: Fault, value: object, name: str, where: str) -> NotFiniteError:
-    """What to raise for it.
+    """The error to raise for a fault.
 
     Args:
         value: the number or numbers.
-        name: of the environment.
-        where: the episode, like "episode 0 of task 2 = {...}".
+        name: the name of the environment.
+        where: the episode, such as "episode 0 of task 2 = {...}".
     """
     if fault.what == "action":
         return NotFiniteError(

@@ -1,6 +1,6 @@
-"""What happens in episodes, step by step: room for what is recorded, and the noise that actions take.
+"""Buffers for recorded steps, and the noise of actions.
 
-Both are made for the steps that are taken. A horizon that no episode reaches costs nothing.
+Both are allocated only for steps that are taken, so a horizon that no episode reaches costs nothing.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from metarl import random
 from metarl.policies.spaces import Spaces
 
 STEPS = 64
-"""Room is made for a multiple of this many steps: shorter horizons have T equal to the horizon, whatever happens."""
+"""Buffers grow in multiples of this many steps; with shorter horizons T always equals the horizon."""
 _NOISE_STEPS = 256  # steps that noise is drawn for at once
 _DRAW_BLOCK = 1 << 22  # numbers drawn at once where several short episodes are: 16 MiB
 
@@ -21,7 +21,7 @@ class Recording:
     """Arrays [K, T, E, ...], zero where nothing was recorded; T grows with the steps, up to the horizon.
 
     Args:
-        kinds: name -> the shape behind [K, T, E] and the type.
+        kinds: name -> the shape after [K, T, E] and the type.
     """
 
     def __init__(
@@ -49,17 +49,17 @@ class Recording:
             self._arrays[name][:, t] = value
 
     def whole(self, name: str) -> Tensor:
-        """All that there is room for, [K, T, E, ...]."""
+        """The whole buffers, [K, T, E, ...]."""
         return self._arrays[name]
 
     def first(self, steps: int) -> dict[str, Tensor]:
-        """All arrays, of the first `steps` steps and up to `STEPS` more, at most of the horizon."""
+        """All arrays for the first `steps` steps and up to `STEPS` more, but no more than the horizon."""
         size = min(self._horizon, -(-steps // STEPS) * STEPS)
         return {name: x if size == self._size else x[:, :size].contiguous() for name, x in self._arrays.items()}
 
 
 class ActionNoise:
-    """The random numbers of every action: uniform ones for choices, normal ones for vectors. seeds int64 [N, K, E]."""
+    """The random numbers for actions: uniform for choices, normal for vectors. seeds int64 [N, K, E]."""
 
     def __init__(self, spaces: Spaces, seeds: Tensor, horizon: int):
         self._draw: Any = random.uniform if spaces.discrete else random.normal
@@ -70,7 +70,7 @@ class ActionNoise:
         self._from = (-1, -1)
 
     def at(self, n: int, t: int) -> Tensor:
-        """Those of step t of episode n, [K, E, 1 or A or D]."""
+        """The numbers for step t of episode n, [K, E, 1 or A or D]."""
         start = (n - n % self._episodes, t - t % self._steps)
         if start != self._from:
             self._from, (episode, step) = start, start

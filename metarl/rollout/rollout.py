@@ -1,4 +1,4 @@
-"""Rolling policies out: all tasks and episodes at once, every random number from a key."""
+"""Rolling policies out: all tasks and episodes at once, with keyed random numbers."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -24,12 +24,12 @@ _OF_EPISODES = ("success", "last_obs", "last_raw")  # what has no time axis
 
 @dataclass(frozen=True, repr=False)
 class Rollout:
-    """The episodes of K tasks. T is the horizon, or less where all end long before (see `recording`). After the end
-    of an episode `mask`, `obs`, `act`, `rew` and `dist`'s first entry are zero, and both flags are false.
+    """The episodes of K tasks. T is the horizon, or less if all end long before it (see `recording`). After the end of
+    an episode `mask`, `obs`, `act`, `rew` and `dist`'s first entry are zero, and both flags are false.
 
-    Every episode ends with one flag: `terminated` where the environment ended it, `truncated` where it was cut off, by
-    the environment or by the horizon. The step after (obs[t], act[t], rew[t]) led to obs[t + 1] or, with a flag, to
-    `last_obs`; a return that is cut off continues there, one that terminated does not.
+    Every episode ends with one flag: `terminated` if the environment ended it, `truncated` if it was cut off by the
+    environment or by the horizon. Step t (obs[t], act[t], rew[t]) led to obs[t + 1] or, with a flag, to `last_obs`; the
+    return of a truncated episode would continue there, that of a terminated one does not.
     """
 
     obs: Tensor  # [K, T, E, O], as the policy saw them
@@ -50,12 +50,12 @@ class Rollout:
 
     @property
     def raw_obs(self) -> Tensor:
-        """The observations as the environments gave them, [K, T, E, O]."""
+        """The observations as returned by the environments, [K, T, E, O]."""
         return self.obs if self.raw is None else self.raw
 
     @property
     def raw_last_obs(self) -> Tensor:
-        """`last_obs` as the environments gave it, [K, E, O]."""
+        """`last_obs` as returned by the environments, [K, E, O]."""
         return self.last_obs if self.last_raw is None else self.last_raw
 
     @property
@@ -65,12 +65,12 @@ class Rollout:
 
     @property
     def success_rate(self) -> Tensor | None:
-        """Share of each task's episodes with a success, [K]; None where no environment reports it."""
+        """Fraction of each task's episodes with a success, [K]; None if no environment reports success."""
         return None if self.success is None else self.success.float().mean(1)
 
     @property
     def steps(self) -> int:
-        """Environment steps taken, ended episodes not counted."""
+        """Number of environment steps taken, not counting episodes that have ended."""
         return int(self.mask.sum())
 
     def __getitem__(self, tasks: slice) -> "Rollout":
@@ -78,7 +78,7 @@ class Rollout:
         return self._map(lambda x: x[tasks])
 
     def every(self, stride: int) -> "Rollout":
-        """The same for one in `stride` time steps, the first included. Flags of steps in between are lost."""
+        """Every `stride`-th time step, including the first. Flags of steps in between are lost."""
         return self._map(lambda x: x[:, ::stride], kept=_OF_EPISODES)
 
     def to(self, device: torch.device | str) -> "Rollout":
@@ -103,13 +103,14 @@ def collect(
     """Act with `params` [K, ...] in K*E environments for one episode each.
 
     Args:
-        env: tensors stay on its device. Where its `step` reports successes (see `metarl.vector.success.of_steps`),
-            the rollout has `success`.
-        seeds: int64 [K, E]; the episode's environment and its action noise both follow from its seed alone.
-        obs_stats: by which the policy's observations are normalised, if at all (see `metarl.policies.normalize`).
+        env: tensors stay on its device. If its `step` reports successes (see `metarl.vector.success.of_steps`), the
+            rollout has `success`.
+        seeds: int64 [K, E]; an episode's environment and action noise are both determined by its seed.
+        obs_stats: statistics used to normalise observations; empty for none (see `metarl.policies.normalize`).
 
     Raises:
-        NotFiniteError: the environment or the policy gave a number that is not finite (names task, episode and step).
+        NotFiniteError: the environment or the policy returned a number that is not finite (names task, episode and
+            step).
     """
     actor = Memoryless(policy, {name: value.to(env.device).contiguous() for name, value in params.items()})
     played = play(env, tasks, horizon, actor, seeds[None], obs_stats)
@@ -124,7 +125,7 @@ def collect(
 
 
 def side_by_side(parts: Sequence[Rollout]) -> Rollout:
-    """Rollouts of the same tasks, each [K, T_i, E_i, ...], as one of all their episodes."""
+    """Rollouts of the same tasks, each [K, T_i, E_i, ...], combined into one with all their episodes."""
     T = max(part.mask.shape[1] for part in parts)
 
     def joined(name: str, values: Sequence[Tensor | None]) -> Tensor | None:
@@ -142,10 +143,10 @@ def side_by_side(parts: Sequence[Rollout]) -> Rollout:
 
 
 def together(flags: Sequence[Tensor | None], like: Sequence[Tensor]) -> Tensor | None:
-    """Successes of several rollouts side by side, False where one of them has none; None where none of them has any.
+    """Successes of several rollouts, concatenated; False for a rollout without reports, None if none has reports.
 
     Args:
-        like: a tensor of each one's shape.
+        like: a tensor of each rollout's shape.
     """
     if all(one is None for one in flags):
         return None

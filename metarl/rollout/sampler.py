@@ -1,4 +1,4 @@
-"""Draw tasks and roll policies out in them, in environments that are kept for the whole run."""
+"""Drawing tasks and rolling policies out in them, in environments that are kept for the whole run."""
 
 from dataclasses import replace
 from typing import Any
@@ -25,7 +25,7 @@ class Sampler:
     """Draws a family's tasks and rolls policies out in them; keeps its vector environments for the whole run.
 
     Args:
-        workers: of `metarl.make_vector`: None chooses, 0 steps environments one by one, n uses n processes.
+        workers: as for `metarl.make_vector`: None chooses, 0 steps environments one by one, n uses n processes.
     """
 
     def __init__(self, family: TaskFamily, device: torch.device | str = "cpu", workers: int | None = None):
@@ -33,15 +33,16 @@ class Sampler:
         check_workers(workers)
         self.family, self.device, self.workers = family, torch.device(device), workers
         self.reports_success = False
-        """Whether an environment has ever reported a success or a failure; if so, an episode without is a failure."""
+        """Whether an environment has ever reported success or failure; if so, an episode without a report is a
+        failure."""
         self._envs: dict[tuple[int, int], TaskVectorEnv] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """For pickle and deepcopy: the environments and their processes stay behind; `collect` makes new ones."""
+        """For pickle and deepcopy: environments and their processes are not copied; `collect` creates new ones."""
         return vars(self) | {"_envs": {}}
 
     def tasks(self, n: int, seed: int, iteration: int, split: str = "train") -> Tasks:
-        """`n` tasks of meta-iteration `iteration`, from `seed` alone, of any split of the family."""
+        """`n` tasks for meta-iteration `iteration`, determined by `seed`, from any split of the family."""
         return sample_split(self.family, n, np.random.default_rng([seed, iteration]), split)
 
     def collect(
@@ -63,26 +64,26 @@ class Sampler:
         return replace(rollout, success=noted(self, rollout.success, (n, episodes))).to(self.device)
 
     def vector_env(self, n_tasks: int, episodes: int) -> TaskVectorEnv:
-        """The K*E environments that rollouts of this size run in, made at the first and kept."""
+        """The K*E environments for rollouts of this size, created once and kept."""
         key = (n_tasks, episodes)
         if key not in self._envs:
             self._envs[key] = make_vector(self.family, n_tasks, episodes, self.device, self.workers)
         return self._envs[key]
 
     def close(self) -> None:
-        """Close the environments and end their processes; `collect` makes new ones."""
+        """Close the environments and end their processes; `collect` creates new ones."""
         for env in self._envs.values():
             env.close()
         self._envs = {}
 
 
 class EnvSampler:
-    """Rolls a policy out in one plain `gymnasium.Env`, episode after episode, as if it were a family of one task."""
+    """Rolls a policy out in a single `gymnasium.Env`, one episode after another, as if it were a family of one task."""
 
     def __init__(self, env: gym.Env, horizon: int, device: torch.device | str = "cpu", reports_success: bool = False):
         self.env, self.horizon, self.device = env, horizon, torch.device(device)
         self.reports_success = reports_success
-        """As of `Sampler`."""
+        """See `Sampler`."""
 
     def collect(
         self,
@@ -95,7 +96,7 @@ class EnvSampler:
         stage: int,
         obs_stats: ObsStats | None = None,
     ) -> Rollout:
-        """As `Sampler.collect` for one task."""
+        """Like `Sampler.collect`, for one task."""
         seeds = random.episode_seeds(seed, iteration, stage, 1, episodes)
         single = SingleEnv(self.env, self.horizon)
         parts = [
@@ -107,6 +108,6 @@ class EnvSampler:
 
 
 def noted(sampler: Sampler | EnvSampler, success: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
-    """A rollout's `success` of this shape, all False where it has none but an earlier one of the sampler's had."""
+    """A rollout's `success`; all False, of this shape, if it has none but an earlier rollout of the sampler had."""
     sampler.reports_success |= success is not None
     return torch.zeros(shape, dtype=torch.bool) if success is None and sampler.reports_success else success

@@ -1,4 +1,4 @@
-"""What an algorithm works with and never changes: its settings, its tasks, its policy's description and a seed."""
+"""The constant inputs of an algorithm: its settings, its tasks, its policy's description and a seed."""
 
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -13,9 +13,9 @@ class Setup(Generic[C]):
     config: C
     """The algorithm's settings."""
     sampler: Any
-    """A `Sampler`, which draws tasks and rolls the policy out in them; in `adapt(env)` an `EnvSampler`, which has one
-    environment and draws none."""
+    """A `Sampler`, which draws tasks and rolls the policy out in them; in `adapt(env)` an `EnvSampler`, which has a
+    single environment and draws no tasks."""
     policy: Any
     """The policy's description, without parameters (see `metarl.policies.base.Policy`)."""
     seed: int
-    """Of every random number: of a run, or of one evaluation."""
+    """The seed of all random numbers of a run or of one evaluation."""

@@ -1,9 +1,10 @@
 """Policies to and from stable-baselines3, with identical action distributions.
 
-Our policies act in policy units (1 is half the range of a bounded action), stable-baselines3's in the environment's;
-both clip. A Gaussian's mean and standard deviation are therefore scaled, and the last layer takes the scale in:
+metarl's policies act in policy units (1 is half the range of a bounded action), stable-baselines3's in the
+environment's units; both clip. A Gaussian's mean and standard deviation are therefore scaled, and the last layer
+absorbs the scale:
     mean_env = centre + scale * mean      log_std_env = log_std + log(scale)
-Choices have the same logits here and there, except for bits: ours have two each, theirs have one, the difference.
+Choices have the same logits in both, except bits, which have two logits each here and one there, the difference.
 """
 
 import copy
@@ -68,16 +69,16 @@ def to_sb3(
 ) -> Any:
     """A stable-baselines3 model whose action distributions are those of `policy`.
 
-    An MLP policy becomes an ordinary `MlpPolicy`: what the model saves can be loaded where this package is not
-    installed. Any other policy, and one that normalises observations, becomes its features extractor; the statistics
-    of the observations are kept as they are. The value network is new. The standard deviation's
-    floor is applied once; training in stable-baselines3 may go below it.
+    An MLP policy becomes an ordinary `MlpPolicy`: the saved model can be loaded where this package is not installed.
+    Any other policy, and one that normalises observations, becomes the model's features extractor, and its observation
+    statistics are not updated. The value network is newly initialised. The standard deviation's lower bound is applied
+    once; training in stable-baselines3 may go below it.
 
     Args:
-        policy: an adapted policy, or a learner: its meta-policy, before any adaptation.
+        policy: an adapted policy, or a learner, which stands for its meta-policy before any adaptation.
         algorithm: `"ppo"`, `"a2c"` or a class of that kind.
-        env: where to train it further. Without it the model predicts, saves and loads; `set_env` takes one
-            environment, `load(path, env=...)` any number of them.
+        env: the environment for further training. Without it the model can predict, save and load; `set_env` accepts
+            one environment, `load(path, env=...)` any number.
         kwargs: the algorithm's own settings. `policy_kwargs=dict(net_arch=dict(vf=[...]))` shapes the value network,
             by default like the policy's.
 
@@ -178,9 +179,9 @@ def _architecture(policy: Any, net_arch: Any, stats: ObsStats) -> dict[str, Any]
 
 
 class PolicyExtractor(BaseFeaturesExtractor):
-    """One of our policies as a features extractor: its features are the action means in policy units, or logits.
+    """A metarl policy as a features extractor, whose features are the action means in policy units, or logits.
 
-    The statistics of observations are buffers: they are saved with the model, and training leaves them alone.
+    The observation statistics are buffers: they are saved with the model, and training does not change them.
     """
 
     def __init__(self, observation_space: gym.Space, policy: Policy, obs_stats: ObsStats):
@@ -271,7 +272,7 @@ def from_sb3(
 
     `MetaLearner(algorithm, family, policy=from_sb3(model))` starts from it, to meta-train or to adapt. A plain
     multi-layer perceptron with tanh, ReLU or ELU becomes an `MLPPolicy`; any other network (a CNN, a features
-    extractor of your own, the tanh output of TD3 and DDPG) is run as it is, as a `ModulePolicy`.
+    extractor of your own, the tanh output of TD3 and DDPG) is used unchanged, as a `ModulePolicy`.
 
     Args:
         model: a PPO, A2C (or sb3-contrib TRPO), TD3 or DDPG model, its policy, or the path of a saved one. Such

@@ -1,4 +1,4 @@
-"""Repeat, log, save, resume.
+"""The training loop, logging, saving and resuming.
 
-Imports `adapted` and what is below it.
+Imports `adapted` and the rooms below it.
 """

@@ -1,6 +1,6 @@
-"""What training, saving and loading need of a learner: `MetaLearner` and `FewShotLearner` both have it.
+"""The interface of a learner for training, saving and loading; `MetaLearner` and `FewShotLearner` both have it.
 
-`metarl.training.learn` and `metarl.training.saved` do the rest, alike for both.
+`metarl.training.learn` and `metarl.training.saved` use it in the same way for both.
 """
 
 from collections.abc import Callable, Mapping
@@ -33,7 +33,7 @@ class Learner(Protocol):
     """The signature of its family in the file that it was loaded from, if it has a family and was loaded."""
 
     def describe(self) -> dict[str, Any]:
-        """What it takes to make this learner again, as JSON-able data; `"config"` has its settings."""
+        """Everything needed to recreate this learner, as JSON-serialisable data; `"config"` has its settings."""
         ...
 
     def _step(self, state: Any) -> tuple[Any, Stats]:

@@ -7,7 +7,7 @@
     best.safetensors       the state with the best periodic evaluation
     evaluation/            what `metarl evaluate` wrote
 
-docs/reliability.md says what is promised of them.
+docs/reliability.md describes the guarantees.
 """
 
 import importlib.metadata
@@ -39,7 +39,7 @@ ENTRIES = {"iterations": int, "schedule": dict, "algorithm": str, "family": dict
 
 
 class RunDirectoryError(OSError):
-    """A run's directory that is not there any more."""
+    """A run directory that no longer exists."""
 
 
 def versions() -> dict[str, str]:
@@ -49,7 +49,7 @@ def versions() -> dict[str, str]:
 
 
 def resume_command(path: Path) -> str:
-    """What to type to go on with the run in a directory."""
+    """The command that continues the run in a directory."""
     return f"metarl train --resume {shlex.quote(str(path))}"
 
 
@@ -132,9 +132,9 @@ class RunDirectory:
     # Writing
 
     def write(self, name: str, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-        """Write a checkpoint under `name`. The latest one that was there before stays as the previous one.
+        """Write a checkpoint under `name`. The latest one so far is kept as the previous one.
 
-        Where the directory is gone a new one is made, so that the state is not lost with it; `check` then complains.
+        If the directory is gone, a new one is created, so that the state is not lost; `check` then raises an error.
 
         Raises:
             RunDirectoryError: the directory is gone, and another run has taken its place.

@@ -1,4 +1,4 @@
-"""What a run's own numbers say about it while it trains: that it learns nothing, or gets worse."""
+"""Warnings derived from a run's statistics during training: that nothing is learned, or that returns get worse."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -24,7 +24,7 @@ _locks: "weakref.WeakSet[DirectoryLock]" = weakref.WeakSet()
 
 
 class DirectoryInUseError(OSError):
-    """A run's directory that another process, or another learner in this one, trains in."""
+    """A run directory in which another process, or another learner in this one, is training."""
 
 
 class DirectoryLock:

@@ -1,5 +1,5 @@
-"""How a learner comes back: from one checkpoint, or from a run's directory, where an older one may have to do; what a
-checkpoint of it says; and what a pickle has."""
+"""Loading a learner from a checkpoint or a run directory (if necessary, from an older checkpoint), the content of its
+checkpoints, and pickling."""
 
 import copy
 import dataclasses

@@ -1,6 +1,6 @@
-"""Repeat, log, checkpoint, evaluate. Nothing of any algorithm.
+"""The training loop: repeat, log, checkpoint, evaluate, independently of the algorithm.
 
-The files are those of `metarl.training.directory`; what each logged number means stands in docs/logging.md.
+The files are those of `metarl.training.directory`; docs/logging.md explains the logged numbers.
 """
 
 import contextlib
@@ -49,7 +49,7 @@ class Schedule:
     iterations: int
     start: int = 0
     eval_every: int = 0
-    """Iterations between evaluations, one of which follows the last; 0: none."""
+    """Iterations between evaluations; the last iteration is always followed by one; 0 disables them."""
     checkpoint_every: int = 10
 
     @property
@@ -62,7 +62,7 @@ class Schedule:
 
 @dataclasses.dataclass(frozen=True)
 class Outputs(Generic[S]):
-    """Where the results of training go."""
+    """Where training sends its results."""
 
     keep: Callable[[S, float | None], None]
     """Gets the state and the best score after every iteration that counts."""
@@ -106,8 +106,8 @@ def train(
 ) -> None:
     """Run the meta-iterations of `schedule` from `state`.
 
-    An iteration counts once it is evaluated and logged. What breaks off before that (Ctrl-C too) leaves the state of
-    the iteration before, which is saved: going on from there gives the numbers of a run that never stopped.
+    An iteration counts once it has been evaluated and logged. An interruption before that (including Ctrl-C) leaves the
+    state of the previous iteration, which is saved: continuing from there gives the results of an uninterrupted run.
 
     Args:
         step: does one iteration -> the next state and statistics.

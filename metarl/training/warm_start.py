@@ -1,4 +1,4 @@
-"""Starting from what another learner has learned, or from a policy."""
+"""Starting from the result of another learner, or from a policy."""
 
 import copy
 import dataclasses
