@@ -11,6 +11,7 @@ from tiny_runs import tiny
 
 import metarl
 from metarl import cli
+from metarl.benchmark import command
 
 README = ROOT / "README.md"
 DOCUMENTS = [README, *sorted((ROOT / "docs").rglob("*.md"))]
@@ -47,6 +48,8 @@ def reach(monkeypatch: pytest.MonkeyPatch, argv: list[str]) -> list[Any]:
     monkeypatch.setattr(cli, "_load", lambda *_: learner)
     monkeypatch.setattr(learner, "evaluate", stop)
     monkeypatch.setattr(learner, "adapt", stop)
+    monkeypatch.setattr(command, "compare", stop)
+    monkeypatch.setattr(command, "run", stop)
     with contextlib.suppress(Reached):
         assert cli.run(argv) == 0
     return seen
