@@ -105,7 +105,9 @@ def _check(prog: str, argv: Sequence[str], options: dict[str, _Option]) -> None:
         swallowed = [name for name, values in given.items() if options[name].many and len(values) > 1]
         belong = f" (all words after --{swallowed[-1]} belong to it)" if swallowed else ""
         raise UsageError(f"{prog} needs {' and '.join(missing)}{belong}: {usage}")
-    if more := loose[len(wanted) :]:
+    if wanted and wanted[-1].many:  # takes the rest
+        _check_values(wanted[-1].name, wanted[-1], loose[len(wanted) - 1 :])
+    elif more := loose[len(wanted) :]:
         raise UsageError(f"{prog} does not know what to do with {', '.join(map(repr, more))}: {usage}")
     for option in options.values():
         if option.required and not option.positional and option.name not in given:

@@ -117,7 +117,8 @@ def test_options_reach_the_evaluation_and_all_runs_meet_the_same_tasks(trained, 
         return found
 
     monkeypatch.setattr(metarl.MetaLearner, "evaluate", watched)
-    words = ["compare", str(trained), "--tasks", "3", "--episodes", "2", "--steps", "2", "--checkpoint", "latest",
+    each = [str(path) for path in sorted(trained.iterdir())]  # several directories, as one would type them
+    words = ["compare", *each, "--tasks", "3", "--episodes", "2", "--steps", "2", "--checkpoint", "latest",
              "--seed", "9", "--out", str(tmp_path), "--no-figures"]  # fmt: skip
     options = {field.name for field in dataclasses.fields(CompareOptions)} - {"runs"}
     assert options == {word.removeprefix("--").removeprefix("no-") for word in words if word.startswith("--")}
