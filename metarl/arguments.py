@@ -15,6 +15,9 @@ from typing import Any, get_type_hints
 
 import numpy as np
 
+MOST = 2**31 - 1
+"""No setting that counts something can be larger: no machine holds that many, and Python's own limits are not far."""
+
 
 def whole(name: str, value: Any, least: int | None = None) -> int:
     """`value` as an int; 3.0 is accepted.
@@ -124,10 +127,10 @@ def check_choice(config: Any, **choices: tuple[str, ...]) -> None:
 
 
 def check_whole(config: Any, **least: int) -> None:
-    """Raise ValueError if a field is not a whole number or is below its minimum; None is accepted."""
+    """Raise ValueError if a field is not a whole number, is below its minimum or above `MOST`; None is accepted."""
     for name, bound in least.items():
-        if getattr(config, name) is not None:
-            whole(name, getattr(config, name), bound)
+        if getattr(config, name) is not None and whole(name, getattr(config, name), bound) > MOST:
+            raise ValueError(f"{name} must be at most {MOST}, got {getattr(config, name)!r}")
 
 
 def check_positive(config: Any, *names: str) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from metarl.algorithms import rl2
 from metarl.arguments import listed, number, whole, yes_or_no
 
 
@@ -56,3 +57,9 @@ def test_one_value_is_no_list():
     for value in (1, "ab", None, {1: 2}, np.array(1), np.zeros((2, 2))):
         with pytest.raises(ValueError, match="a must be a list of things, got "):
             listed("a", value, "things")
+
+
+@pytest.mark.parametrize("value", [2**31, 2**63, 10**30])
+def test_a_setting_that_counts_something_has_a_limit(value):
+    with pytest.raises(ValueError, match=f"trial_episodes must be at most 2147483647, got {value}"):
+        rl2.Config(trial_episodes=value)
