@@ -65,11 +65,11 @@ def _blocks(dist: MultiCategorical, x: Tensor, fill: float) -> Tensor:
     assert x.shape[-1] == sum(sizes), (x.shape, sizes)
     if min(sizes) == most:
         return x.unflatten(-1, (len(sizes), most))
-    return torch.nn.functional.pad(x, (0, 1), value=fill)[..., _places(sizes, x.device)]
+    return torch.nn.functional.pad(x, (0, 1), value=fill)[..., _entry_indices(sizes, x.device)]
 
 
 @functools.lru_cache(64)
-def _places(sizes: tuple[int, ...], device: torch.device) -> Tensor:
+def _entry_indices(sizes: tuple[int, ...], device: torch.device) -> Tensor:
     """[D, most choices]: the indices in [A + 1] of a block's entries; A stands for padding."""
     starts = [sum(sizes[:d]) for d in range(len(sizes))]
     rows = [[s + i if i < n else sum(sizes) for i in range(max(sizes))] for s, n in zip(starts, sizes, strict=True)]
@@ -80,8 +80,8 @@ def _unblocks(dist: MultiCategorical, blocks: Tensor) -> Tensor:
     """The inverse of `_blocks`: [..., D, most choices] -> [..., A]."""
     if min(dist.sizes) == max(dist.sizes):
         return blocks.flatten(-2)
-    there = _places(dist.sizes, blocks.device) < sum(dist.sizes)
-    return blocks[..., there]
+    valid = _entry_indices(dist.sizes, blocks.device) < sum(dist.sizes)
+    return blocks[..., valid]
 
 
 def _rows(dist: Categorical | MultiCategorical) -> Tensor:

@@ -90,8 +90,8 @@ def floored_log_std(params: Params, min_std: float) -> Tensor | None:
     """
     if "log_std" not in params:
         return None
-    own = params["log_std"]
-    return own + (own.detach().clamp_min(math.log(min_std)) - own.detach())
+    log_std = params["log_std"]
+    return log_std + (log_std.detach().clamp_min(math.log(min_std)) - log_std.detach())
 
 
 def at_least(log_std: Tensor, min_std: float) -> Tensor:

@@ -77,8 +77,8 @@ class CNNPolicy:
 
     def settings(self) -> dict[str, Any]:
         """The algorithm settings that create the same network."""
-        own = {"hidden": tuple(self.hidden), "activation": self.activation, "channels": tuple(self.channels)}
-        return {"min_std": self.min_std, "network": "cnn", **own}
+        layers = {"hidden": tuple(self.hidden), "activation": self.activation, "channels": tuple(self.channels)}
+        return {"min_std": self.min_std, "network": "cnn", **layers}
 
     def init(self, generator: torch.Generator) -> Params:
         """Xavier-uniform weights (the first and the last layer's times their gains) and zero biases."""

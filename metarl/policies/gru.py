@@ -207,11 +207,11 @@ class GRUPolicy:
         if not self.channels:
             return x
         O, image = self.spaces.obs_dim, image_of(self.spaces)
-        own = {name: value[None] for name, value in params.items() if name.startswith("conv")}
+        kernels = {name: value[None] for name, value in params.items() if name.startswith("conv")}
         parts = x.split([O, x.shape[-1] - 2 * O, O] if self.last_obs else [O, x.shape[-1] - O], -1)
-        features = [convolved(own, part.reshape(1, -1, O), image, "tanh") for part in parts[::2]]
-        found = [f.reshape(*x.shape[:-1], -1) for f in features]
-        return torch.cat([found[0], parts[1], *found[1:]], -1)
+        features = [convolved(kernels, part.reshape(1, -1, O), image, "tanh") for part in parts[::2]]
+        flat = [f.reshape(*x.shape[:-1], -1) for f in features]
+        return torch.cat([flat[0], parts[1], *flat[1:]], -1)
 
     def heads(self, params: Params, hidden: Tensor) -> tuple[Distribution, Tensor]:
         """hidden [..., H] -> the distribution of actions, [..., A], and the value [...] in its own units."""

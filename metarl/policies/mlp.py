@@ -84,8 +84,8 @@ def folded(params: Params) -> Params:
     the context acts as an additional bias of the first layer."""
     if "context" not in params:
         return params
-    own = {name: value for name, value in params.items() if not name.startswith("context")}
-    return own | {"b0": own["b0"] + (params["context"][:, None] @ params["context_weight"])[:, 0]}
+    remaining = {name: value for name, value in params.items() if not name.startswith("context")}
+    return remaining | {"b0": remaining["b0"] + (params["context"][:, None] @ params["context_weight"])[:, 0]}
 
 
 def without_context(policy: Policy, params: Params) -> tuple[Policy, Params]:

@@ -76,10 +76,10 @@ def update(stats: ObsStats, obs: Tensor, mask: Tensor) -> ObsStats:
     count, mean, m2 = stats["count"], stats["mean"], stats["m2"]
     for chunk in task_chunks(K, T * E, obs.device):
         x, weight = obs[chunk].reshape(-1, O).double(), mask[chunk].reshape(-1, 1).double()
-        own = weight.sum()
-        own_mean = (x * weight).sum(0) / own.clamp_min(1)
-        apart, total = own_mean - mean, count + own
-        share = own / total.clamp_min(1)
-        m2 = m2 + (weight * (x - own_mean) ** 2).sum(0) + apart**2 * count * share
-        count, mean = total, mean + apart * share
+        n_valid = weight.sum()
+        chunk_mean = (x * weight).sum(0) / n_valid.clamp_min(1)
+        difference, total = chunk_mean - mean, count + n_valid
+        share = n_valid / total.clamp_min(1)
+        m2 = m2 + (weight * (x - chunk_mean) ** 2).sum(0) + difference**2 * count * share
+        count, mean = total, mean + difference * share
     return {"count": count, "mean": mean, "m2": m2}

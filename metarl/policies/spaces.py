@@ -294,8 +294,8 @@ def _space_to_json(space: Space) -> dict[str, Any]:
     if isinstance(space, Discrete):
         return {"type": "Discrete", "n": int(space.n), "start": int(space.start)}
     if isinstance(space, MultiDiscrete):
-        own = {"nvec": space.nvec.tolist(), "start": space.start.tolist(), "dtype": str(space.dtype)}
-        return {"type": "MultiDiscrete", **own}
+        choices = {"nvec": space.nvec.tolist(), "start": space.start.tolist(), "dtype": str(space.dtype)}
+        return {"type": "MultiDiscrete", **choices}
     if isinstance(space, MultiBinary):
         return {"type": "MultiBinary", "shape": list(space.shape)}
     bounds = {name: [str(x) for x in getattr(space, name).reshape(-1).tolist()] for name in ("low", "high")}

@@ -134,8 +134,8 @@ class StackedModule:
 
     def forward(self, params: Params, x: Tensor) -> Tensor:
         """params [K, ...] (others than the module's are left out), x [K, N, *in_shape] -> [K, N, A]."""
-        own = {name: value for name, value in params.items() if name.startswith(PREFIX)}
-        out = self._forward_vmap(own, x) if self.batched else self._forward_loop(own, x)
+        module_params = {name: value for name, value in params.items() if name.startswith(PREFIX)}
+        out = self._forward_vmap(module_params, x) if self.batched else self._forward_loop(module_params, x)
         return differentiable_once(out, self.once) if self.once else out
 
     def _params(self) -> Params:
@@ -145,8 +145,8 @@ class StackedModule:
         # Buffers go in as copies, or batch norm would write its running statistics into the module. Names are listed
         # here because functional_call, left to tie weights, does not undo its exchange for a module used twice.
         tensors = {f"{PREFIX}{n}": b.to(x.device, copy=True) for n, b in self.module.named_buffers()} | params
-        own = dict(self.module.named_parameters()) | dict(self.module.named_buffers())
-        canonical = {id(value): f"{PREFIX}{name}" for name, value in own.items()}
+        originals = dict(self.module.named_parameters()) | dict(self.module.named_buffers())
+        canonical = {id(value): f"{PREFIX}{name}" for name, value in originals.items()}
         named = {
             f"{prefix}.{name}".removeprefix("."): tensors[canonical[id(value)]]
             for prefix, module in self.module.named_modules()

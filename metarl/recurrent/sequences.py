@@ -61,16 +61,16 @@ def summed_up(
     (L, B), total = mask.shape, mask.sum()
 
     def of_chunk(chunk: slice) -> tuple[list[Tensor], dict[str, Tensor]]:
-        own = {name: value.detach().requires_grad_() for name, value in params.items()}
+        leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
         with torch.enable_grad():
-            value, parts = loss(own, chunk)
+            value, parts = loss(leaves, chunk)
             weight = mask[:, chunk].sum() / total
-            grads = torch.autograd.grad(value * weight, list(own.values()))
+            grads = torch.autograd.grad(value * weight, list(leaves.values()))
         return list(grads), {name: part.detach() * weight for name, part in parts.items()}
 
-    found = thread_map(of_chunk, trial_chunks(L, B, mask.device))
-    grads = {name: sum(part[0][i] for part in found[1:]) + found[0][0][i] for i, name in enumerate(params)}
-    return grads, {name: sum(part[1][name] for part in found[1:]) + found[0][1][name] for name in found[0][1]}
+    first, *others = thread_map(of_chunk, trial_chunks(L, B, mask.device))
+    grads = {name: sum(part[0][i] for part in others) + first[0][i] for i, name in enumerate(params)}
+    return grads, {name: sum(part[1][name] for part in others) + first[1][name] for name in first[1]}
 
 
 def trial_chunks(length: int, n_trials: int, device: torch.device) -> list[slice]:

@@ -106,8 +106,8 @@ class CriticView:
     def gradient(self, params: Params, target: Tensor, mask: Tensor) -> Params:
         """The gradient of half the mean squared error over the valid steps; target, mask [L, B]."""
 
-        def loss(own: Params, chunk: slice) -> tuple[Tensor, dict[str, Tensor]]:
-            value = self[chunk].value(own)
+        def loss(params: Params, chunk: slice) -> tuple[Tensor, dict[str, Tensor]]:
+            value = self[chunk].value(params)
             return losses.squared_error(value[None], target[None, :, chunk], mask[None, :, chunk])[0], {}
 
         return summed_up(loss, params, mask)[0]

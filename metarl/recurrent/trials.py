@@ -133,14 +133,14 @@ def collect_trials(
     seeds = trial_seeds(setup.seed, iteration, episodes, num_tasks(tasks), trials)
     if isinstance(sampler, EnvSampler):
         single = SingleEnv(sampler.env, sampler.horizon)
-        own = (seeds[:, :, e : e + 1] for e in range(trials))
-        parts = [run(single, tasks, sampler.horizon, policy, params, some, obs_stats) for some in own]
-        found = _side_by_side(parts, sampler.device)
+        per_trial = (seeds[:, :, e : e + 1] for e in range(trials))
+        parts = [run(single, tasks, sampler.horizon, policy, params, some, obs_stats) for some in per_trial]
+        played = _side_by_side(parts, sampler.device)
     else:
         env = sampler.vector_env(num_tasks(tasks), trials)
-        found = run(env, tasks, sampler.family.horizon, policy, params, seeds, obs_stats)
-    success = noted(sampler, found.success, (num_tasks(tasks), episodes, trials))
-    return replace(found, success=None if success is None else success.to(found.mask.device))
+        played = run(env, tasks, sampler.family.horizon, policy, params, seeds, obs_stats)
+    success = noted(sampler, played.success, (num_tasks(tasks), episodes, trials))
+    return replace(played, success=None if success is None else success.to(played.mask.device))
 
 
 def trial_seeds(seed: int, iteration: int, episodes: int, n_tasks: int, trials: int) -> Tensor:
@@ -160,15 +160,15 @@ def run(
     obs_stats: ObsStats | None = None,
 ) -> Trials:
     """Trials of N episodes in K*E environments. seeds int64 [N, K, E], one for every episode."""
-    own = {name: value.to(env.device) for name, value in params.items()}
-    played = play(env, tasks, horizon, Remembering(policy, own), seeds, obs_stats)
-    found, dist = played.values, played.dist
+    on_device = {name: value.to(env.device) for name, value in params.items()}
+    played = play(env, tasks, horizon, Remembering(policy, on_device), seeds, obs_stats)
+    data, dist = played.values, played.dist
     with threads_for(seeds[0].numel(), env.device):
-        log_prob = distributions.log_prob(dist, found["act"])
+        log_prob = distributions.log_prob(dist, data["act"])
     return Trials(
-        found["x"], found["act"], found["rew"], found["mask"].float(), log_prob, found["value"], dist, played.memory,
-        len(seeds), policy.spaces.obs_dim, found["terminated"], found["truncated"], played.last_obs, played.success,
-        policy.spaces.image, found.get("raw"), played.last_raw,
+        data["x"], data["act"], data["rew"], data["mask"].float(), log_prob, data["value"], dist, played.memory,
+        len(seeds), policy.spaces.obs_dim, data["terminated"], data["truncated"], played.last_obs, played.success,
+        policy.spaces.image, data.get("raw"), played.last_raw,
     )  # fmt: skip
 
 

@@ -192,8 +192,8 @@ class _Loop:
         T = max(part.values["mask"].shape[1] for part in parts)
         values: dict[str, Tensor] = {}
         for name in self.kinds:
-            found = [longer(part.values[name], T) for part in parts]
-            values[name] = found[0] if len(found) == 1 else torch.cat(found, 1)
+            padded = [longer(part.values[name], T) for part in parts]
+            values[name] = padded[0] if len(padded) == 1 else torch.cat(padded, 1)
         mask = values["mask"]
         for name, x in values.items():
             if x.dtype != torch.bool:  # flags are false there

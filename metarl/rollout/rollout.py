@@ -114,13 +114,13 @@ def collect(
     """
     actor = Memoryless(policy, {name: value.to(env.device).contiguous() for name, value in params.items()})
     played = play(env, tasks, horizon, actor, seeds[None], obs_stats)
-    found, dist = played.values, played.dist
+    data, dist = played.values, played.dist
     with torch.no_grad(), threads_for(seeds.numel(), env.device):
-        log_prob = distributions.log_prob(dist, found["act"])
+        log_prob = distributions.log_prob(dist, data["act"])
     return Rollout(
-        found["x"], found["act"], found["rew"], found["mask"].float(), log_prob, dist, found["terminated"],
-        found["truncated"], played.last_obs[:, 0], None if played.success is None else played.success[:, 0],
-        policy.spaces.image, found.get("raw"), None if played.last_raw is None else played.last_raw[:, 0],
+        data["x"], data["act"], data["rew"], data["mask"].float(), log_prob, dist, data["terminated"],
+        data["truncated"], played.last_obs[:, 0], None if played.success is None else played.success[:, 0],
+        policy.spaces.image, data.get("raw"), None if played.last_raw is None else played.last_raw[:, 0],
     )  # fmt: skip
 
 
@@ -131,10 +131,10 @@ def side_by_side(parts: Sequence[Rollout]) -> Rollout:
     def joined(name: str, values: Sequence[Tensor | None]) -> Tensor | None:
         if name == "success":
             return together(values, [part.mask[:, 0].bool() for part in parts])
-        found = [x for x in values if x is not None]
-        if not found or name in _OF_EPISODES:
-            return torch.cat(found, 1) if found else None
-        return torch.cat([longer(x, T) for x in found], 2)
+        present = [x for x in values if x is not None]
+        if not present or name in _OF_EPISODES:
+            return torch.cat(present, 1) if present else None
+        return torch.cat([longer(x, T) for x in present], 2)
 
     names = [f.name for f in fields(Rollout) if f.name not in ("dist", "image")]
     merged: dict[str, Any] = {name: joined(name, [getattr(part, name) for part in parts]) for name in names}
