@@ -66,6 +66,14 @@ def test_who_asks_for_more_is_stopped_before_the_step_is_taken_and_marked():
     assert meter.spent == 12 and meter.exceeded and meter.left == 8
 
 
+def test_a_budget_can_be_used_to_the_last_step():
+    meter = Meter(5)
+    meter.take(5)
+    assert meter.left == 0 and not meter.exceeded
+    with pytest.raises(BudgetSpent):
+        meter.take(1)
+
+
 def test_a_plan_to_use_everything_up_is_no_offence():
     meter = Meter(5)
     with meter.planned():

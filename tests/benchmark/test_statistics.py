@@ -65,6 +65,12 @@ def test_an_interval_for_these_tasks_alone_is_narrower():
     assert widths[0] < 0.1 * widths[1]
 
 
+def test_an_interval_over_tasks_is_as_wide_as_the_central_limit_theorem_says():
+    scores = np.random.default_rng(2).normal(0, 1, (1, 400))
+    low, high = statistics.interval(statistics.mean, scores)
+    assert (high - low) / 2 == pytest.approx(1.96 / 20, rel=0.12)
+
+
 def test_seeds_are_resampled_within_each_task():
     """Otherwise an interval for these tasks would have the spread of the tasks in it."""
     scores = np.tile(np.arange(10.0) * 100, (3, 1))
