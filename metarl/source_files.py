@@ -161,7 +161,8 @@ def by_name() -> Iterator[None]:
     """A block in which cloudpickle refers to these modules by name, for processes that receive `registered()`."""
     import cloudpickle
 
-    modules = [sys.modules[name] for name in cloudpickle.list_registry_pickle_by_value() if name in _FILES]
+    names = [name for name in cloudpickle.list_registry_pickle_by_value() if name in _FILES]
+    modules = [sys.modules[name] for name in names if name in sys.modules]  # a program may drop what it imported
     for module in modules:
         cloudpickle.unregister_pickle_by_value(module)
     try:

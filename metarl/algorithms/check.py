@@ -84,11 +84,14 @@ def check_algorithm(
     Raises:
         AlgorithmError: there is a finding and `raise_problems` is set.
     """
+    if isinstance(module, str):
+        raise ValueError(f"check_algorithm takes a module or an object with its names, got {module!r}: import the file "
+                         "and pass the module; MetaLearner takes a path")  # fmt: skip
     findings = list(_check_names(module))
     if not findings:
         findings = list(_check_runs(module, family or _Reach(), seed, settings))
     if findings and raise_problems:
-        raise AlgorithmError(str(getattr(module, "__name__", module)), findings)
+        raise AlgorithmError(_name(module), findings)
     return findings
 
 
@@ -105,8 +108,12 @@ def checked_algorithm(module: Any, name: str | None = None) -> Any:
     if not any(hasattr(module, name) for name in ("Config", "State", "init", "iteration")):
         algorithms.get(module)
     if findings := list(_check_names(module)):
-        raise AlgorithmError(name or str(getattr(module, "__name__", module)), findings)
+        raise AlgorithmError(name or _name(module), findings)
     return module
+
+
+def _name(module: Any) -> str:
+    return str(getattr(module, "__name__", f"a {type(module).__name__}"))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -115,10 +122,14 @@ def checked_algorithm(module: Any, name: str | None = None) -> Any:
 
 def _check_names(module: Any) -> Iterator[Finding]:
     missing = [name for name in ("Config", "State", *FUNCTIONS) if not hasattr(module, name)]
-    if missing or not hasattr(module, "__name__"):
-        yield Finding(f"has no {', '.join(missing or ['__name__'])}", "the module",
+    if missing:
+        yield Finding(f"has no {', '.join(missing)}", "the module",
                       "define the five names Config, State, init, iteration and evaluate "
                       "(docs/your_own_algorithm.md)")  # fmt: skip
+        return
+    if not isinstance(getattr(module, "__name__", None), str):
+        yield Finding("has no __name__, which runs are called by", f"the {type(module).__name__}",
+                      "give it one, like SimpleNamespace(__name__='my_algorithm', ...)")  # fmt: skip
         return
     yield from _check_config(module.Config)
     yield from _check_state(module.State)
@@ -248,6 +259,15 @@ def _check_iteration(module: Any, state: Any, before: Any, output: Any, steps: i
         yield Finding(f"returned a {type(output).__name__}", "iteration", "return the next State and statistics")
         return
     new, stats = output
+    try:
+        checkpoint.pack_state(new)
+    except TypeError as error:
+        yield Finding(f"its state cannot be saved and loaded: {error}", "iteration", DATA_ONLY)
+        return
+    bad = [name for name, value in new.params.items() if not bool(torch.as_tensor(value).isfinite().all())]
+    if bad:
+        yield Finding(f"its parameters {', '.join(bad)} are not finite", "iteration", "stop before anything is NaN")
+        return
     if not _same_data(before, checkpoint.pack_state(state)):
         yield Finding("changed the state that it was given", "iteration", "make new tensors and return a new State")
     if new.iteration != state.iteration + 1:

@@ -57,8 +57,12 @@ def run(options: BenchmarkOptions, say: Any) -> int:
         done[0] += 1
         say(f"[{done[0]}] {cell.contender} on {cell.family}, seed {cell.seed}: {outcome}")
 
-    say(f"{total} cells in {options.out}")
-    failed = benchmark.run(suite, options.out, options.jobs, report)
+    say(f"{total} cell{'s' if total > 1 else ''} in {options.out}")
+    try:
+        failed = benchmark.run(suite, options.out, options.jobs, report)
+    except KeyboardInterrupt:
+        say("interrupted; the same command goes on from here")
+        raise
     written = results.write(options.out)
     console = _console()
     curves = results.curves(options.out)

@@ -85,6 +85,21 @@ def over_number(rollout: Rollout, number: float, gamma: float, lam: float) -> Es
     return Estimate(advantage.to(rollout.rew.dtype), expected * mask, torch.ones_like(mask[:, 0, 0]))
 
 
+def as_given(rollout: Rollout, advantage: Tensor) -> Estimate:
+    """Advantages of one's own [K, T, E], in units of the reward, as they are: neither compared with anything nor
+    normalised.
+
+    Raises:
+        ValueError: another shape.
+    """
+    if advantage.shape != rollout.mask.shape:
+        raise ValueError(f"Config.advantages must return one number per step, shape {tuple(rollout.mask.shape)}, got "
+                         f"{tuple(advantage.shape)}")  # fmt: skip
+    mask = rollout.mask.double()
+    advantage = (advantage.detach().double() * mask).to(rollout.rew.dtype)
+    return Estimate(advantage, torch.zeros_like(mask), torch.ones_like(mask[:, 0, 0]))
+
+
 def advantages(rollout: Rollout, gamma: float, lam: float) -> Tensor:
     """The normalised advantages of `estimate`, [K, T, E]."""
     return estimate(rollout, gamma, lam).advantage

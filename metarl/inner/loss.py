@@ -9,7 +9,7 @@ from torch import Tensor
 
 from metarl.formulas import distributions, losses
 from metarl.formulas.distributions import Distribution
-from metarl.inner.advantages import FITS, Estimate, learned_advantages
+from metarl.inner.advantages import FITS, Estimate, as_given, learned_advantages
 from metarl.params import Params
 from metarl.policies.base import Policy
 from metarl.rollout.rollout import Rollout
@@ -33,9 +33,17 @@ class Batch:
 
     @staticmethod
     def of(config: Any, rollout: Rollout, state: Any = None, stage: int = 0) -> "Batch":
-        """The rollout with the advantages that the settings' hook gives it (`GradientSettings.advantages`)."""
-        estimate: Estimate = config.advantages(rollout, state, stage)
-        return Batch(rollout, estimate.advantage, estimate.baseline, estimate.scale)
+        """The rollout with the advantages that the settings' hook gives it (`GradientSettings.advantages`).
+
+        Raises:
+            TypeError, ValueError: a hook of one's own returned something else, or another shape.
+        """
+        found = config.advantages(rollout, state, stage)
+        if isinstance(found, Tensor):
+            found = as_given(rollout, found)
+        if not isinstance(found, Estimate):
+            raise TypeError(f"Config.advantages must return a tensor [K, T, E] or an Estimate, got {found!r}")
+        return Batch(rollout, found.advantage, found.baseline, found.scale)
 
 
 @dataclass(frozen=True)

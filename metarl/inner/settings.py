@@ -331,7 +331,7 @@ class GradientSettings(PolicySettings, InnerSettings, SamplingSettings):
         loss = policy_loss(at, self.inner_gradient, self.dice_lambda, self.gamma, self.gae_lambda, self.baseline)
         return losses.per_episode(loss, at.batch.rollout.mask) if self.loss_per == "episode" else loss
 
-    def advantages(self, rollout: Rollout, state: Any, stage: int) -> Estimate:
+    def advantages(self, rollout: Rollout, state: Any, stage: int) -> Estimate | Tensor:
         """The advantages of the episodes before inner step `stage`, or after the last one. `state`: the algorithm's."""
         if self.reward_baseline is not None:
             return over_number(rollout, self.reward_baseline, self.gamma, self.gae_lambda)

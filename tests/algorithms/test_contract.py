@@ -170,6 +170,14 @@ BROKEN: dict[str, tuple[Any, str, str]] = {
     "it counts other steps": (
         broken(iteration=iteration_then(lambda old, state, stats: (replace(state, env_steps=7), stats))),
         "iteration", "counted 7 environment steps and took 80"),
+    "parameters that are not finite": (
+        broken(iteration=iteration_then(lambda old, state, stats: (
+            replace(state, params={name: x * torch.nan for name, x in state.params.items()}), stats))),
+        "iteration", "are not finite"),
+    "a next state that is no data": (
+        broken(iteration=iteration_then(lambda old, state, stats: (
+            replace(state, learned={"now": lambda: 0}), stats))),
+        "iteration", "its state cannot be saved and loaded"),
     "it logs too little": (
         broken(iteration=iteration_then(lambda old, state, stats: (state, {"time/update": 0.0}))),
         "iteration", "its statistics lack return/step_0, time/rollout"),
@@ -198,6 +206,14 @@ def test_each_broken_algorithm_has_the_one_finding_that_it_was_broken_for(name):
     assert [(one.where, problem in one.problem) for one in found] == [(where, True)], found
     with pytest.raises(AlgorithmError, match="broken has 1 problem"):
         check_algorithm(module, **own)
+
+
+def test_a_namespace_without_a_name_and_a_path_are_told_what_they_lack():
+    nameless = SimpleNamespace(**{name: x for name, x in vars(broken()).items() if name != "__name__"})
+    with pytest.raises(AlgorithmError, match=r"a SimpleNamespace has 1 problem(.|\n)*has no __name__"):
+        check_algorithm(nameless)
+    with pytest.raises(ValueError, match=r"takes a module or an object with its names, got 'es.py': import the file"):
+        check_algorithm("es.py")
 
 
 def test_a_learner_refuses_what_can_be_seen_to_be_no_algorithm():

@@ -68,6 +68,17 @@ def test_a_failed_cell_is_the_exit_status(monkeypatch, tmp_path, capsys):
     assert "1 of 3 cells failed; the same command tries them again" in capsys.readouterr().out
 
 
+def test_an_interruption_says_what_goes_on(monkeypatch, tmp_path, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "run", interrupted)
+    words = ["benchmark", "PointNavigation-v0", "--contenders", "random", "--seeds", "1", "--out", str(tmp_path)]
+    with pytest.raises(KeyboardInterrupt):
+        cli.run(words)
+    assert "1 cell in" in (out := capsys.readouterr().out) and "interrupted; the same command goes on" in out
+
+
 def test_a_whole_small_benchmark(tmp_path, capsys):
     (tmp_path / "s.toml").write_text(
         "seeds = 1\ntasks = { validation = 2, test = 2 }\n"

@@ -173,6 +173,23 @@ def test_an_interrupted_training_goes_on_with_the_steps_that_were_counted(tmp_pa
     assert last.iteration > state.iteration and learner is not None
 
 
+def test_a_kill_between_a_state_and_its_count_does_not_end_the_cell(tmp_path):
+    (tmp_path / "spent.json").write_text('{"0": 0, "10": 500, "11": 550}')
+    assert gradient._counted(tmp_path / "spent.json", 11) == 550
+    assert gradient._counted(tmp_path / "spent.json", 10) == 500
+    assert gradient._counted(tmp_path / "spent.json", 12) == 600
+    assert gradient._counted(tmp_path / "gone.json", 3) == 0
+
+
+def test_a_budget_that_does_not_reach_for_one_iteration_is_a_failure_that_says_so(tmp_path):
+    said = []
+    data = arms({"maml_trpo": FAST, "oracle": FAST, "averaged": {"episodes": 10}})
+    data["families"]["arms"]["budget"] = 50
+    failed = run.run(from_data(data, "s"), tmp_path, 1, lambda cell, outcome: said.append(outcome))
+    assert len(failed) == 3 and results.summary(tmp_path) == []
+    assert all("a budget of 50 environment steps does not reach for one" in outcome for outcome in said)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Specialists
 

@@ -11,7 +11,7 @@ from tiny_runs import TINY, same_params, tiny
 from user_files import REFERENCE, edit, forget_process, imports, write_family
 
 import metarl
-from metarl import MetaLearner
+from metarl import MetaLearner, source_files
 from metarl.checkpoint import CheckpointError
 from metarl.families import files
 from metarl.tasks import FamilySpec
@@ -152,7 +152,7 @@ def test_a_file_that_cannot_be_imported_says_where(mark, text, message):
 def test_a_neighbour_is_not_mistaken_for_that_of_another_folder(mark, tmp_path):
     metarl.make("family.py:family")
     other = write_family(tmp_path / "other")
-    with pytest.raises(files.SourceFileError, match=r"imports 'pushing_helpers', and another module of that name") as e:
+    with pytest.raises(files.SourceFileError, match=r"imports 'pushing_helpers', but another module of that name") as e:
         metarl.make(f"{other}:family")
     assert str(tmp_path / "project" / "pushing_helpers.py") in str(e.value)
     other = write_family(tmp_path / "other", helpers="other_helpers")
@@ -191,3 +191,13 @@ def test_a_reference_for_anything_else_gives_the_object(mark):
     assert files.imported("family.py:number") == 3
     with pytest.raises(files.UntrustedFileError, match="which you have not trained with before"):
         files.imported("family.py:system", trust=False)
+
+
+def test_a_module_of_a_file_that_was_dropped_does_not_stop_worker_processes(tmp_path, monkeypatch):
+    file = tmp_path / "dropped.py"
+    file.write_text("class Thing:\n    pass\n")
+    thing = files.imported(f"{file}:Thing")
+    assert thing.__module__ in cloudpickle.list_registry_pickle_by_value()
+    monkeypatch.delitem(sys.modules, thing.__module__)
+    with source_files.by_name():
+        pass

@@ -12,6 +12,7 @@ from torch import Tensor
 from metarl.algorithms import maml_trpo
 from metarl.formulas import distributions
 from metarl.formulas.losses import masked_mean
+from metarl.formulas.returns import discounted_returns
 from metarl.inner import loop
 from metarl.inner.advantages import Estimate
 from metarl.inner.loss import LossInput
@@ -135,6 +136,37 @@ def test_advantages_of_ones_own_are_those_of_every_stage_in_training_and_evaluat
     tested = loop.evaluate(Setup(config, sampler, policy, 0), state, tasks, 4, (0.4, 0.4))
     moved = [not torch.equal(a["w0"], b["w0"]) for a, b in zip(tested.params, tested.params[1:], strict=False)]
     assert moved == [False, True]  # nothing is preferred before the first step
+
+
+@dataclass(frozen=True)
+class LeaveOneOut(maml_trpo.Config):
+    """Returns compared with the mean of the task's other episodes, as a plain tensor."""
+
+    shape: tuple[int, ...] = ()
+
+    def advantages(self, rollout: Rollout, state: Any, stage: int) -> Tensor:
+        returns = discounted_returns(rollout.rew, self.gamma)
+        found = returns - (returns.sum(2, keepdim=True) - returns) / (returns.shape[2] - 1)
+        return found[:, 1:] if self.shape else found
+
+
+def test_advantages_may_be_a_plain_tensor_that_is_used_as_it_is():
+    config = LeaveOneOut(**SMALL)
+    sampler, policy, state = setup(Drift(), config)
+    batch = loop.experience(Setup(config, sampler, policy, 0), state).data[0]
+    want = config.advantages(batch.rollout, state, 0) * batch.rollout.mask
+    torch.testing.assert_close(batch.advantage, want)
+    assert batch.scale.tolist() == [1.0] * 3 and not batch.baseline.any()
+    maml_trpo.iteration(Setup(config, sampler, policy, 0), state)
+
+
+def test_advantages_of_another_shape_or_kind_are_refused_by_the_hooks_name(monkeypatch):
+    sampler, policy, state = setup(Drift(), LeaveOneOut(**SMALL))
+    with pytest.raises(ValueError, match=r"Config.advantages must return one number per step, shape \(3, 8, 4\)"):
+        loop.experience(Setup(LeaveOneOut(**SMALL, shape=(1,)), sampler, policy, 0), state)
+    monkeypatch.setattr(LeaveOneOut, "advantages", lambda *_: None)
+    with pytest.raises(TypeError, match=r"Config.advantages must return a tensor \[K, T, E\] or an Estimate, got None"):
+        loop.experience(Setup(LeaveOneOut(**SMALL), sampler, policy, 0), state)
 
 
 def test_what_else_the_state_learns_is_in_the_next_one():

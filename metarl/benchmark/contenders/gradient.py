@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from metarl.benchmark.contract import Policies, Test, Training, settings_text
+from metarl.benchmark.meter import BudgetSpent
 from metarl.checkpoint import read_json, write_json
 from metarl.inner.loop import InnerStep, detached_step, lr_unit
 from metarl.inner.loss import Batch
@@ -55,7 +57,7 @@ def trained(run: Training, algorithm: str, settings: Mapping[str, Any]) -> Any:
     limit, meter, directory = run.meter.limit, run.meter, run.directory / "run"
     if (directory / "latest.safetensors").exists():
         learner = MetaLearner.load(directory / "latest.safetensors", family=run.family, device="cpu")
-        meter.spent = read_json(run.directory / SPENT)[str(learner.state.iteration)]
+        meter.spent = _counted(run.directory / SPENT, learner.state.iteration)
     else:
         learner = MetaLearner(algorithm, run.family, seed=run.seed, device="cpu", **settings)
     spent = {str(learner.state.iteration): meter.spent}
@@ -69,8 +71,20 @@ def trained(run: Training, algorithm: str, settings: Mapping[str, Any]) -> Any:
     with meter.planned():
         learner.learn(LONG, run_dir=directory, eval_every=10, eval_tasks=10, callback=note)
     meter.limit = limit
+    if learner.state.iteration == 0:
+        raise BudgetSpent(f"a budget of {limit} environment steps does not reach for one iteration of {algorithm}: "
+                          "raise it, or lower n_tasks and episodes")  # fmt: skip
     best = directory / "best.safetensors"
     return MetaLearner.load(best, family=run.family, device="cpu") if best.exists() else learner
+
+
+def _counted(path: Path, iteration: int) -> int:
+    """The steps that were counted up to an iteration. A kill between saving a state and noting its steps leaves those
+    of the iteration before, to which what every iteration took so far is added."""
+    spent = {int(name): steps for name, steps in (read_json(path) if path.exists() else {"0": 0}).items()}
+    last = max((name for name in spent if name <= iteration), default=0)
+    each = spent.get(last, 0) / max(1, last)
+    return spent.get(last, 0) + round(each * (iteration - last))
 
 
 def with_step_sizes(run: Training, learner: Any) -> Learned:
