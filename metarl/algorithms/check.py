@@ -96,7 +96,7 @@ def check_algorithm(
 
 
 def checked_algorithm(module: Any, name: str | None = None) -> Any:
-    """The module, if it has what can be seen without running it.
+    """The module, if it has everything that can be checked without running it.
 
     Args:
         name: what errors call it; by default the module's own name.

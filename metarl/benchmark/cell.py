@@ -1,4 +1,4 @@
-"""One cell: train one contender on one family with one seed, adapt it to the frozen tasks, write what came of it."""
+"""One cell: train one contender on one family with one seed, adapt it to the frozen tasks, write the result."""
 
 import resource
 import time

@@ -4,7 +4,7 @@
     for policies in contender.adapt(learned, test):  # before any adaptation, then after every unit of it
         ...                                          # the protocol evaluates them, on episodes of its own
 
-Both get a family whose environments count their steps (`metarl.benchmark.meter`). What a contender reads of the tasks
+Both get a family whose environments count their steps (`metarl.benchmark.meter`). All that a contender sees of tasks
 it is tested on are the episodes that it collects through `Test.collect` or `Test.play`.
 """
 
@@ -88,7 +88,7 @@ class Test:
         )  # fmt: skip
 
     def play(self, actor: Actor, stage: int, obs_stats: ObsStats | None = None) -> Played:
-        """One episode of every task with an actor of one's own."""
+        """One episode of every task with the contender's own actor."""
         env = self.sampler.vector_env(self.n_tasks, 1)
         seeds = random.episode_seeds(self.seed, 0, stage, self.n_tasks, 1)
         return play(env, self.tasks, self.family.horizon, actor, seeds[None], obs_stats)

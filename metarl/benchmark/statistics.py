@@ -35,7 +35,7 @@ def interquartile_mean(scores: np.ndarray) -> float:
 
 
 def optimality_gap(scores: np.ndarray, target: float = 1.0) -> float:
-    """By how much runs fall short of a score of `target`, what is above it not counted."""
+    """By how much runs fall short of a score of `target`, not counting what is above it."""
     return float(target - np.minimum(_checked(scores), target).mean())
 
 

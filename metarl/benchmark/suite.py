@@ -27,7 +27,7 @@ class FamilyEntry:
     id: str
     """What `metarl.make` takes."""
     budget: int = 1_000_000
-    """Environment steps for training, what is spent on validation tasks included."""
+    """Environment steps for training, including those spent on validation tasks."""
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     """Of the family."""
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -102,7 +102,7 @@ class Cell:
 
 
 SETTLED = ("random", "rl2", "scratch_ppo")
-"""Contenders that a family's shared `settings`, of gradient steps, mean nothing to."""
+"""Contenders to which a family's shared `settings`, those of gradient steps, do not apply."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------

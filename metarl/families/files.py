@@ -32,7 +32,7 @@ class SourceFileError(ImportError):
 
 
 class UntrustedFileError(ValueError):
-    """A run or checkpoint names a file that must not be imported on its word alone."""
+    """A run or checkpoint names a file that must not be imported just because it says so."""
 
 
 def parsed(reference: str) -> tuple[str, str] | None:
@@ -237,7 +237,7 @@ def hint(word: str) -> str | None:
 
 
 _SHOWN = 8
-"""As many names of a file are listed."""
+"""At most this many names of a file are listed."""
 
 
 def _defined_in(file: str) -> list[str]:

@@ -1,7 +1,7 @@
 """What a checkpoint says of its family, and the family that a checkpoint needs.
 
 Whoever shares a checkpoint chooses what its header says. Making the family that it names imports a package and calls
-a constructor, so only what is imported already, or what the user has named, is made from its word alone.
+a constructor, so only what is imported already, or what the user has named, is made without further permission.
 """
 
 import json
@@ -110,7 +110,7 @@ def _same_parameters(saved: Mapping[str, Any], found: Mapping[str, Any]) -> bool
 
 
 def same_signature(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    """Whether two signatures are of the same family, as far as they say it."""
+    """Whether two signatures are of the same family, as far as they tell."""
     one, other = ({**x, "made": None, "id": ""} for x in (a, b))
     return one == other and same_id(a.get("id", ""), b.get("id", "")) and same_made(a.get("made"), b.get("made"))
 

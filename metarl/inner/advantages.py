@@ -27,7 +27,7 @@ class Estimate:
     baseline: Tensor  # [K, T, E] float64, what a step's return is compared with, in units of the reward
     scale: Tensor
     """[K] float64, the standard deviation that advantages were divided by, in units of the reward; infinite in a task
-    whose rewards do not differ, so that whatever is divided by it is exactly zero."""
+    whose rewards do not differ, so that anything divided by it is exactly zero."""
 
 
 Fit = Callable[[Rollout, Tensor], Tensor]
@@ -65,8 +65,8 @@ def over(rollout: Rollout, values: Tensor, gamma: float, lam: float) -> Estimate
 def over_number(rollout: Rollout, number: float, gamma: float, lam: float) -> Estimate:
     """The sum of rewards minus a number, discounted by `gamma * lam` a step, as it is.
 
-    The number is taken off for every step up to the horizon, those after an episode's end included: what returns are
-    compared with then does not depend on the actions, and no episode is better for its length.
+    The number is taken off for every step up to the horizon, those after an episode's end included: the baseline
+    then does not depend on the actions, and no episode gains by its length.
 
     Raises:
         ValueError: rewards that add up to more than their type can hold.
@@ -108,7 +108,7 @@ def advantages(rollout: Rollout, gamma: float, lam: float) -> Tensor:
 def learned_advantages(rollout: Rollout, gamma: Tensor, lam: Tensor, fit: Fit | None = linear_baseline) -> Tensor:
     """The same, differentiable in the discount and in lambda (0-dim tensors).
 
-    What is fitted of the baseline is held: it changes the variance of a policy gradient, not what it estimates.
+    The fitted part of the baseline is held: it changes the variance of a policy gradient, not what it estimates.
     """
     mask, rew, gamma, lam = (x.double() for x in (rollout.mask, rollout.rew, gamma, lam))
     values = fitted_values(rollout, gamma, fit) * mask
@@ -120,11 +120,11 @@ def differ(rew: Tensor, mask: Tensor) -> Tensor:
     """Whether a task's episodes can be told apart by their rewards, bool [K]. rew, mask [K, T, E].
 
     They cannot where, in every step, all episodes have the same reward, an episode that is over having 0: then all
-    returns from a step on are equal, whatever was done before, and there is nothing to prefer. Without this test, the
+    returns from a step on are equal, whatever was done before, and no action is better. Without this test, the
     misfit of the baseline or rounding would be normalised to a standard deviation of 1. Episodes of different lengths
     differ unless the steps that some of them lack pay nothing. A task's only episode differs where its own steps do.
 
-    Equal means: but for rounding, which is two units in the last place of float32, the type that rewards are kept in.
+    Equal up to rounding, which is two units in the last place of float32, the type that rewards are kept in.
     """
     paid = torch.where(mask > 0, rew, 0.0)
     if mask.shape[2] > 1:

@@ -10,8 +10,8 @@ from metarl.policies.spaces import Spaces
 from metarl.rollout.rollout import Rollout
 
 RIDGE = 3.0
-"""Multiple of features / steps that is added to the features' variances of 1. A fit of as many features as there are
-steps would take the whole of the returns for baseline; measured in experiments/benchmarks, 1 to 10 do as well."""
+"""Multiple of features / steps that is added to the features' variances of 1. With as many features as
+steps, the fit would reproduce the returns themselves; measured in experiments/benchmarks, 1 to 10 do as well."""
 WIDE = 1024
 """Entries of an observation, and steps of a task: where there are more of both, neighbouring entries are averaged."""
 _BLOCK = 1 << 22  # numbers of one block of features: 32 MiB
@@ -25,13 +25,13 @@ def linear_baseline(rollout: Rollout, targets: Tensor, ridge: float = RIDGE) -> 
 
     The features are those of Duan et al. (2016, https://arxiv.org/abs/1604.06778), the observation, its square, t, t^2,
     t^3 and 1, each of the observation's standardised over the task's valid steps (and the observation cut off at 10
-    standard deviations), so that it does not matter in what units they come. With F such features and N valid steps,
-    a ridge of `ridge * F / N` of their variance keeps the fit from taking up what only these episodes have in common
-    with their own returns; what depends on the time alone is not shrunk.
+    standard deviations), so that their units do not matter. With F such features and N valid steps,
+    a ridge of `ridge * F / N` of their variance keeps the fit from absorbing what is particular to these episodes' own
+    returns; what depends on time alone is not shrunk.
 
     Of an image the features are the mean brightness of each channel in 4 x 4 fields, without squares. Where features
-    outnumber steps the fit is solved for steps instead of features, block by block of features, so that memory is that
-    of N^2 numbers. Float64, one solve batched over tasks.
+    outnumber steps the fit is solved for steps instead of features, block by block of features, so that it needs memory
+    for N^2 numbers. Float64, one solve batched over tasks.
     """
     K, T, E = rollout.mask.shape
     obs = _observations(rollout, T * E)

@@ -54,7 +54,7 @@ def lr_unit(config: GradientSettings, meta: Params) -> float:
 
 @dataclass(frozen=True)
 class InnerStep:
-    """One inner step on one stage's data; by which parameters it begins is said apart from it."""
+    """One inner step on one stage's data; the parameters that it starts from are given separately."""
 
     batch: Batch
     lr: float
@@ -106,7 +106,7 @@ def step(
 def detached_step(
     config: GradientSettings, policy: Policy, params: Params, to_take: InnerStep, memory: Params | None = None
 ) -> tuple[Params, Params]:
-    """The same without a graph, tasks shared out to threads."""
+    """The same without a graph, with tasks distributed over threads."""
     memory = {} if memory is None else memory
 
     def own(chunk: slice) -> tuple[Params, Params]:
@@ -126,7 +126,7 @@ def detached_step(
 
 @dataclass(frozen=True, repr=False)
 class Adaptation:
-    """An adaptation in full: what was met before and after every inner step."""
+    """A whole adaptation: what was collected before and after every inner step."""
 
     params: list[Params]  # after 0, 1, ..., steps inner steps; each [K, ...]
     rollouts: list[Rollout]  # with those parameters
@@ -193,7 +193,7 @@ def surveyed(setup: Setup[Any], state: State) -> State:
     """The state to act with: where observations are normalised and none has been seen yet, with the statistics of one
     rollout of the untrained policy. Its steps count as environment steps; nothing else is learned from them.
 
-    Otherwise the first iteration would act on raw observations, and all that it learned would be about another scale.
+    Otherwise the first iteration would act on raw observations, and everything it learned would be for another scale.
     """
     if not state.obs_stats or state.obs_stats["count"] > 0:
         return state

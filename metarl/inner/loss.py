@@ -1,4 +1,4 @@
-"""The inner loss, and what a loss of one's own may look at."""
+"""The inner loss, and what a user's own loss may look at."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -54,7 +54,7 @@ def distinct(obs: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 def fisher_matrix(policy: Policy, params: Params, obs: Tensor, mask: Tensor, names: Sequence[str]) -> Tensor:
     """The Fisher matrix of every task's policy in its parameters `names`, [K, P, P]: J^T M J, mean over valid steps.
 
-    Where `params` hang on other parameters by a graph, so does the matrix.
+    Where `params` depend on other parameters through a graph, so does the matrix.
     """
     size = sum(params[name][0].numel() for name in names)
     if size > MOST:

@@ -58,7 +58,7 @@ class Health:
 
 
 def no_signal(seen: Sequence[Mapping[str, Any]]) -> str | None:
-    """What to say of a run whose first iterations are `seen` if none of them had anything to learn from."""
+    """The warning about a run whose first iterations are `seen` if none of them had anything to learn from."""
     n = len(seen)
     moved = [stats.get("outer/gradient_norm", stats.get("outer/step_norm", math.inf)) for stats in seen]
     returns = {tuple(value for name, value in stats.items() if name.startswith("return/")) for stats in seen}
