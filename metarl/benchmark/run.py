@@ -1,7 +1,6 @@
 """Run a suite: all cells, several at once, each in a process of its own; what is done is skipped."""
 
 import json
-import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
@@ -83,8 +82,3 @@ def _outcome(cell: Cell, lists: TaskLists, out: Path) -> str:
     except Exception as error:  # one cell's failure is not the benchmark's
         return f"failed: {type(error).__name__}: {error} (see {out / cell.path / cells.FAILURE})"
     return f"left out: {found['left_out']}" if "left_out" in found else "done"
-
-
-def command_line() -> str:
-    """What was typed."""
-    return " ".join(["metarl", *sys.argv[1:]])

@@ -6,9 +6,10 @@ import json
 import numpy as np
 import pytest
 import torch
-from probes import PointGoal, TwoArms
+from probes import Locks, PointGoal, TwoArms, setup
 
 import metarl
+from metarl.algorithms import maml_trpo
 from metarl.benchmark import cell, results, run
 from metarl.benchmark.contenders import gradient, specialists
 from metarl.benchmark.contract import Adaptation, Training
@@ -216,6 +217,24 @@ def test_specialists_know_their_task_and_one_made_of_all_knows_none(tmp_path):
     teachers = specialists.specialised(training, {"episodes": 10, "hidden": (4,), "specialists": 4, "lr": 0.1})
     assert teachers.rollout.returns.mean() > 0.9
     assert meter.spent <= 2000 and not meter.exceeded
+
+
+def test_a_student_of_two_teachers_that_disagree_takes_the_mean_of_their_probabilities():
+    """KL(teachers || student) is smallest there; the divergence the other way round, at their geometric mean, 0.91."""
+    _, policy, _ = setup(TwoArms(), maml_trpo.Config(hidden=()))
+    logits = torch.tensor([[0.0, np.log(99.0)], [0.0, 0.0]])  # 0.99 and 0.5
+    params = {"w0": torch.zeros(2, 1, 2), "b0": logits.float()}
+    sampler, _, _ = setup(TwoArms(), maml_trpo.Config(hidden=()))
+    rollout = sampler.collect(sampler.tasks(2, 0, 0), 10, policy, params, 0, 0, 0)
+    teachers = specialists.Specialists(policy, params, rollout)
+    student = specialists.distilled(teachers, policy, {n: torch.zeros_like(v[0]) for n, v in params.items()}, 600, 0.02)
+    chance = torch.softmax((student["w0"].sum(0) + student["b0"]), -1)[1]
+    assert chance.item() == pytest.approx(0.745, abs=0.01)
+
+
+def test_an_ensemble_is_left_out_where_the_mean_of_its_actions_is_none_of_them():
+    made = specialists.EnsembleOfSpecialists({})
+    assert "several choices" in made.fits(Locks()) and made.fits(TwoArms()) == ""
 
 
 def test_a_student_acts_as_its_teacher_where_that_goes(tmp_path):

@@ -43,31 +43,20 @@ class MultiTask:
 
 
 @dataclass(frozen=True)
-class Oracle:
-    """One model trained on all tasks together that observes the task: what knowing the task is worth."""
+class Oracle(MultiTask):
+    """The same model with the task in its observations: what knowing the task is worth."""
 
-    options: dict[str, Any] = field(default_factory=dict)
     label: str = "oracle that sees the task"
-
-    def __post_init__(self) -> None:
-        make_config("maml_trpo", joint(self.options))
 
     def fits(self, family: TaskFamily) -> str:
         try:
-            visible(family)
+            self.sees(family)
         except ValueError as error:
             return str(error)
         return ""
 
     def sees(self, family: TaskFamily) -> TaskFamily:
         return visible(family)
-
-    def train(self, run: Training) -> Any:
-        return trained(run, "maml_trpo", joint(self.options))
-
-    def adapt(self, learned: Any, test: Test) -> Iterator[Policies]:
-        params = expand(learned.state.params, test.n_tasks)
-        yield Policies(Memoryless(learned.policy, params), learned.state.obs_stats)
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,9 @@ from metarl.inner.state import init
 from metarl.learner import make_config
 from metarl.params import Params, expand
 from metarl.policies.base import Policy
-from metarl.policies.spaces import spaces_of
-from metarl.rollout.acting import Acted, Memoryless
+from metarl.policies.spaces import Spaces, spaces_of
+from metarl.random import generator_seed
+from metarl.rollout.acting import Memoryless
 from metarl.rollout.rollout import Rollout
 from metarl.rollout.sampler import Sampler
 from metarl.tasks import TaskFamily
@@ -91,33 +92,34 @@ def distilled(teachers: Specialists, student: Policy, start: Params, steps: int 
 
 @dataclass(frozen=True)
 class Ensemble:
-    """An actor whose action distribution is the mean of M members' in every state: the mean of probabilities, or the
-    Gaussian with the mixture's mean and variance."""
+    """A policy without parameters whose action distribution is the mean of M members' in every state (see `mixed`)."""
 
     policy: Policy
     params: Params  # [M, ...]
-    remembers: bool = False
 
     @property
-    def spaces(self) -> Any:
+    def spaces(self) -> Spaces:
         return self.policy.spaces
 
     @property
-    def kinds(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        return {"x": ((self.policy.spaces.obs_dim,), torch.float32)}
+    def kind(self) -> str:
+        return type(self).__name__
 
-    def start(self, n_tasks: int, episodes: int) -> None:
-        return None
+    @property
+    def memory(self) -> int:
+        return 0
 
-    def act(self, memory: None, obs: Tensor, first: bool) -> Acted:
+    def init(self, generator: torch.Generator) -> Params:
+        return {}
+
+    def describe(self) -> dict[str, Any]:
+        raise NotImplementedError("an ensemble is made by training its members, not from a file")
+
+    def distribution(self, params: Params, obs: Tensor) -> Distribution:
         members = next(iter(self.params.values())).shape[0]
         flat = obs.reshape(1, -1, obs.shape[-1]).expand(members, -1, -1)
         dist = mixed(self.policy.distribution(self.params, flat))
-        heads = [x.reshape(*obs.shape[:-1], -1) for x in dist]
-        return Acted(type(dist)(*heads), {"x": obs}, None)
-
-    def observe(self, memory: None, acted: Acted, action: Tensor, reward: Tensor, alive: Tensor) -> None:
-        return None
+        return type(dist)(*(x.reshape(*obs.shape[:-1], -1) for x in dist))
 
 
 def mixed(dist: Distribution) -> Distribution:
@@ -171,8 +173,12 @@ class EnsembleOfSpecialists(FromSpecialists):
 
     label: str = "specialists, actions averaged"
 
+    def fits(self, family: TaskFamily) -> str:
+        several = spaces_of(family).sizes is not None
+        return "the mean of joint distributions of several choices is not one of them" if several else ""
+
     def adapt(self, learned: Specialists, test: Test) -> Iterator[Policies]:
-        yield Policies(Ensemble(learned.policy, learned.params))
+        yield Policies(Memoryless(Ensemble(learned.policy, learned.params), {}))
 
 
 @dataclass(frozen=True)
@@ -181,7 +187,12 @@ class Distilled(FromSpecialists):
 
     label: str = "specialists, distilled"
 
+    def train(self, run: Training) -> Specialists:
+        teachers = specialised(run, self.options)
+        start = teachers.policy.init(torch.Generator().manual_seed(generator_seed(run.seed, 0)))
+        student = distilled(teachers, teachers.policy, start)
+        return Specialists(teachers.policy, expand(student, 1), teachers.rollout)
+
     def adapt(self, learned: Specialists, test: Test) -> Iterator[Policies]:
-        start = learned.policy.init(torch.Generator().manual_seed(test.seed % 2**63))
-        student = distilled(learned, learned.policy, start)
+        student = {name: value[0] for name, value in learned.params.items()}
         yield Policies(Memoryless(learned.policy, expand(student, test.n_tasks)))
